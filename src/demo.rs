@@ -1,0 +1,1 @@
+//! Everything embedded: the first command a newcomer runs.

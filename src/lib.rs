@@ -1,0 +1,28 @@
+//! FusionCap: image references on Kafka become captions, exactly once, by a captioner that was
+//! trained on text alone. `ARCHITECTURE.md` is the map; the modules below are its rooms.
+
+pub mod bundle;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod image;
+pub mod retry;
+pub mod runtime;
+pub mod s3;
+pub mod telemetry;
+pub mod worker;
+
+#[cfg(feature = "demo")]
+pub mod demo;
+
+#[cfg(feature = "train")]
+pub mod encoder;
+#[cfg(feature = "train")]
+pub mod model;
+#[cfg(feature = "train")]
+pub mod onnx;
+#[cfg(feature = "train")]
+pub mod train;
+
+pub use error::{Disposition, Error, ErrorKind, Result};

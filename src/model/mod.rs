@@ -1,0 +1,1 @@
+//! FusionCap as trained.

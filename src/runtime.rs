@@ -1,0 +1,1 @@
+//! ONNX Runtime: the shared library found and loaded once, and sessions built as configured.
