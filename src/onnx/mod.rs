@@ -1,1 +1,5 @@
-//! ONNX graphs written from weights.
+//! ONNX graphs written from weights: a builder over the format's own messages, and FusionCap's
+//! parts written with it. Knows nothing of training; `train` hands it plain arrays.
+
+pub mod graph;
+pub mod proto;

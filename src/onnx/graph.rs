@@ -1,0 +1,294 @@
+//! A builder for ONNX graphs: weights in, a serialised model out.
+//!
+//! Values are names; every method that adds a node returns the name of its output. Weights are
+//! stored as 16-bit floats with a `Cast` right behind them, which ONNX Runtime folds away at
+//! load: the file is half as large, the arithmetic stays in 32 bits.
+
+use half::f16;
+use prost::Message;
+
+use super::proto::{
+    AttributeProto, AttributeType, DataType, DimensionProto, DimensionValue, GraphProto,
+    ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto,
+    TypeProto, ValueInfoProto,
+};
+
+const IR_VERSION: i64 = 10;
+const OPSET: i64 = 20;
+
+/// The name of a tensor in the graph.
+pub type Value = String;
+
+/// One dimension of an input or output.
+#[derive(Clone, Copy, Debug)]
+pub enum Dim {
+    Fixed(usize),
+    /// Free at run time; equal names are equal sizes.
+    Free(&'static str),
+}
+
+/// An attribute of a node.
+#[derive(Clone, Debug)]
+pub enum Attribute {
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(f32),
+    Text(&'static str),
+}
+
+/// A graph under construction.
+pub struct Graph {
+    proto: GraphProto,
+    next: usize,
+}
+
+impl Graph {
+    pub fn new(name: &str) -> Self {
+        Self { proto: GraphProto { name: name.into(), ..GraphProto::default() }, next: 0 }
+    }
+
+    pub fn input(&mut self, name: &str, data_type: DataType, shape: &[Dim]) -> Value {
+        self.proto.input.push(value_info(name, data_type, shape));
+        name.into()
+    }
+
+    /// Declares `value` an output of the graph under `name`.
+    pub fn output(&mut self, name: &str, value: &str, data_type: DataType, shape: &[Dim]) {
+        self.proto.node.push(NodeProto {
+            input: vec![value.into()],
+            output: vec![name.into()],
+            name: format!("output_{name}"),
+            op_type: "Identity".into(),
+            attribute: Vec::new(),
+        });
+        self.proto.output.push(value_info(name, data_type, shape));
+    }
+
+    /// A weight of `shape`, row-major, stored in 16 bits and used in 32.
+    pub fn weight(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
+        let raw = data.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
+        let stored = format!("{name}_f16");
+        self.initializer(&stored, DataType::Float16, shape, raw);
+        self.cast(&stored, DataType::Float)
+    }
+
+    /// A 32-bit constant of `shape`, row-major.
+    pub fn floats(&mut self, shape: &[usize], data: &[f32]) -> Value {
+        let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let name = self.fresh("floats");
+        self.initializer(&name, DataType::Float, shape, raw);
+        name
+    }
+
+    pub fn scalar(&mut self, value: f32) -> Value {
+        self.floats(&[], &[value])
+    }
+
+    /// A list of integers, `[n]`: a shape, axes, indices.
+    pub fn ints(&mut self, data: &[i64]) -> Value {
+        let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let name = self.fresh("ints");
+        self.initializer(&name, DataType::Int64, &[data.len()], raw);
+        name
+    }
+
+    /// An integer without dimensions.
+    pub fn int(&mut self, value: i64) -> Value {
+        let name = self.fresh("int");
+        self.initializer(&name, DataType::Int64, &[], value.to_le_bytes().to_vec());
+        name
+    }
+
+    /// Adds a node with one output.
+    pub fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> Value {
+        let output = self.fresh(&op.to_lowercase());
+        self.push(op, inputs, vec![output.clone()], attributes);
+        output
+    }
+
+    /// Adds a node with several outputs.
+    pub fn node_multi<const N: usize>(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        attributes: &[(&str, Attribute)],
+    ) -> [Value; N] {
+        let outputs: [Value; N] = std::array::from_fn(|_| self.fresh(&op.to_lowercase()));
+        self.push(op, inputs, outputs.to_vec(), attributes);
+        outputs
+    }
+
+    pub fn cast(&mut self, value: &str, to: DataType) -> Value {
+        self.node("Cast", &[value], &[("to", Attribute::Int(to as i64))])
+    }
+
+    pub fn add(&mut self, left: &str, right: &str) -> Value {
+        self.node("Add", &[left, right], &[])
+    }
+
+    pub fn sub(&mut self, left: &str, right: &str) -> Value {
+        self.node("Sub", &[left, right], &[])
+    }
+
+    pub fn mul(&mut self, left: &str, right: &str) -> Value {
+        self.node("Mul", &[left, right], &[])
+    }
+
+    pub fn div(&mut self, left: &str, right: &str) -> Value {
+        self.node("Div", &[left, right], &[])
+    }
+
+    pub fn matmul(&mut self, left: &str, right: &str) -> Value {
+        self.node("MatMul", &[left, right], &[])
+    }
+
+    /// `input @ weight + bias`, with `weight` `[inputs, outputs]`.
+    pub fn linear(&mut self, input: &str, weight: &str, bias: &str) -> Value {
+        let product = self.matmul(input, weight);
+        self.add(&product, bias)
+    }
+
+    /// Layer normalisation over the last axis.
+    pub fn layer_norm(&mut self, input: &str, scale: &str, bias: &str, epsilon: f32) -> Value {
+        self.node(
+            "LayerNormalization",
+            &[input, scale, bias],
+            &[("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon))],
+        )
+    }
+
+    /// The exact, erf-based GELU.
+    pub fn gelu(&mut self, input: &str) -> Value {
+        self.node("Gelu", &[input], &[])
+    }
+
+    pub fn softmax(&mut self, input: &str) -> Value {
+        self.node("Softmax", &[input], &[("axis", Attribute::Int(-1))])
+    }
+
+    pub fn reshape(&mut self, input: &str, shape: &[i64]) -> Value {
+        let target = self.ints(shape);
+        self.node("Reshape", &[input, &target], &[])
+    }
+
+    pub fn transpose(&mut self, input: &str, permutation: &[i64]) -> Value {
+        self.node("Transpose", &[input], &[("perm", Attribute::Ints(permutation.to_vec()))])
+    }
+
+    pub fn concat(&mut self, inputs: &[&str], axis: i64) -> Value {
+        self.node("Concat", inputs, &[("axis", Attribute::Int(axis))])
+    }
+
+    pub fn gather(&mut self, data: &str, indices: &str, axis: i64) -> Value {
+        self.node("Gather", &[data, indices], &[("axis", Attribute::Int(axis))])
+    }
+
+    pub fn unsqueeze(&mut self, input: &str, axes: &[i64]) -> Value {
+        let positions = self.ints(axes);
+        self.node("Unsqueeze", &[input, &positions], &[])
+    }
+
+    pub fn squeeze(&mut self, input: &str, axes: &[i64]) -> Value {
+        let positions = self.ints(axes);
+        self.node("Squeeze", &[input, &positions], &[])
+    }
+
+    /// The size of dimension `axis` of `input`, as a list of one.
+    pub fn size_of(&mut self, input: &str, axis: i64) -> Value {
+        self.node(
+            "Shape",
+            &[input],
+            &[("start", Attribute::Int(axis)), ("end", Attribute::Int(axis + 1))],
+        )
+    }
+
+    /// `input` scaled to unit length over its last axis.
+    pub fn unit_length(&mut self, input: &str) -> Value {
+        self.node(
+            "LpNormalization",
+            &[input],
+            &[("axis", Attribute::Int(-1)), ("p", Attribute::Int(2))],
+        )
+    }
+
+    /// The serialised model.
+    pub fn finish(self) -> Vec<u8> {
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            graph: Some(self.proto),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        };
+        model.encode_to_vec()
+    }
+
+    fn push(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        outputs: Vec<Value>,
+        attributes: &[(&str, Attribute)],
+    ) {
+        self.proto.node.push(NodeProto {
+            input: inputs.iter().map(|input| input.to_string()).collect(),
+            name: format!("node_{}", self.proto.node.len()),
+            output: outputs,
+            op_type: op.into(),
+            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+        });
+    }
+
+    fn initializer(&mut self, name: &str, data_type: DataType, shape: &[usize], raw: Vec<u8>) {
+        self.proto.initializer.push(TensorProto {
+            dims: shape.iter().map(|size| *size as i64).collect(),
+            data_type: data_type as i32,
+            name: name.into(),
+            raw_data: raw,
+        });
+    }
+
+    fn fresh(&mut self, stem: &str) -> Value {
+        self.next += 1;
+        format!("{stem}_{}", self.next)
+    }
+}
+
+fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+    let mut proto = AttributeProto { name: name.into(), ..AttributeProto::default() };
+    let kind = match value {
+        Attribute::Int(number) => {
+            proto.i = Some(*number);
+            AttributeType::Int
+        }
+        Attribute::Ints(numbers) => {
+            proto.ints.clone_from(numbers);
+            AttributeType::Ints
+        }
+        Attribute::Float(number) => {
+            proto.f = Some(*number);
+            AttributeType::Float
+        }
+        Attribute::Text(text) => {
+            proto.s = Some(text.as_bytes().to_vec());
+            AttributeType::String
+        }
+    };
+    proto.r#type = kind as i32;
+    proto
+}
+
+fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto {
+    let dim = shape
+        .iter()
+        .map(|dim| DimensionProto {
+            value: Some(match dim {
+                Dim::Fixed(size) => DimensionValue::Value(*size as i64),
+                Dim::Free(symbol) => DimensionValue::Param((*symbol).into()),
+            }),
+        })
+        .collect();
+    let tensor =
+        TensorTypeProto { elem_type: data_type as i32, shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+}
