@@ -1,7 +1,145 @@
 //! The command line: one file a subcommand, raw arguments to validated settings to a library call.
+//!
+//! A subcommand is `NameArgs` (what clap reads) and `run(NameArgs)`, which builds the tokio
+//! runtime it needs, if any, and returns the crate's error. Only this module turns errors into
+//! exit codes: 0, 1 for a failure at run time, 2 for a wrong command line or configuration.
 
+pub mod caption;
+pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
+#[cfg(feature = "train")]
+pub mod encoder;
+pub mod settings;
+#[cfg(feature = "train")]
+pub mod train;
+pub mod worker;
+
+use std::error::Error as StdError;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Streaming batch image captioning: image references on Kafka become captions, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "fusioncap", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Caption the images that a Kafka topic refers to, exactly once
+    Worker(worker::WorkerArgs),
+    /// Caption images on this machine or in S3
+    Caption(caption::CaptionArgs),
+    /// Print the effective configuration with secrets masked
+    Config(config::ConfigArgs),
+    /// Caption sample photos with everything embedded: Kafka, S3 and the worker
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArgs),
+    /// Train a captioner from text alone and write its bundle
+    #[cfg(feature = "train")]
+    Train(train::TrainArgs),
+    /// Build the joint image-text encoder that training starts from
+    #[cfg(feature = "train")]
+    Encoder(encoder::EncoderArgs),
+}
+
+/// Reads the process's arguments, runs the subcommand and reports its error on stderr.
+///
+/// clap itself ends the process with 2 on a wrong command line, and with 0 after `--help`.
 pub fn main() -> ExitCode {
-    todo!()
+    let Err(error) = run(Cli::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    // When stderr is closed, the exit code is all that is left to say.
+    let _ = report(&error, &mut io::stderr().lock());
+    ExitCode::from(error.exit_code())
+}
+
+/// Runs one subcommand to its end.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Worker(args) => worker::run(args),
+        Command::Caption(args) => caption::run(args),
+        Command::Config(args) => config::run(args),
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(args),
+        #[cfg(feature = "train")]
+        Command::Encoder(args) => encoder::run(args),
+    }
+}
+
+/// Writes a wrong configuration as exactly one line, anything else with its causes below it.
+fn report(error: &Error, out: &mut impl Write) -> io::Result<()> {
+    if error.kind() == ErrorKind::Config {
+        return writeln!(out, "error: {}", one_line(&error.chain()));
+    }
+    writeln!(out, "error: {error}")?;
+    let mut cause = error.source();
+    while let Some(reason) = cause {
+        writeln!(out, "  caused by: {}", one_line(&reason.to_string()))?;
+        cause = reason.source();
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Writes to stdout; a reader that stopped early (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::new(ErrorKind::Io, "can't write to stdout").because(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn reported(error: &Error) -> String {
+        let mut out = Vec::new();
+        report(error, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_one_line() {
+        let error =
+            Error::new(ErrorKind::Config, "the file is no YAML").because("line one\n  line two\n");
+        assert_eq!(reported(&error), "error: the file is no YAML: line one line two\n");
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_failure_shows_its_causes() {
+        let inner = Error::new(ErrorKind::Io, "can't read").because("permission denied");
+        let error = Error::new(ErrorKind::Bundle, "no manifest").with("path", "m").because(inner);
+        assert_eq!(
+            reported(&error),
+            "error: no manifest (path: m)\n  caused by: can't read\n  \
+             caused by: permission denied\n"
+        );
+        assert_eq!(error.exit_code(), 1);
+    }
 }

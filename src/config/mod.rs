@@ -4,10 +4,14 @@
 //! (`kafka.brokers` is `FUSIONCAP_KAFKA__BROKERS`). Unknown fields are errors. Secrets are
 //! redacted wherever a configuration is printed.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use load::Overrides;
 
 /// What the worker runs with.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -1,0 +1,18 @@
+//! `fusioncap config`: the effective configuration as YAML, with secrets masked.
+
+use crate::cli::settings::Settings;
+use crate::error::{Error, ErrorKind, Result};
+
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub fn run(args: ConfigArgs) -> Result<()> {
+    let config = args.settings.load()?;
+    let yaml = serde_yaml_ng::to_string(&config).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the configuration can't be written").because(error)
+    })?;
+    super::print(&yaml)
+}

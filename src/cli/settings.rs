@@ -1,0 +1,67 @@
+//! The flags that set configuration fields, shared by every subcommand that takes `--config`.
+
+use std::path::PathBuf;
+
+use crate::config::{Config, Overrides};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where the configuration comes from: a file, below the environment, below these flags.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Settings {
+    /// Configuration file (YAML); every field can also be set in the environment
+    #[arg(long, value_name = "FILE", env = "FUSIONCAP_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Kafka bootstrap servers (kafka.brokers)
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub brokers: Option<String>,
+    /// Consumer group (kafka.group)
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Model bundle: a directory or s3://bucket/prefix (model.path)
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<String>,
+    /// Images a batch (batch.size)
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<String>,
+    /// Address of /livez, /readyz and /metrics (http.listen)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Any other field, such as `--set s3.concurrency=64`; may be repeated
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub fields: Vec<String>,
+}
+
+impl Settings {
+    /// Reads, layers and checks the configuration.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
+    pub fn load(&self) -> Result<Config> {
+        Config::load(self.config.as_deref(), &self.overrides()?)
+    }
+
+    fn overrides(&self) -> Result<Overrides> {
+        let mut overrides = Overrides::default();
+        for field in &self.fields {
+            let Some((path, value)) = field.split_once('=') else {
+                return Err(Error::new(ErrorKind::Config, "--set needs FIELD=VALUE")
+                    .with("value", format!("'{field}'"))
+                    .with("allowed", "such as s3.concurrency=64"));
+            };
+            overrides.set(path, "--set", value);
+        }
+        let flags = [
+            ("kafka.brokers", "--brokers", &self.brokers),
+            ("kafka.group", "--group", &self.group),
+            ("model.path", "--model", &self.model),
+            ("batch.size", "--batch-size", &self.batch_size),
+            ("http.listen", "--listen", &self.listen),
+        ];
+        for (path, flag, value) in flags {
+            if let Some(text) = value {
+                overrides.set(path, flag, text);
+            }
+        }
+        Ok(overrides)
+    }
+}
