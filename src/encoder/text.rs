@@ -73,8 +73,10 @@ impl TextTower {
         })?;
         let rows = encodings.len();
         let columns = encodings.first().map_or(0, |encoding| encoding.len());
-        let widen = |values: &[u32]| values.iter().map(|value| i64::from(*value)).collect::<Vec<_>>();
-        let ids: Vec<i64> = encodings.iter().flat_map(|encoding| widen(encoding.get_ids())).collect();
+        let widen =
+            |values: &[u32]| values.iter().map(|value| i64::from(*value)).collect::<Vec<_>>();
+        let ids: Vec<i64> =
+            encodings.iter().flat_map(|encoding| widen(encoding.get_ids())).collect();
         let mask: Vec<i64> =
             encodings.iter().flat_map(|encoding| widen(encoding.get_attention_mask())).collect();
         let outputs = self
