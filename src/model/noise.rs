@@ -31,7 +31,8 @@ mod tests {
         let mut embeddings = vec![0.0; 20_000];
         blur(&mut embeddings, 0.5, &mut StdRng::seed_from_u64(1));
         let mean = embeddings.iter().sum::<f32>() / 20_000.0;
-        let variance = embeddings.iter().map(|entry| (entry - mean).powi(2)).sum::<f32>() / 20_000.0;
+        let variance =
+            embeddings.iter().map(|entry| (entry - mean).powi(2)).sum::<f32>() / 20_000.0;
         assert!(mean.abs() < 0.02, "mean {mean}");
         assert!((variance - 0.25).abs() < 0.02, "variance {variance}");
     }

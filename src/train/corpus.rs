@@ -113,7 +113,8 @@ mod tests {
         let settings = Settings::load(None).unwrap();
         let (mut captions, mut skipped) = (Vec::new(), Skipped::default());
         let long = "word ".repeat(100_000);
-        for line in [&b"  A Dog  runs.\r"[..], b"", b"two words", b"\xff\xfe bad", long.as_bytes()] {
+        for line in [&b"  A Dog  runs.\r"[..], b"", b"two words", b"\xff\xfe bad", long.as_bytes()]
+        {
             take(line, &settings, &mut captions, &mut skipped);
         }
         assert_eq!(captions, ["a dog runs"]);

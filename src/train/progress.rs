@@ -38,12 +38,7 @@ impl Progress {
         self.last_line = Instant::now();
         let rate = (done - first) as f64 / self.started.elapsed().as_secs_f64();
         let left = (self.total.saturating_sub(done)) as f64 / rate.max(1e-9);
-        eprintln!(
-            "{}: {done} of {} ({:.0} s left) {detail}",
-            self.what,
-            self.total,
-            left.min(1e6)
-        );
+        eprintln!("{}: {done} of {} ({:.0} s left) {detail}", self.what, self.total, left.min(1e6));
     }
 
     pub fn finish(&self) {

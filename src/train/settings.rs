@@ -77,7 +77,11 @@ impl Settings {
         }
         if !shape.hidden_size.is_multiple_of(shape.num_attention_heads) {
             let allowed = format!("a divisor of shape.hidden_size ({})", shape.hidden_size);
-            return Err(out_of_range("shape.num_attention_heads", shape.num_attention_heads, allowed));
+            return Err(out_of_range(
+                "shape.num_attention_heads",
+                shape.num_attention_heads,
+                allowed,
+            ));
         }
         if !(self.noise_sigma >= 0.0 && self.noise_sigma.is_finite()) {
             return Err(out_of_range("noise_sigma", self.noise_sigma, "0 or more"));

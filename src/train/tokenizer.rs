@@ -20,7 +20,7 @@ pub fn train(captions: &[String], vocab_size: usize) -> Result<Tokenizer> {
         .vocab_size(vocab_size)
         .show_progress(false)
         .special_tokens(special)
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let mut tokenizer = tokenizers::TokenizerBuilder::new()
         .with_model(BPE::default())
@@ -37,7 +37,11 @@ pub fn train(captions: &[String], vocab_size: usize) -> Result<Tokenizer> {
 }
 
 /// Each caption's tokens between begin and end; captions that don't fit are cut to `max_length`.
-pub fn encode(tokenizer: &Tokenizer, captions: &[String], max_length: usize) -> Result<Vec<Vec<u16>>> {
+pub fn encode(
+    tokenizer: &Tokenizer,
+    captions: &[String],
+    max_length: usize,
+) -> Result<Vec<Vec<u16>>> {
     let encodings = tokenizer
         .encode_batch(captions.iter().map(String::as_str).collect(), false)
         .map_err(failed)?;
