@@ -1,11 +1,34 @@
-//! `fusioncap encoder`: builds the joint encoder that training starts from.
+//! `fusioncap encoder`: joint image-text encoders as directories that training starts from.
 
-use crate::error::{Error, ErrorKind, Result};
+use std::path::PathBuf;
 
-#[derive(Debug, clap::Args)]
-pub struct EncoderArgs {}
+use clap::{Args, Subcommand};
 
-pub fn run(_args: EncoderArgs) -> Result<()> {
-    Err(Error::new(ErrorKind::Internal, "this subcommand is not in this build")
-        .with("name", "encoder"))
+use crate::config::Runtime;
+use crate::encoder::standin;
+use crate::error::Result;
+
+#[derive(Debug, Args)]
+pub struct EncoderArgs {
+    #[command(subcommand)]
+    kind: Kind,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kind {
+    /// Join EfficientNet-Lite0 and all-MiniLM-L6-v2, as Python packages carry them, by ConSE
+    Standin {
+        /// Folder with the packages' wheels
+        #[arg(long, value_name = "DIR")]
+        packages: PathBuf,
+        /// Where to write the encoder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+pub fn run(args: EncoderArgs) -> Result<()> {
+    match args.kind {
+        Kind::Standin { packages, out } => standin::build(&packages, &out, &Runtime::default()),
+    }
 }

@@ -1,5 +1,81 @@
-//! The stand-in joint encoder of the tiny bundle, made of weights that packages ship.
+//! Joint image-text encoders as directories that training starts from: frozen towers in ONNX,
+//! a text tokenizer, the image preprocessing. Uses `onnx`, `bundle` and `runtime`.
+//!
+//! ```text
+//! config.json               EncoderConfig
+//! preprocessor_config.json  as in a bundle
+//! tokenizer.json            the text tower's
+//! onnx/vision.onnx          pixel_values -> image_embeds, patch_embeds
+//! onnx/text.onnx            input_ids, attention_mask -> text_embeds, token_embeds
+//! ```
 
 pub mod bert;
 pub mod efficientnet;
+pub mod packages;
+pub mod standin;
+pub mod text;
 pub mod weights;
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::{CONFIG, write_json};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The text tower's file in an encoder directory.
+pub const TEXT: &str = "onnx/text.onnx";
+
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// An encoder's `config.json`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct EncoderConfig {
+    /// Always `fusioncap-encoder`.
+    pub model_type: String,
+    pub name: String,
+    pub version: String,
+    /// Width of the joint space.
+    pub embedding_dim: usize,
+    /// Local embeddings an image has.
+    pub num_patches: usize,
+    /// Side of the input in pixels.
+    pub image_size: usize,
+    /// Longest text in tokens.
+    pub text_max_length: usize,
+    /// What it was made from, with licences.
+    pub sources: Vec<String>,
+}
+
+impl EncoderConfig {
+    /// Reads `dir/config.json`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG);
+        let unusable =
+            || Error::new(ErrorKind::Bundle, "no encoder directory").with("path", path.display());
+        let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
+        let config: Self =
+            serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
+        if config.model_type != "fusioncap-encoder" {
+            return Err(unusable().with("model_type", config.model_type));
+        }
+        Ok(config)
+    }
+
+    fn write(&self, dir: &Path) -> Result<()> {
+        write_json(&dir.join(CONFIG), self)
+    }
+}
+
+/// Writes a file and the folders above it.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |error| {
+        Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+    };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    fs::write(path, bytes).map_err(failed)
+}

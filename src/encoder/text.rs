@@ -1,0 +1,96 @@
+//! The text tower of an encoder directory, run over many sentences.
+
+use std::path::Path;
+
+use ort::session::Session;
+use ort::value::Tensor;
+use tokenizers::{PaddingParams, Tokenizer, TruncationParams};
+
+use super::TEXT;
+use crate::bundle::TOKENIZER;
+use crate::config::Runtime;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Sentences a run; enough to keep the cores busy, small enough to stay in the cache.
+const BATCH: usize = 64;
+
+pub struct TextTower {
+    session: Session,
+    tokenizer: Tokenizer,
+}
+
+impl TextTower {
+    /// Opens the text tower of the encoder in `dir`; longer texts are cut at `max_length` tokens.
+    pub fn open(dir: &Path, max_length: usize, runtime: &Runtime) -> Result<Self> {
+        let path = dir.join(TOKENIZER);
+        let unusable = |error: tokenizers::Error| {
+            Error::new(ErrorKind::Bundle, "the encoder's tokenizer can't be used")
+                .with("path", path.display())
+                .because(error)
+        };
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(unusable)?;
+        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(unusable)?;
+        tokenizer.with_padding(Some(PaddingParams::default()));
+        let session = crate::runtime::session(runtime, &dir.join(TEXT))?;
+        Ok(Self { session, tokenizer })
+    }
+
+    /// Unit-length embeddings of `sentences`, row-major `[sentences, embedding_dim]`.
+    pub fn embed(&mut self, sentences: &[String]) -> Result<Vec<f32>> {
+        self.embed_with(sentences, |_| {})
+    }
+
+    /// As [`Self::embed`]; `progress` is told how many sentences are done.
+    pub fn embed_with(
+        &mut self,
+        sentences: &[String],
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<f32>> {
+        // Sentences of like length share a batch, so that little is padded.
+        let mut order: Vec<usize> = (0..sentences.len()).collect();
+        order.sort_by_key(|index| sentences[*index].len());
+        let mut embeddings = Vec::new();
+        let mut done = 0;
+        for batch in order.chunks(BATCH) {
+            let texts = batch.iter().map(|index| sentences[*index].as_str()).collect();
+            let rows = self.run(texts)?;
+            let width = rows.len() / batch.len();
+            embeddings.resize(sentences.len() * width, 0.0);
+            for (row, index) in batch.iter().enumerate() {
+                let target = &mut embeddings[index * width..(index + 1) * width];
+                target.copy_from_slice(&rows[row * width..(row + 1) * width]);
+            }
+            done += batch.len();
+            progress(done);
+        }
+        Ok(embeddings)
+    }
+
+    fn run(&mut self, texts: Vec<&str>) -> Result<Vec<f32>> {
+        let encodings = self.tokenizer.encode_batch(texts, true).map_err(|error| {
+            Error::new(ErrorKind::Runtime, "can't tokenize a sentence").because(error)
+        })?;
+        let rows = encodings.len();
+        let columns = encodings.first().map_or(0, |encoding| encoding.len());
+        let widen =
+            |values: &[u32]| values.iter().map(|value| i64::from(*value)).collect::<Vec<_>>();
+        let ids: Vec<i64> =
+            encodings.iter().flat_map(|encoding| widen(encoding.get_ids())).collect();
+        let mask: Vec<i64> =
+            encodings.iter().flat_map(|encoding| widen(encoding.get_attention_mask())).collect();
+        let outputs = self
+            .session
+            .run(ort::inputs![
+                "input_ids" => Tensor::from_array(([rows, columns], ids)).map_err(failed)?,
+                "attention_mask" => Tensor::from_array(([rows, columns], mask)).map_err(failed)?,
+            ])
+            .map_err(failed)?;
+        let (_, embeddings) = outputs["text_embeds"].try_extract_tensor::<f32>().map_err(failed)?;
+        Ok(embeddings.to_vec())
+    }
+}
+
+fn failed(error: ort::Error) -> Error {
+    Error::new(ErrorKind::Runtime, "the text tower failed").because(error)
+}
