@@ -59,7 +59,7 @@ pub struct Kafka {
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub transactional_id: Option<String>,
-    /// Static membership (KIP-345). Default: none.
+    /// Static membership (KIP-345): this member's name, unique in the group.
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub group_instance_id: Option<String>,
