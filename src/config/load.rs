@@ -11,16 +11,12 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml_ng::{Mapping, Value};
 
-use super::field::{CATALOGUE, Field, Kind, PREFIX, nearest, shown};
+use super::environment::{is_reserved, path_of, unknown_variable};
+use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
 use super::line::line_of;
 use super::secret::{MASK, Properties};
 use super::{Config, validate};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Variables that begin like a field's but are none: the configuration file, log settings, and
-/// the tests' own.
-const RESERVED: [&str; 3] = ["FUSIONCAP_CONFIG", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
-const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
 /// Fields set by flags: the last and strongest layer.
 #[derive(Clone, Debug, Default)]
@@ -281,52 +277,6 @@ fn unknown(path: &str, origin: &Origin) -> Error {
     Error::new(ErrorKind::Config, format!("there is no field {path}"))
         .with(what, names)
         .with("set by", origin)
-}
-
-fn unknown_variable(name: &str) -> Error {
-    let variables: Vec<String> = CATALOGUE.fields.iter().map(Field::variable).collect();
-    let error =
-        Error::new(ErrorKind::Config, format!("the environment variable {name} sets no field"));
-    match nearest(name, variables.iter().map(String::as_str)) {
-        Some(variable) => error.with("did you mean", variable),
-        None => error.with("allowed", "names such as FUSIONCAP_KAFKA__BROKERS for kafka.brokers"),
-    }
-}
-
-/// The path that a variable sets. Of a map's keys, `_` stands for a dot and `__` for `_`:
-/// `FUSIONCAP_KAFKA__PROPERTIES__SECURITY_PROTOCOL` is `security.protocol`.
-fn path_of(variable: &str) -> Option<String> {
-    for field in &CATALOGUE.fields {
-        let own = field.variable();
-        if variable == own {
-            return Some(field.path.clone());
-        }
-        let key = variable.strip_prefix(&own).and_then(|rest| rest.strip_prefix("__"));
-        if let (Kind::Map, Some(name)) = (&field.kind, key.filter(|name| !name.is_empty())) {
-            let words: Vec<String> =
-                name.to_lowercase().split("__").map(|word| word.replace('_', ".")).collect();
-            return Some(format!("{}.{}", field.path, words.join("_")));
-        }
-    }
-    None
-}
-
-/// Whether a variable that begins like a field's is known to be none.
-///
-/// Kubernetes gives every pod the addresses of its namespace's Services: a Service called
-/// `fusioncap` is `FUSIONCAP_SERVICE_HOST`, `FUSIONCAP_PORT_8080_TCP` and so on. None of these
-/// has the `__` of a field.
-fn is_reserved(variable: &str) -> bool {
-    if RESERVED.contains(&variable) || variable.starts_with(TEST_PREFIX) {
-        return true;
-    }
-    let is_service_link = variable.ends_with("_SERVICE_HOST")
-        || variable.contains("_SERVICE_PORT")
-        || variable.ends_with("_PORT")
-        || variable
-            .split_once("_PORT_")
-            .is_some_and(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_digit()));
-    is_service_link && !variable.contains("__")
 }
 
 fn full_path(field: &Field, map_key: Option<&str>) -> String {

@@ -8,6 +8,7 @@
 //! drives the checks in [`field`] and `docs/configuration.md` ([`reference`]); [`load`] layers
 //! the sources; [`validate`] holds the rules that join fields or need a parser.
 
+mod environment;
 mod field;
 mod line;
 mod load;
