@@ -17,10 +17,12 @@ mod secret;
 mod validate;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
 
 pub use load::Overrides;
 pub use reference::reference;
@@ -137,6 +139,25 @@ pub struct Model {
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub num_beams: Option<usize>,
+}
+
+impl Model {
+    /// The bundle's directory; none where the bundle is in S3.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` where there is no such directory. (A directory that holds no sound
+    /// bundle is no matter of configuration: `Bundle::open` says what is wrong with it.)
+    pub fn directory(&self) -> Result<Option<&Path>> {
+        if self.path.starts_with("s3://") {
+            return Ok(None);
+        }
+        let dir = Path::new(&self.path);
+        if dir.is_dir() {
+            return Ok(Some(dir));
+        }
+        Err(Error::new(ErrorKind::Config, format!("model.path can't be '{}'", self.path))
+            .with("allowed", "a directory that exists, or s3://bucket/prefix"))
+    }
 }
 
 /// How images are gathered for the engine.
@@ -269,5 +290,20 @@ impl Default for Limits {
 impl Default for Http {
     fn default() -> Self {
         Self { listen: ([0, 0, 0, 0], 8080).into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_directory_that_exists_or_in_s3() {
+        let model = |path: &str| Model { path: path.into(), embeddings: false, num_beams: None };
+        assert_eq!(model("src").directory().unwrap(), Some(Path::new("src")));
+        assert_eq!(model("s3://bucket/tiny").directory().unwrap(), None);
+        let error = model("no/such").directory().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with("model.path can't be 'no/such'"), "{error}");
     }
 }
