@@ -67,10 +67,10 @@ fn filter(level: Level, given: Option<&str>) -> Result<EnvFilter> {
         (_, Level::Info) => "info",
         (_, Level::Warn) => "warn",
     };
-    EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|error| {
+    // The parser's own error names neither the variable nor the part that is wrong.
+    EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|_| {
         Error::new(ErrorKind::Config, format!("{FILTER} can't be '{wanted}'"))
             .with("allowed", "filters such as info, debug or fusioncap::worker=debug,warn")
-            .because(error)
     })
 }
 
