@@ -1,5 +1,7 @@
 //! ONNX graphs written from weights: a builder over the format's own messages, and FusionCap's
 //! parts written with it. Knows nothing of training; `train` hands it plain arrays.
 
+pub mod decoder;
 pub mod graph;
+pub mod prefix;
 pub mod proto;

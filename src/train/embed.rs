@@ -1,0 +1,53 @@
+//! The corpus's embeddings by the encoder's text tower, cached on disk.
+
+use std::fs;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::progress::Progress;
+use crate::config::Runtime;
+use crate::encoder::text::TextTower;
+use crate::encoder::{EncoderConfig, TEXT};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Unit-length embeddings of `captions`, row-major `[captions, embedding_dim]`, from the cache in
+/// `folder` if the same encoder has embedded the same captions before.
+pub fn embed(
+    encoder_dir: &Path,
+    encoder: &EncoderConfig,
+    captions: &[String],
+    folder: &Path,
+    runtime: &Runtime,
+) -> Result<Vec<f32>> {
+    let tower_path = encoder_dir.join(TEXT);
+    let tower_bytes = fs::read(&tower_path).map_err(|error| failed(&tower_path, error))?;
+    let mut hasher = Sha256::new();
+    hasher.update(Sha256::digest(&tower_bytes));
+    for caption in captions {
+        hasher.update(caption.as_bytes());
+        hasher.update(b"\n");
+    }
+    let cache = folder.join(format!("embeddings-{}.f32", hex::encode(&hasher.finalize()[..8])));
+    let expected = captions.len() * encoder.embedding_dim * size_of::<f32>();
+    if let Ok(bytes) = fs::read(&cache)
+        && bytes.len() == expected
+    {
+        let (words, _) = bytes.as_chunks::<4>();
+        return Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect());
+    }
+    let mut tower = TextTower::open(encoder_dir, encoder.text_max_length, runtime)?;
+    let mut progress = Progress::new("embedding captions", captions.len());
+    let embeddings = tower.embed_with(captions, |done| progress.update(done, ""))?;
+    progress.finish();
+    let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    // Written aside and renamed: a cut-off run leaves no half cache.
+    let unfinished = cache.with_extension("part");
+    fs::write(&unfinished, bytes).map_err(|error| failed(&unfinished, error))?;
+    fs::rename(&unfinished, &cache).map_err(|error| failed(&cache, error))?;
+    Ok(embeddings)
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't read or write").with("path", path.display()).because(error)
+}

@@ -1,0 +1,233 @@
+//! A trained model written as a bundle: graphs, vocabulary, configuration, model card, manifest.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::nn;
+use burn::tensor::Tensor;
+use tokenizers::Tokenizer;
+
+use super::Request;
+use super::corpus::Corpus;
+use super::settings::Settings;
+use super::tokenizer::{BOS, EOS, PAD};
+use super::trainer::Outcome;
+use crate::bundle::{
+    self, CARD, CONFIG, DECODER, GENERATION_CONFIG, ModelConfig, PREFIX, PREPROCESSOR_CONFIG,
+    TOKENIZER, VISION,
+};
+use crate::encoder::EncoderConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::FusionCap;
+use crate::model::decoder::{Block, EPSILON};
+use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
+use crate::onnx::prefix::{self, PrefixWeights};
+
+/// Candidates a decoder step returns: twice the widest beam.
+const CANDIDATES: usize = 16;
+
+/// What a bundle is made of.
+pub struct Parts<'a> {
+    pub request: &'a Request,
+    pub encoder: &'a EncoderConfig,
+    pub corpus: &'a Corpus,
+    pub tokenizer: &'a Tokenizer,
+    /// Row-major `[captions, embedding_dim]`.
+    pub memory: &'a [f32],
+    pub outcome: &'a Outcome,
+}
+
+/// Writes the bundle to `request.out` and seals it.
+pub fn write(parts: &Parts<'_>) -> Result<()> {
+    let Parts { request, encoder, tokenizer, memory, outcome, .. } = parts;
+    let settings = &request.settings;
+    let out = &request.out;
+    let model = &outcome.model;
+    fs::create_dir_all(out.join("onnx")).map_err(|error| failed(out, error))?;
+    for name in [VISION, PREPROCESSOR_CONFIG] {
+        let target = out.join(name);
+        fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
+    }
+    write_file(
+        &out.join(PREFIX),
+        &prefix::write(&prefix_weights(model, memory, encoder, settings)?),
+    )?;
+    let vocab_size = tokenizer.get_vocab_size(true);
+    write_file(
+        &out.join(DECODER),
+        &decoder::write(&decoder_weights(model, vocab_size, settings)?),
+    )?;
+    tokenizer
+        .save(out.join(TOKENIZER), true)
+        .map_err(|error| Error::new(ErrorKind::Io, "can't write the tokenizer").because(error))?;
+    bundle::write_json(&out.join(CONFIG), &model_config(parts, vocab_size))?;
+    bundle::write_json(&out.join(GENERATION_CONFIG), &settings.generation)?;
+    write_file(&out.join(CARD), card(parts)?.as_bytes())?;
+    bundle::seal(out)
+}
+
+fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
+    let shape = &parts.request.settings.shape;
+    let name = parts.request.out.file_name().map(|name| name.to_string_lossy().into_owned());
+    ModelConfig {
+        model_type: "fusioncap".into(),
+        name: format!("fusioncap-{}", name.unwrap_or_default()),
+        version: "1".into(),
+        embedding_dim: parts.encoder.embedding_dim,
+        num_patches: parts.encoder.num_patches,
+        prefix_length: shape.prefix_length,
+        hidden_size: shape.hidden_size,
+        num_hidden_layers: shape.num_hidden_layers,
+        num_attention_heads: shape.num_attention_heads,
+        vocab_size,
+        max_length: shape.max_length,
+        bos_token_id: BOS,
+        eos_token_id: EOS,
+        pad_token_id: PAD,
+        num_candidates: CANDIDATES,
+    }
+}
+
+fn prefix_weights(
+    model: &FusionCap,
+    memory: &[f32],
+    encoder: &EncoderConfig,
+    settings: &Settings,
+) -> Result<PrefixWeights> {
+    let (inner, outer) = (linear(&model.prefix.inner)?, linear(&model.prefix.outer)?);
+    Ok(PrefixWeights {
+        embedding_dim: encoder.embedding_dim,
+        hidden_size: settings.shape.hidden_size,
+        prefix_length: settings.shape.prefix_length,
+        memory: memory.to_vec(),
+        temperature: settings.temperature,
+        inner_weight: inner.weight,
+        inner_bias: inner.bias,
+        outer_weight: outer.weight,
+        outer_bias: outer.bias,
+    })
+}
+
+/// The decoder of `model` as plain arrays.
+pub fn decoder_weights(
+    model: &FusionCap,
+    vocab_size: usize,
+    settings: &Settings,
+) -> Result<DecoderWeights> {
+    let shape = &settings.shape;
+    Ok(DecoderWeights {
+        vocab_size,
+        hidden_size: shape.hidden_size,
+        intermediate_size: shape.intermediate_size,
+        heads: shape.num_attention_heads,
+        epsilon: EPSILON as f32,
+        candidates: CANDIDATES,
+        tokens: values(&model.decoder.tokens.weight)?,
+        positions: values(&model.decoder.positions)?,
+        layers: model.decoder.blocks.iter().map(layer).collect::<Result<_>>()?,
+        norm: norm(&model.decoder.norm)?,
+    })
+}
+
+fn layer(block: &Block) -> Result<LayerWeights> {
+    Ok(LayerWeights {
+        attention_norm: norm(&block.attention_norm)?,
+        query_key_value: linear(&block.query_key_value)?,
+        attention_output: linear(&block.attention_output)?,
+        feed_forward_norm: norm(&block.feed_forward_norm)?,
+        expand: linear(&block.expand)?,
+        contract: linear(&block.contract)?,
+    })
+}
+
+fn linear(layer: &nn::Linear) -> Result<Linear> {
+    let weight = values(&layer.weight)?;
+    let bias = match &layer.bias {
+        Some(bias) => values(bias)?,
+        None => vec![0.0; layer.weight.val().dims()[1]],
+    };
+    Ok(Linear { weight, bias })
+}
+
+fn norm(layer: &nn::LayerNorm) -> Result<Norm> {
+    let scale = values(&layer.gamma)?;
+    let bias = match &layer.beta {
+        Some(beta) => values(beta)?,
+        None => vec![0.0; scale.len()],
+    };
+    Ok(Norm { scale, bias })
+}
+
+fn values<const D: usize>(parameter: &Param<Tensor<D>>) -> Result<Vec<f32>> {
+    parameter.val().try_into_vec_as::<f32>().map_err(|error| {
+        Error::new(ErrorKind::Internal, "can't read a trained weight").because(error.to_string())
+    })
+}
+
+/// The model card, with the front matter that model hubs read.
+fn card(parts: &Parts<'_>) -> Result<String> {
+    let settings = &parts.request.settings;
+    let corpora: Vec<String> = parts
+        .request
+        .corpora
+        .iter()
+        .filter_map(|path| Some(format!("`{}`", path.file_name()?.to_string_lossy())))
+        .collect();
+    let mut curve = String::new();
+    for epoch in &parts.outcome.curve {
+        let (training, held_out) = (epoch.training_loss, epoch.held_out_loss);
+        // Writing to a string can't fail.
+        let _ = writeln!(curve, "| {} | {training:.3} | {held_out:.3} |", epoch.epoch);
+    }
+    let sources: String =
+        parts.encoder.sources.iter().map(|source| format!("- {source}\n")).collect();
+    let toml = toml::to_string(settings).map_err(|error| {
+        Error::new(ErrorKind::Internal, "can't write the settings").because(error)
+    })?;
+    Ok(format!(
+        "---\npipeline_tag: image-to-text\nlibrary_name: fusioncap\nlanguage: en\n---\n\
+         # {name}\n\n\
+         A FusionCap image captioner, trained on text alone: no image was seen in training.\n\n\
+         ## Encoder\n`{encoder}` {version}, frozen:\n{sources}\n\
+         ## Corpus\n{corpora}: {captions} captions to learn from, {held_out} held out, {skipped} \
+         left out; SHA-256 `{digest}`.\n\n\
+         {attribution}\
+         ## Training\nSeed {seed}, {steps} steps.\n\n\
+         | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
+         Losses are nats a token; the training loss includes label smoothing.\n\n\
+         ```toml\n{toml}```\n",
+        name = model_config(parts, 0).name,
+        encoder = parts.encoder.name,
+        version = parts.encoder.version,
+        corpora = corpora.join(", "),
+        captions = parts.corpus.captions.len(),
+        held_out = parts.corpus.held_out.len(),
+        skipped = parts.corpus.skipped.total(),
+        digest = parts.corpus.digest,
+        attribution = attribution(&parts.request.corpora),
+        seed = settings.seed,
+        steps = parts.outcome.steps,
+    ))
+}
+
+/// The text of `ATTRIBUTION.md` beside the corpus, which whoever is trained on it must carry.
+fn attribution(corpora: &[std::path::PathBuf]) -> String {
+    let notices = corpora.iter().filter_map(|path| Some(path.parent()?.join("ATTRIBUTION.md")));
+    let mut files: Vec<_> = notices.filter(|path| path.is_file()).collect();
+    files.dedup();
+    files
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .map(|text| format!("{}\n\n", text.trim_end()))
+        .collect()
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|error| failed(path, error))
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't write the bundle").with("path", path.display()).because(error)
+}

@@ -1,0 +1,154 @@
+//! Hyper-parameters: one commented TOML (`settings.toml`) over which a user's file is laid.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::GenerationConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Shape;
+
+/// The defaults, with what each one means.
+pub const DEFAULTS: &str = include_str!("settings.toml");
+
+/// See `settings.toml` for the meaning of each field.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub seed: u64,
+    pub vocab_size: usize,
+    pub noise_sigma: f32,
+    pub memory_size: usize,
+    pub temperature: f32,
+    pub batch_size: usize,
+    pub epochs: usize,
+    pub learning_rate: f64,
+    pub warmup_steps: usize,
+    pub weight_decay: f32,
+    pub gradient_norm: f32,
+    pub label_smoothing: f32,
+    pub held_out: usize,
+    pub min_words: usize,
+    pub max_words: usize,
+    pub checkpoint_steps: usize,
+    pub shape: Shape,
+    pub generation: GenerationConfig,
+}
+
+impl Settings {
+    /// The defaults with the values of the TOML file at `path`, if there is one, laid over them.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` naming the field, its value and what is allowed.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let mut table: toml::Table = toml::from_str(DEFAULTS).map_err(|error| malformed(&error))?;
+        if let Some(path) = path {
+            let text = fs::read_to_string(path).map_err(|error| {
+                Error::new(ErrorKind::Config, "can't read the settings")
+                    .with("path", path.display())
+                    .because(error)
+            })?;
+            overlay(&mut table, toml::from_str(&text).map_err(|error| malformed(&error))?);
+        }
+        let settings: Self = table.try_into().map_err(|error| malformed(&error))?;
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let shape = &self.shape;
+        let positive = [
+            ("vocab_size", self.vocab_size, 260),
+            ("memory_size", self.memory_size, 1),
+            ("batch_size", self.batch_size, 1),
+            ("checkpoint_steps", self.checkpoint_steps, 1),
+            ("held_out", self.held_out, 1),
+            ("shape.hidden_size", shape.hidden_size, 1),
+            ("shape.num_hidden_layers", shape.num_hidden_layers, 1),
+            ("shape.num_attention_heads", shape.num_attention_heads, 1),
+            ("shape.prefix_length", shape.prefix_length, 1),
+            ("shape.max_length", shape.max_length, 4),
+        ];
+        for (field, value, least) in positive {
+            if value < least {
+                return Err(out_of_range(field, value, format!("at least {least}")));
+            }
+        }
+        if !shape.hidden_size.is_multiple_of(shape.num_attention_heads) {
+            let allowed = format!("a divisor of shape.hidden_size ({})", shape.hidden_size);
+            return Err(out_of_range(
+                "shape.num_attention_heads",
+                shape.num_attention_heads,
+                allowed,
+            ));
+        }
+        if !(self.noise_sigma >= 0.0 && self.noise_sigma.is_finite()) {
+            return Err(out_of_range("noise_sigma", self.noise_sigma, "0 or more"));
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(out_of_range("temperature", self.temperature, "more than 0"));
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return Err(out_of_range("label_smoothing", self.label_smoothing, "0 to below 1"));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return Err(out_of_range("learning_rate", self.learning_rate, "more than 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Lays `over` on `table`, table by table.
+fn overlay(table: &mut toml::Table, over: toml::Table) {
+    for (name, value) in over {
+        match (table.get_mut(&name), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(values)) => overlay(inner, values),
+            (_, value) => {
+                table.insert(name, value);
+            }
+        }
+    }
+}
+
+fn malformed(error: &toml::de::Error) -> Error {
+    Error::new(ErrorKind::Config, format!("the settings are not understood: {}", error.message()))
+}
+
+fn out_of_range(
+    field: &'static str,
+    value: impl std::fmt::Display,
+    allowed: impl std::fmt::Display,
+) -> Error {
+    Error::new(ErrorKind::Config, format!("{field} is out of range"))
+        .with("value", value)
+        .with("allowed", allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Settings> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Settings::load(Some(file.path()))
+    }
+
+    #[test]
+    fn a_file_is_laid_over_the_defaults() {
+        let settings = load("epochs = 1\n[shape]\nhidden_size = 64\n").unwrap();
+        assert_eq!(settings.epochs, 1);
+        assert_eq!(settings.shape.hidden_size, 64);
+        assert_eq!(settings.shape.max_length, Settings::load(None).unwrap().shape.max_length);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let unknown = load("epoch = 1").unwrap_err().to_string();
+        assert!(unknown.contains("epoch"), "{unknown}");
+        let heads = load("[shape]\nnum_attention_heads = 7").unwrap_err();
+        assert_eq!(heads.exit_code(), 2);
+        assert!(heads.to_string().contains("shape.num_attention_heads"), "{heads}");
+    }
+}
