@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry::logs::{self, Level};
 
 /// Streaming batch image captioning: image references on Kafka become captions, exactly once.
 #[derive(Debug, Parser)]
@@ -50,6 +51,21 @@ pub enum Command {
     Encoder(encoder::EncoderArgs),
 }
 
+impl Command {
+    /// What is logged by default; nothing is set up for the worker, which exports its spans too
+    /// and sets up both at once, nor for what only prints.
+    fn log_level(&self) -> Option<Level> {
+        match self {
+            Self::Worker(_) | Self::Config(_) => None,
+            Self::Caption(_) => Some(Level::Warn),
+            #[cfg(feature = "demo")]
+            Self::Demo(_) => Some(Level::Warn),
+            #[cfg(feature = "train")]
+            Self::Train(_) | Self::Encoder(_) => Some(Level::Info),
+        }
+    }
+}
+
 /// Reads the process's arguments, runs the subcommand and reports its error on stderr.
 ///
 /// clap itself ends the process with 2 on a wrong command line, and with 0 after `--help`.
@@ -64,6 +80,9 @@ pub fn main() -> ExitCode {
 
 /// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> Result<()> {
+    if let Some(level) = cli.command.log_level() {
+        logs::init(level)?;
+    }
     match cli.command {
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),

@@ -44,9 +44,8 @@ impl Settings {
         let mut overrides = Overrides::default();
         for field in &self.fields {
             let Some((path, value)) = field.split_once('=') else {
-                return Err(Error::new(ErrorKind::Config, "--set needs FIELD=VALUE")
-                    .with("value", format!("'{field}'"))
-                    .with("allowed", "such as s3.concurrency=64"));
+                return Err(Error::new(ErrorKind::Config, format!("--set can't be '{field}'"))
+                    .with("allowed", "FIELD=VALUE, such as s3.concurrency=64"));
             };
             overrides.set(path, "--set", value);
         }

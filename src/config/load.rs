@@ -1,27 +1,33 @@
 //! Layers file, environment and flags into one checked configuration.
+//!
+//! Each source becomes assignments (`Layer::set`): a field, its value and where it was set. A
+//! later assignment wins. Every value is checked against its field as it comes, so that an error
+//! names its source; the rules that join fields follow in [`super::validate`].
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use serde_yaml_ng::{Mapping, Value};
+
+use super::environment::{is_reserved, path_of, unknown_variable};
+use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
+use super::line::line_of;
+use super::secret::{MASK, Properties};
+use super::{Config, validate};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Fields set by flags: the last and strongest layer.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    values: Vec<Override>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Override {
-    pub path: String,
-    pub flag: &'static str,
-    pub value: String,
+    values: Vec<(String, &'static str, String)>,
 }
 
 impl Overrides {
     /// Sets the field at `path` (`kafka.brokers`) as `flag` (`--brokers`) asked.
     pub fn set(&mut self, path: impl Into<String>, flag: &'static str, value: impl Into<String>) {
-        self.values.push(Override { path: path.into(), flag, value: value.into() });
+        self.values.push((path.into(), flag, value.into()));
     }
 }
 
@@ -30,19 +36,431 @@ impl Config {
     ///
     /// # Errors
     /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
-    pub fn load(path: Option<&Path>, _flags: &Overrides) -> Result<Self> {
-        let Some(file) = path else {
-            return Err(Error::new(ErrorKind::Config, "no configuration file"));
+    pub fn load(path: Option<&Path>, flags: &Overrides) -> Result<Self> {
+        Self::layered(path, std::env::vars_os(), flags)
+    }
+
+    fn layered(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+        flags: &Overrides,
+    ) -> Result<Self> {
+        let mut layers = Layers::default();
+        if let Some(file) = path {
+            layers.read_file(file)?;
+        }
+        layers.read_environment(environment)?;
+        for (field, flag, value) in &flags.values {
+            layers.set_text(field, value, Origin::Flag(flag))?;
+        }
+        layers.finish()
+    }
+}
+
+/// Where a value was set.
+#[derive(Clone, Debug)]
+enum Origin {
+    File { path: PathBuf, line: Option<usize> },
+    Variable(String),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line: None } => write!(formatter, "{}", path.display()),
+            Self::File { path, line: Some(line) } => {
+                write!(formatter, "{}:{line}", path.display())
+            }
+            Self::Variable(name) => formatter.write_str(name),
+            Self::Flag(flag) => formatter.write_str(flag),
+        }
+    }
+}
+
+/// What the sources have set so far.
+#[derive(Debug, Default)]
+struct Layers {
+    /// By field path and, below a map, key.
+    values: BTreeMap<(&'static str, Option<String>), (Value, Origin)>,
+}
+
+impl Layers {
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let unreadable = |error: Box<dyn std::error::Error + Send + Sync>,
+                          message: &'static str| {
+            Error::new(ErrorKind::Config, message).with("path", path.display()).because(error)
         };
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            Error::new(ErrorKind::Config, "can't read the configuration file")
-                .with("path", file.display())
-                .because(error)
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| unreadable(error.into(), "can't read the configuration file"))?;
+        let not_yaml = |error: serde_yaml_ng::Error| {
+            unreadable(error.into(), "the configuration file is not valid YAML")
+        };
+        let mut root: Value = serde_yaml_ng::from_str(&text).map_err(not_yaml)?;
+        root.apply_merge().map_err(not_yaml)?;
+        let origin =
+            |keys: &[&str]| Origin::File { path: path.to_path_buf(), line: line_of(&text, keys) };
+        for (section, inner) in mapping("the file", &root, || origin(&[]))? {
+            let section_origin = || origin(&[section]);
+            if !CATALOGUE.sections.iter().any(|known| known.name == section) {
+                return Err(unknown(section, &section_origin()));
+            }
+            for (name, value) in mapping(section, inner, section_origin)? {
+                self.set(&format!("{section}.{name}"), value.clone(), |key| match key {
+                    Some(key) => origin(&[section, name, key]),
+                    None => origin(&[section, name]),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_environment(
+        &mut self,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<()> {
+        // In a fixed order, a map's own variable before those of its keys.
+        let variables: BTreeMap<OsString, OsString> = environment
+            .filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+            .collect();
+        for (raw_name, raw_value) in variables {
+            let name = raw_name.to_string_lossy();
+            if is_reserved(&name) {
+                continue;
+            }
+            let Some(path) = path_of(&name) else {
+                return Err(unknown_variable(&name));
+            };
+            let Some(text) = raw_value.to_str() else {
+                return Err(Error::new(ErrorKind::Config, "an environment variable is no UTF-8")
+                    .with("name", name));
+            };
+            self.set_text(&path, text, Origin::Variable(name.into_owned()))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the field at `path` from the text of a variable or a flag.
+    fn set_text(&mut self, path: &str, text: &str, origin: Origin) -> Result<()> {
+        let value = match CATALOGUE.resolve(path) {
+            Some((field, None)) if matches!(field.kind, Kind::Map) => {
+                serde_yaml_ng::from_str(text).unwrap_or_else(|_| text.into())
+            }
+            Some((field, None)) => field.parse(text),
+            _ => text.into(),
+        };
+        self.set(path, value, |_| origin.clone())
+    }
+
+    /// Sets the field at `path`; of a map, the keys that `value` has. `origin` tells where a
+    /// field, or a key of it, was set.
+    fn set(
+        &mut self,
+        path: &str,
+        value: Value,
+        origin: impl Fn(Option<&str>) -> Origin,
+    ) -> Result<()> {
+        let Some((field, map_key)) = CATALOGUE.resolve(path) else {
+            return Err(unknown(path, &origin(None)));
+        };
+        if matches!(field.kind, Kind::Map) && map_key.is_none() {
+            for (key, inner) in mapping(path, &value, || origin(None))? {
+                self.check_and_set(field, Some(key), inner.clone(), origin(Some(key)))?;
+            }
+            return Ok(());
+        }
+        self.check_and_set(field, map_key, value, origin(None))
+    }
+
+    fn check_and_set(
+        &mut self,
+        field: &'static Field,
+        map_key: Option<&str>,
+        value: Value,
+        origin: Origin,
+    ) -> Result<()> {
+        if !field.admits(&value) {
+            let path = full_path(field, map_key);
+            let allowed = match map_key {
+                Some(_) => "a string, a number or a boolean".to_owned(),
+                None => field.allowed(),
+            };
+            return Err(
+                refused(&path, &printable(field, map_key, &value), &allowed).with("set by", origin)
+            );
+        }
+        self.values.insert((&field.path, map_key.map(str::to_owned)), (value, origin));
+        Ok(())
+    }
+
+    /// Joins the layers, fills in the defaults and checks the rules that join fields.
+    fn finish(self) -> Result<Config> {
+        let mut root = Mapping::new();
+        for ((path, map_key), (value, _)) in &self.values {
+            let mut target = &mut root;
+            let mut keys: Vec<&str> = path.split('.').collect();
+            keys.extend(map_key.as_deref());
+            let Some((last, parents)) = keys.split_last() else { continue };
+            for key in parents {
+                let inner =
+                    target.entry((*key).into()).or_insert_with(|| Value::Mapping(Mapping::new()));
+                let Value::Mapping(mapping) = inner else {
+                    return Err(Error::new(ErrorKind::Internal, "a section is no mapping")
+                        .with("field", path));
+                };
+                target = mapping;
+            }
+            target.insert((*last).into(), value.clone());
+        }
+        for field in CATALOGUE.fields.iter().filter(|field| field.required) {
+            if !self.values.contains_key(&(field.path.as_str(), None)) {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!("{} is required but not set", field.path),
+                )
+                .with("allowed", field.allowed())
+                .with("set it by", format!("the file, {} or a flag", field.variable())));
+            }
+        }
+        // Sections without a required field may be absent; the others are made so that every
+        // absence was reported above.
+        let config: Config = serde_yaml_ng::from_value(Value::Mapping(root)).map_err(|error| {
+            Error::new(ErrorKind::Config, "the configuration does not hold together").because(error)
         })?;
-        serde_yaml_ng::from_str(&text).map_err(|error| {
-            Error::new(ErrorKind::Config, "the configuration is wrong")
-                .with("path", file.display())
-                .because(error)
+        validate::check(&config).map_err(|problem| self.located(problem))?;
+        Ok(config)
+    }
+
+    /// A broken rule as an error that says where the field was set.
+    fn located(&self, problem: validate::Problem) -> Error {
+        let error = refused(&problem.path, &problem.value, &problem.allowed);
+        let known = CATALOGUE.resolve(&problem.path).and_then(|(field, map_key)| {
+            self.values.get(&(field.path.as_str(), map_key.map(str::to_owned)))
+        });
+        match known {
+            Some((_, origin)) => error.with("set by", origin),
+            None => error.with("set by", "default"),
+        }
+    }
+}
+
+/// The entries of a mapping whose keys are strings; nothing at all is an empty mapping.
+fn mapping<'v>(
+    path: &str,
+    value: &'v Value,
+    origin: impl Fn() -> Origin,
+) -> Result<Vec<(&'v str, &'v Value)>> {
+    let entries = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Mapping(entries) => entries,
+        other => {
+            return Err(refused(path, &shown(other), "a mapping").with("set by", origin()));
+        }
+    };
+    entries
+        .iter()
+        .map(|(key, inner)| match key.as_str() {
+            Some(name) => Ok((name, inner)),
+            None => Err(Error::new(ErrorKind::Config, format!("{path} has a key that is no name"))
+                .with("key", shown(key))
+                .with("set by", origin())),
         })
+        .collect()
+}
+
+fn refused(path: &str, value: &str, allowed: &str) -> Error {
+    Error::new(ErrorKind::Config, format!("{path} can't be {value}")).with("allowed", allowed)
+}
+
+fn unknown(path: &str, origin: &Origin) -> Error {
+    let (what, names) = CATALOGUE.suggest(path);
+    Error::new(ErrorKind::Config, format!("there is no field {path}"))
+        .with(what, names)
+        .with("set by", origin)
+}
+
+fn full_path(field: &Field, map_key: Option<&str>) -> String {
+    match map_key {
+        Some(key) => format!("{}.{key}", field.path),
+        None => field.path.clone(),
+    }
+}
+
+fn printable(field: &Field, map_key: Option<&str>, value: &Value) -> String {
+    match map_key {
+        Some(key) if Properties::is_secret(key) => MASK.into(),
+        _ => field.shown(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "kafka: {brokers: 'a:1'}\nmodel: {path: m}\n";
+
+    fn load(text: &str, environment: &[(&str, &str)], flags: &Overrides) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("worker.yaml");
+        std::fs::write(&file, text).unwrap();
+        let variables = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        Config::layered(Some(&file), variables, flags)
+    }
+
+    fn refusal(text: &str, environment: &[(&str, &str)]) -> String {
+        let error = load(text, environment, &Overrides::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.chain()
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let text = "kafka: {brokers: 'file:1', group: file}\nmodel: {path: file}\n";
+        let environment = [("FUSIONCAP_KAFKA__BROKERS", "env:1"), ("FUSIONCAP_MODEL__PATH", "env")];
+        let mut flags = Overrides::default();
+        flags.set("kafka.brokers", "--brokers", "flag:1");
+        let config = load(text, &environment, &flags).unwrap();
+        assert_eq!(config.kafka.brokers, "flag:1");
+        assert_eq!(config.model.path, "env");
+        assert_eq!(config.kafka.group, "file");
+        assert_eq!(config.kafka.input_topic, "images.in");
+        assert_eq!(config.batch.size, 8);
+    }
+
+    #[test]
+    fn the_environment_alone_is_enough() {
+        let variables = [
+            ("FUSIONCAP_KAFKA__BROKERS", "a:1,b:2"),
+            ("FUSIONCAP_KAFKA__PROPERTIES", "{socket.keepalive.enable: true, client.id: x}"),
+            ("FUSIONCAP_KAFKA__PROPERTIES__SECURITY_PROTOCOL", "SASL_SSL"),
+            ("FUSIONCAP_KAFKA__PROPERTIES__CLIENT_ID", "y"),
+            ("FUSIONCAP_KAFKA__PROPERTIES__A__B", "c"),
+            ("FUSIONCAP_MODEL__PATH", "s3://bucket/tiny"),
+            ("FUSIONCAP_MODEL__NUM_BEAMS", ""),
+            ("FUSIONCAP_S3__ALLOWED_BUCKETS", "one, two"),
+            ("FUSIONCAP_S3__FORCE_PATH_STYLE", "true"),
+            ("FUSIONCAP_RUNTIME__PROVIDERS", "[cuda, cpu]"),
+            ("FUSIONCAP_HTTP__LISTEN", "127.0.0.1:0"),
+            ("FUSIONCAP_LOG", "debug"),
+            ("FUSIONCAP_TEST_KAFKA", "x"),
+            ("FUSIONCAP_SERVICE_HOST", "10.0.0.1"),
+            ("FUSIONCAP_SERVICE_PORT_HTTP", "8080"),
+            ("FUSIONCAP_PORT", "tcp://10.0.0.1:8080"),
+            ("FUSIONCAP_METRICS_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("PATH", "/bin"),
+        ];
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        let config = Config::layered(None, variables, &Overrides::default()).unwrap();
+        let properties: Vec<(&str, &str)> = config
+            .kafka
+            .properties
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            properties,
+            [
+                ("a_b", "c"),
+                ("client.id", "y"),
+                ("security.protocol", "SASL_SSL"),
+                ("socket.keepalive.enable", "true"),
+            ]
+        );
+        assert_eq!(config.s3.allowed_buckets, ["one", "two"]);
+        assert!(config.s3.force_path_style);
+        assert_eq!(config.model.num_beams, None);
+        assert_eq!(config.runtime.providers.len(), 2);
+    }
+
+    #[test]
+    fn a_wrong_file_is_one_clear_line() {
+        for (text, expected) in [
+            (
+                "kafka:\n  broker: a:1\n",
+                "there is no field kafka.broker (did you mean: kafka.brokers, set by: FILE:2)",
+            ),
+            (
+                "batch:\n  size: many\n",
+                "batch.size can't be 'many' (allowed: an integer from 1 to 1024, set by: FILE:2)",
+            ),
+            (
+                "batch:\n  linger_ms: -1\n",
+                "batch.linger_ms can't be -1 (allowed: an integer from 0 to 60000, \
+                 set by: FILE:2)",
+            ),
+            ("kafka: 5\n", "kafka can't be 5 (allowed: a mapping, set by: FILE:1)"),
+            ("- a\n", "the file can't be [\"a\"] (allowed: a mapping, set by: FILE)"),
+            (
+                "s3:\n  secret_access_key: 12345\n",
+                "s3.secret_access_key can't be ****** (allowed: a string that is not empty, \
+                 set by: FILE:2)",
+            ),
+            (
+                "http: {listen: here}\n",
+                "http.listen can't be 'here' (allowed: address:port, such as 0.0.0.0:8080, \
+                 set by: FILE:1)",
+            ),
+            (
+                "kafka:\n  properties:\n    ssl.key.pem: [x]\n",
+                "kafka.properties.ssl.key.pem can't be ****** (allowed: a string, a number or \
+                 a boolean, set by: FILE:3)",
+            ),
+        ] {
+            let line = refusal(text, &[]);
+            let (before, after) = expected.split_once("FILE").unwrap();
+            assert!(line.starts_with(before) && line.ends_with(after), "{line}\n{expected}");
+            assert!(line.contains("worker.yaml"), "{line}");
+        }
+        assert!(refusal("batch: {size: 1, size: 2}\n", &[]).contains("not valid YAML"));
+        assert!(refusal("a: [\n", &[]).contains("not valid YAML"));
+        assert!(refusal("colour: red\n", &[]).contains("there is no field colour (sections: "));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_one_clear_line() {
+        for (name, value, expected) in [
+            (
+                "FUSIONCAP_KAFKA_BROKERS",
+                "a:1",
+                "the environment variable FUSIONCAP_KAFKA_BROKERS sets no field \
+                 (did you mean: FUSIONCAP_KAFKA__BROKERS)",
+            ),
+            (
+                "FUSIONCAP_NONSENSE",
+                "1",
+                "the environment variable FUSIONCAP_NONSENSE sets no field (allowed: names such \
+                 as FUSIONCAP_KAFKA__BROKERS for kafka.brokers)",
+            ),
+            (
+                "FUSIONCAP_BATCH__SIZE",
+                "0",
+                "batch.size can't be 0 (allowed: an integer from 1 to 1024, \
+                 set by: FUSIONCAP_BATCH__SIZE)",
+            ),
+            (
+                "FUSIONCAP_RUNTIME__PROVIDERS",
+                "gpu",
+                "runtime.providers can't be [\"gpu\"] (allowed: a list of cpu, cuda, tensorrt, \
+                 set by: FUSIONCAP_RUNTIME__PROVIDERS)",
+            ),
+        ] {
+            assert_eq!(refusal(MINIMAL, &[(name, value)]), expected);
+        }
+    }
+
+    #[test]
+    fn required_fields_are_named() {
+        assert_eq!(
+            refusal("", &[]),
+            "kafka.brokers is required but not set (allowed: host:port[,host:port...], \
+             set it by: the file, FUSIONCAP_KAFKA__BROKERS or a flag)"
+        );
+        assert!(refusal("kafka: {brokers: 'a:1'}", &[]).starts_with("model.path is required"));
+    }
+
+    #[test]
+    fn a_rule_that_joins_fields_says_where_they_were_set() {
+        let line = refusal(MINIMAL, &[("FUSIONCAP_S3__BACKOFF_MAX_MS", "50")]);
+        assert!(line.ends_with("set by: FUSIONCAP_S3__BACKOFF_MAX_MS)"), "{line}");
     }
 }

@@ -3,18 +3,33 @@
 //! Every field has a default or is required; every field is also an environment variable
 //! (`kafka.brokers` is `FUSIONCAP_KAFKA__BROKERS`). Unknown fields are errors. Secrets are
 //! redacted wherever a configuration is printed.
+//!
+//! The types below are the only place where a field is described: their JSON Schema (derived)
+//! drives the checks in [`field`] and `docs/configuration.md` ([`reference`]); [`load`] layers
+//! the sources; [`validate`] holds the rules that join fields or need a parser.
 
+mod environment;
+mod field;
+mod line;
 mod load;
+mod reference;
+mod secret;
+mod validate;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, ErrorKind, Result};
+
 pub use load::Overrides;
+pub use reference::reference;
+pub use secret::{Properties, Secret};
 
 /// What the worker runs with.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub kafka: Kafka,
@@ -31,98 +46,157 @@ pub struct Config {
     pub http: Http,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Where references come from, and where captions and dead letters go.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Kafka {
-    /// Bootstrap servers, `host:port[,host:port]`.
+    /// Bootstrap servers.
+    #[schemars(extend("x-allowed" = "host:port[,host:port...]"))]
     pub brokers: String,
     /// Consumer group.
     #[serde(default = "defaults::group")]
+    #[schemars(length(min = 1))]
     pub group: String,
     /// Unique for each running worker, best stable for its slot (a StatefulSet ordinal).
     /// Default: `<group>-<host name>`.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub transactional_id: Option<String>,
-    /// Static membership (KIP-345). Default: none.
+    /// Static membership (KIP-345): this member's name, unique in the group.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub group_instance_id: Option<String>,
+    /// Topic of image references.
     #[serde(default = "defaults::input_topic")]
+    #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub input_topic: String,
+    /// Topic of captions.
     #[serde(default = "defaults::output_topic")]
+    #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub output_topic: String,
+    /// Topic of references that can't be captioned.
     #[serde(default = "defaults::dead_letter_topic")]
+    #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub dead_letter_topic: String,
     /// Any librdkafka property, for consumer and producer alike; those that exactly-once
     /// delivery rests on are refused.
     #[serde(default)]
-    pub properties: BTreeMap<String, String>,
+    pub properties: Properties,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Where the images are.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3 {
     /// Endpoint URL; the default is AWS's own for the region.
+    #[schemars(extend("x-allowed" = "an http:// or https:// URL"))]
     pub endpoint: Option<String>,
+    /// Region that requests are signed for.
+    #[schemars(length(min = 1))]
     pub region: String,
     /// `http://host/bucket/key` instead of `http://bucket.host/key`.
     pub force_path_style: bool,
     /// Static credentials; without them the AWS credential chain is asked.
+    #[schemars(length(min = 1))]
     pub access_key_id: Option<String>,
+    /// Goes with `s3.access_key_id`.
+    #[schemars(length(min = 1))]
     pub secret_access_key: Option<Secret>,
+    /// Only for temporary static credentials.
+    #[schemars(length(min = 1))]
     pub session_token: Option<Secret>,
     /// Buckets that references may name; empty allows every bucket.
+    #[schemars(extend("x-allowed" = "a list of bucket names"))]
     pub allowed_buckets: Vec<String>,
     /// Requests under way at once.
+    #[schemars(range(min = 1, max = 1024))]
     pub concurrency: usize,
     /// Whole-request deadline in milliseconds, the body included.
+    #[schemars(range(min = 1, max = 600_000))]
     pub timeout_ms: u64,
     /// Tries for one object before its reference is dead-lettered.
+    #[schemars(range(min = 1, max = 100))]
     pub max_attempts: u32,
-    /// First and longest pause between two tries, in milliseconds.
+    /// First pause between two tries, in milliseconds; each next one is longer.
+    #[schemars(range(min = 1, max = 600_000))]
     pub backoff_initial_ms: u64,
+    /// Longest pause between two tries, in milliseconds; not below `s3.backoff_initial_ms`.
+    #[schemars(range(min = 1, max = 600_000))]
     pub backoff_max_ms: u64,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// What captions them.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// Bundle: a directory or an `s3://bucket/prefix`.
+    #[schemars(extend("x-allowed" = "a directory or s3://bucket/prefix"))]
     pub path: String,
     /// Include the image embedding in every caption record.
     #[serde(default)]
     pub embeddings: bool,
     /// Beam width; the bundle's own by default.
     #[serde(default)]
+    #[schemars(range(min = 1, max = 64))]
     pub num_beams: Option<usize>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+impl Model {
+    /// The bundle's directory; none where the bundle is in S3.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` where there is no such directory. (A directory that holds no sound
+    /// bundle is no matter of configuration: `Bundle::open` says what is wrong with it.)
+    pub fn directory(&self) -> Result<Option<&Path>> {
+        if self.path.starts_with("s3://") {
+            return Ok(None);
+        }
+        let dir = Path::new(&self.path);
+        if dir.is_dir() {
+            return Ok(Some(dir));
+        }
+        Err(Error::new(ErrorKind::Config, format!("model.path can't be '{}'", self.path))
+            .with("allowed", "a directory that exists, or s3://bucket/prefix"))
+    }
+}
+
+/// How images are gathered for the engine.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
     /// Images a batch; the engine runs at this size, short batches are padded.
+    #[schemars(range(min = 1, max = 1024))]
     pub size: usize,
     /// Longest wait for a batch to fill, in milliseconds.
+    #[schemars(range(min = 0, max = 60_000))]
     pub linger_ms: u64,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// What the worker runs on.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Execution providers in order of preference.
+    #[schemars(length(min = 1))]
     pub providers: Vec<Provider>,
     /// CUDA device.
+    #[schemars(range(min = 0, max = 255))]
     pub device_id: i32,
     /// Threads inside ONNX Runtime; 0 is one a core.
+    #[schemars(range(min = 0, max = 1024))]
     pub intra_threads: usize,
     /// Threads that decode images; 0 is one a core.
+    #[schemars(range(min = 0, max = 1024))]
     pub decode_threads: usize,
     /// ONNX Runtime's shared library; `ORT_DYLIB_PATH` by default.
+    #[schemars(length(min = 1))]
     pub library: Option<PathBuf>,
     /// How long SIGTERM lets work in flight finish, in milliseconds.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub drain_timeout_ms: u64,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
     Cpu,
@@ -130,49 +204,28 @@ pub enum Provider {
     Tensorrt,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+/// What one reference, and all of them together, may cost.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Largest object that is fetched, in bytes.
+    #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub max_object_bytes: u64,
     /// Largest image that is decoded, in pixels (width times height as its header claims).
+    #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub max_pixels: u64,
-    /// References in flight in one worker; above it the partitions pause.
+    /// References in flight in one worker; above it the partitions pause. Not below `batch.size`.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Probes and metrics.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Address of `/livez`, `/readyz` and `/metrics`.
-    pub listen: std::net::SocketAddr,
-}
-
-/// A string that prints as `******`.
-#[derive(Clone, Deserialize, PartialEq, Eq)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("******")
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("******")
-    }
+    #[schemars(with = "String", extend("format" = "socket-address"))]
+    pub listen: SocketAddr,
 }
 
 mod defaults {
@@ -237,5 +290,20 @@ impl Default for Limits {
 impl Default for Http {
     fn default() -> Self {
         Self { listen: ([0, 0, 0, 0], 8080).into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_directory_that_exists_or_in_s3() {
+        let model = |path: &str| Model { path: path.into(), embeddings: false, num_beams: None };
+        assert_eq!(model("src").directory().unwrap(), Some(Path::new("src")));
+        assert_eq!(model("s3://bucket/tiny").directory().unwrap(), None);
+        let error = model("no/such").directory().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with("model.path can't be 'no/such'"), "{error}");
     }
 }

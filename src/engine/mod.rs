@@ -1,9 +1,19 @@
 //! A bundle running in ONNX Runtime: pixels in, captions out.
+//!
+//! The engine runs at one batch size. A short batch is padded with blank images, so that every
+//! image meets the same shapes and kernels whatever shares its batch: same input, same caption.
 
-use crate::bundle::Bundle;
+pub mod generate;
+mod session;
+
+use tokenizers::Tokenizer;
+
+use crate::bundle::{Bundle, GenerationConfig, TOKENIZER};
 use crate::config::{Model, Runtime};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
+use generate::Hypothesis;
+use session::Sessions;
 
 /// One image's caption.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,17 +28,42 @@ pub struct Caption {
 /// A loaded bundle. One owner runs it; it is `Send`.
 pub struct Engine {
     bundle: Bundle,
+    generation: GenerationConfig,
+    preprocessor: Preprocessor,
+    tokenizer: Tokenizer,
+    sessions: Sessions,
+    batch_size: usize,
+    /// The vision tower's input, `[batch_size, 3, height, width]`, written anew for each batch.
+    pixels: Vec<f32>,
 }
 
 impl Engine {
-    /// Loads `bundle` to run at most `batch_size` images at once.
+    /// Loads `bundle` to run at most `batch_size` images at once, and runs it once, blank.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` for a beam width the bundle can't do; `Bundle` or `Runtime` if it
+    /// can't be loaded.
     pub fn load(
         bundle: Bundle,
-        _runtime: &Runtime,
-        _model: &Model,
-        _batch_size: usize,
+        runtime: &Runtime,
+        model: &Model,
+        batch_size: usize,
     ) -> Result<Self> {
-        Ok(Self { bundle })
+        let generation = generation(&bundle, model)?;
+        let path = bundle.path(TOKENIZER);
+        let tokenizer = Tokenizer::from_file(&path).map_err(|error| {
+            Error::new(ErrorKind::Bundle, "the bundle's tokenizer can't be used")
+                .with("path", path.display())
+                .because(error)
+        })?;
+        let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
+        let (height, width) = preprocessor.input_size();
+        let sessions = Sessions::load(&bundle, runtime)?;
+        let pixels = vec![0.0; batch_size * 3 * height * width];
+        let mut engine =
+            Self { bundle, generation, preprocessor, tokenizer, sessions, batch_size, pixels };
+        engine.caption(&[&vec![0; 3 * height * width]])?;
+        Ok(engine)
     }
 
     pub fn bundle(&self) -> &Bundle {
@@ -36,15 +71,78 @@ impl Engine {
     }
 
     pub fn preprocessor(&self) -> &Preprocessor {
-        todo!()
+        &self.preprocessor
     }
 
     pub fn batch_size(&self) -> usize {
-        todo!()
+        self.batch_size
     }
 
     /// Captions 1 to `batch_size` images, each 8-bit RGB at the model's input size, in order.
-    pub fn caption(&mut self, _images: &[&[u8]]) -> Result<Vec<Caption>> {
-        todo!()
+    ///
+    /// # Errors
+    /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
+    pub fn caption(&mut self, images: &[&[u8]]) -> Result<Vec<Caption>> {
+        let (height, width) = self.preprocessor.input_size();
+        let size = 3 * height * width;
+        if images.is_empty() || images.len() > self.batch_size {
+            return Err(Error::new(ErrorKind::Internal, "a batch of the wrong size")
+                .with("images", images.len())
+                .with("allowed", format!("1 to {}", self.batch_size)));
+        }
+        if let Some(image) = images.iter().find(|image| image.len() != size) {
+            return Err(Error::new(ErrorKind::Internal, "an image of the wrong size")
+                .with("bytes", image.len())
+                .with("expected", size));
+        }
+        let (used, padding) = self.pixels.split_at_mut(images.len() * size);
+        for (image, tensor) in images.iter().zip(used.chunks_exact_mut(size)) {
+            self.preprocessor.normalise(image, tensor);
+        }
+        padding.fill(0.0);
+
+        let encoded = self.sessions.encode(&self.pixels, [self.batch_size, 3, height, width])?;
+        let embeddings = encoded.embeddings.clone();
+        let hypotheses = self.sessions.generate(
+            &self.bundle,
+            &self.generation,
+            encoded,
+            images.len(),
+            self.batch_size,
+        )?;
+        let dim = self.bundle.config.embedding_dim;
+        hypotheses
+            .iter()
+            .zip(embeddings.chunks_exact(dim))
+            .map(|(hypothesis, embedding)| self.read(hypothesis, embedding))
+            .collect()
     }
+
+    fn read(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
+        let ids: Vec<u32> =
+            hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        let text = self.tokenizer.decode(&ids, true).map_err(|error| {
+            Error::new(ErrorKind::Runtime, "can't decode a caption's tokens").because(error)
+        })?;
+        Ok(Caption {
+            text: text.trim().to_owned(),
+            score: (hypothesis.mean() * 1e4).round() / 1e4,
+            embedding: embedding.to_vec(),
+        })
+    }
+}
+
+/// The bundle's beam search settings with the configured width.
+fn generation(bundle: &Bundle, model: &Model) -> Result<GenerationConfig> {
+    let mut generation = bundle.generation.clone();
+    let widest = bundle.config.num_candidates / 2;
+    if let Some(beams) = model.num_beams {
+        generation.num_beams = beams;
+    }
+    if generation.num_beams == 0 || generation.num_beams > widest {
+        return Err(Error::new(ErrorKind::Config, "model.num_beams is out of range")
+            .with("value", generation.num_beams)
+            .with("allowed", format!("1 to {widest}")));
+    }
+    Ok(generation)
 }

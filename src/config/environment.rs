@@ -1,0 +1,94 @@
+//! What the names of environment variables mean: a field, nothing, or something else that
+//! happens to begin with `FUSIONCAP_`.
+
+use super::field::{CATALOGUE, Field, Kind, nearest};
+use crate::error::{Error, ErrorKind};
+
+/// Variables that begin like a field's but are none: the configuration file, log settings, and
+/// the tests' own.
+const RESERVED: [&str; 3] = ["FUSIONCAP_CONFIG", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
+const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
+
+/// The error of a variable that sets nothing.
+pub fn unknown_variable(name: &str) -> Error {
+    let variables: Vec<String> = CATALOGUE.fields.iter().map(Field::variable).collect();
+    let error =
+        Error::new(ErrorKind::Config, format!("the environment variable {name} sets no field"));
+    match nearest(name, variables.iter().map(String::as_str)) {
+        Some(variable) => error.with("did you mean", variable),
+        None => error.with("allowed", "names such as FUSIONCAP_KAFKA__BROKERS for kafka.brokers"),
+    }
+}
+
+/// The path that a variable sets. Of a map's keys, `_` stands for a dot and `__` for `_`:
+/// `FUSIONCAP_KAFKA__PROPERTIES__SECURITY_PROTOCOL` is `security.protocol`.
+pub fn path_of(variable: &str) -> Option<String> {
+    for field in &CATALOGUE.fields {
+        let own = field.variable();
+        if variable == own {
+            return Some(field.path.clone());
+        }
+        let key = variable.strip_prefix(&own).and_then(|rest| rest.strip_prefix("__"));
+        if let (Kind::Map, Some(name)) = (&field.kind, key.filter(|name| !name.is_empty())) {
+            let words: Vec<String> =
+                name.to_lowercase().split("__").map(|word| word.replace('_', ".")).collect();
+            return Some(format!("{}.{}", field.path, words.join("_")));
+        }
+    }
+    None
+}
+
+/// Whether a variable that begins like a field's is known to be none.
+///
+/// Kubernetes gives every pod the addresses of its namespace's Services: a Service called
+/// `fusioncap` is `FUSIONCAP_SERVICE_HOST`, `FUSIONCAP_PORT_8080_TCP` and so on. None of these
+/// has the `__` of a field.
+pub fn is_reserved(variable: &str) -> bool {
+    if RESERVED.contains(&variable) || variable.starts_with(TEST_PREFIX) {
+        return true;
+    }
+    let is_service_link = variable.ends_with("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || variable.ends_with("_PORT")
+        || variable
+            .split_once("_PORT_")
+            .is_some_and(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_digit()));
+    is_service_link && !variable.contains("__")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_a_path() {
+        for (variable, path) in [
+            ("FUSIONCAP_KAFKA__GROUP_INSTANCE_ID", Some("kafka.group_instance_id")),
+            ("FUSIONCAP_KAFKA__PROPERTIES", Some("kafka.properties")),
+            ("FUSIONCAP_KAFKA__PROPERTIES__CLIENT_ID", Some("kafka.properties.client.id")),
+            ("FUSIONCAP_KAFKA__PROPERTIES__A__B_C", Some("kafka.properties.a_b.c")),
+            ("FUSIONCAP_KAFKA__PROPERTIES__", None),
+            ("FUSIONCAP_KAFKA", None),
+            ("FUSIONCAP_kafka__brokers", None),
+        ] {
+            assert_eq!(path_of(variable).as_deref(), path, "{variable}");
+        }
+    }
+
+    #[test]
+    fn service_links_are_no_fields() {
+        for variable in [
+            "FUSIONCAP_SERVICE_HOST",
+            "FUSIONCAP_SERVICE_PORT_HTTP",
+            "FUSIONCAP_PORT",
+            "FUSIONCAP_METRICS_PORT_8080_TCP_ADDR",
+            "FUSIONCAP_TEST_KAFKA",
+            "FUSIONCAP_LOG",
+        ] {
+            assert!(is_reserved(variable), "{variable}");
+        }
+        for variable in ["FUSIONCAP_HTTP_LISTEN", "FUSIONCAP_HTTP__PORT", "FUSIONCAP_PORT_X"] {
+            assert!(!is_reserved(variable), "{variable}");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The fields of the configuration, read off the JSON Schema of its types: what each one is
+//! called in a file and in the environment, what it may hold, and its default.
+//!
+//! A value is checked here against its own field, before the sources are merged, so that an
+//! error can say which source it came from.
+
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+
+use schemars::generate::SchemaSettings;
+use serde_json::Value as Json;
+use serde_yaml_ng::Value;
+
+use super::Config;
+use super::secret::MASK;
+
+/// The variables that set fields begin so.
+pub const PREFIX: &str = "FUSIONCAP_";
+
+/// One field: `kafka.brokers` and all that is known of it.
+#[derive(Debug)]
+pub struct Field {
+    pub path: String,
+    pub kind: Kind,
+    /// The description in the type's documentation.
+    pub about: String,
+    pub default: Option<Json>,
+    pub required: bool,
+    /// Whether the field may be left empty.
+    pub nullable: bool,
+    /// Whether the value may never be printed.
+    pub secret: bool,
+    /// In words, where the kind alone says too little.
+    allowed: Option<String>,
+}
+
+/// What a field may hold.
+#[derive(Debug)]
+pub enum Kind {
+    /// A string of at least so many bytes.
+    Text {
+        shortest: u64,
+    },
+    /// An address and a port.
+    Address,
+    Integer {
+        least: u64,
+        most: u64,
+    },
+    Boolean,
+    /// A list of strings, at least so long, each one of `options` if there are any.
+    List {
+        shortest: u64,
+        options: Vec<String>,
+    },
+    /// String, number or boolean values by names that are free.
+    Map,
+}
+
+/// A section: `kafka`, and what it is for.
+#[derive(Debug)]
+pub struct Section {
+    pub name: String,
+    pub about: String,
+}
+
+/// Every section and every field, by name.
+#[derive(Debug)]
+pub struct Catalogue {
+    pub sections: Vec<Section>,
+    pub fields: Vec<Field>,
+}
+
+pub static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(Catalogue::read);
+
+impl Catalogue {
+    fn read() -> Self {
+        let settings =
+            SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        let schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
+        let mut catalogue = Self { sections: Vec::new(), fields: Vec::new() };
+        for (section, inner) in entries(&schema) {
+            catalogue.sections.push(Section { name: section.clone(), about: about(inner) });
+            let required = strings(&inner["required"]);
+            for (name, field) in entries(inner) {
+                let path = format!("{section}.{name}");
+                catalogue.fields.push(Field::read(path, field, required.contains(name)));
+            }
+        }
+        catalogue
+    }
+
+    pub fn find(&self, path: &str) -> Option<&Field> {
+        self.fields.iter().find(|field| field.path == path)
+    }
+
+    /// Splits a path into its field and, below a map, the key: `kafka.properties` and
+    /// `security.protocol`.
+    pub fn resolve<'p>(&self, path: &'p str) -> Option<(&Field, Option<&'p str>)> {
+        if let Some(field) = self.find(path) {
+            return Some((field, None));
+        }
+        self.fields.iter().filter(|field| matches!(field.kind, Kind::Map)).find_map(|field| {
+            let key = path.strip_prefix(field.path.as_str())?.strip_prefix('.')?;
+            (!key.is_empty()).then_some((field, Some(key)))
+        })
+    }
+
+    /// The nearest known path, or else what the section of `path` has.
+    pub fn suggest(&self, path: &str) -> (&'static str, String) {
+        let paths = self.fields.iter().map(|field| field.path.as_str());
+        if let Some(nearest) = nearest(path, paths) {
+            return ("did you mean", nearest.to_owned());
+        }
+        let section = path.split('.').next().unwrap_or(path);
+        let prefix = format!("{section}.");
+        let siblings: Vec<&str> =
+            self.fields.iter().filter_map(|field| field.path.strip_prefix(&prefix)).collect();
+        if siblings.is_empty() {
+            let names: Vec<&str> = self.sections.iter().map(|known| known.name.as_str()).collect();
+            return ("sections", names.join(" "));
+        }
+        ("fields", siblings.join(" "))
+    }
+}
+
+/// The candidate most like `name`, if any is like it at all.
+pub fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    const ALIKE: f64 = 0.75;
+    candidates
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|(left, _), (right, _)| left.total_cmp(right))
+        .map(|(_, candidate)| candidate)
+}
+
+impl Field {
+    fn read(path: String, schema: &Json, required: bool) -> Self {
+        let types = strings(&schema["type"]);
+        let kind = match types.first().map(String::as_str) {
+            Some("integer") => Kind::Integer {
+                least: schema["minimum"].as_u64().unwrap_or(0),
+                most: schema["maximum"].as_u64().unwrap_or(u64::MAX),
+            },
+            Some("boolean") => Kind::Boolean,
+            Some("array") => Kind::List {
+                shortest: schema["minItems"].as_u64().unwrap_or(0),
+                options: strings(&schema["items"]["enum"]),
+            },
+            Some("object") => Kind::Map,
+            _ if schema["format"] == "socket-address" => Kind::Address,
+            _ => Kind::Text { shortest: schema["minLength"].as_u64().unwrap_or(0) },
+        };
+        Self {
+            path,
+            kind,
+            about: about(schema),
+            default: schema.get("default").filter(|value| !value.is_null()).cloned(),
+            required,
+            nullable: types.iter().any(|name| name == "null"),
+            secret: schema["x-secret"] == true,
+            allowed: schema["x-allowed"].as_str().map(str::to_owned),
+        }
+    }
+
+    /// The environment variable that sets the field: `FUSIONCAP_KAFKA__BROKERS`.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.path.to_uppercase().replace('.', "__"))
+    }
+
+    /// What the field may hold, in words.
+    pub fn allowed(&self) -> String {
+        if let Some(words) = &self.allowed {
+            return words.clone();
+        }
+        match &self.kind {
+            Kind::Text { shortest: 0 } => "a string".into(),
+            Kind::Text { .. } => "a string that is not empty".into(),
+            Kind::Address => "address:port, such as 0.0.0.0:8080".into(),
+            Kind::Integer { least, most } => format!("an integer from {least} to {most}"),
+            Kind::Boolean => "true or false".into(),
+            Kind::List { options, .. } if options.is_empty() => "a list of strings".into(),
+            Kind::List { options, .. } => format!("a list of {}", options.join(", ")),
+            Kind::Map => "a mapping of names to strings, numbers or booleans".into(),
+        }
+    }
+
+    /// Whether `value` is of the field's type and within its range.
+    pub fn admits(&self, value: &Value) -> bool {
+        match (&self.kind, value) {
+            (_, Value::Null) => self.nullable,
+            (Kind::Text { shortest }, Value::String(text)) => text.len() as u64 >= *shortest,
+            (Kind::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+            (Kind::Integer { least, most }, Value::Number(number)) => {
+                number.as_u64().is_some_and(|integer| (*least..=*most).contains(&integer))
+            }
+            (Kind::Boolean, Value::Bool(_)) => true,
+            (Kind::List { shortest, options }, Value::Sequence(items)) => {
+                let known =
+                    |text: &str| options.is_empty() || options.iter().any(|option| option == text);
+                items.len() as u64 >= *shortest
+                    && items.iter().all(|item| item.as_str().is_some_and(known))
+            }
+            (Kind::Map, Value::String(_) | Value::Number(_) | Value::Bool(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// Reads the text of a variable or a flag as the field's type; text that is not of that type
+    /// stays text, for [`Field::admits`] to refuse. Empty text unsets a field that has no default.
+    pub fn parse(&self, text: &str) -> Value {
+        if text.is_empty() && self.nullable {
+            return Value::Null;
+        }
+        match &self.kind {
+            Kind::Integer { .. } => {
+                text.trim().parse::<i64>().map_or_else(|_| text.into(), Value::from)
+            }
+            Kind::Boolean => text.trim().parse::<bool>().map_or_else(|_| text.into(), Value::from),
+            Kind::List { .. } => parse_list(text),
+            _ => text.into(),
+        }
+    }
+
+    /// `value` as an error message shows it.
+    pub fn shown(&self, value: &Value) -> String {
+        if self.secret { MASK.into() } else { shown(value) }
+    }
+}
+
+/// A flow sequence (`[a, b]`), or items between commas.
+fn parse_list(text: &str) -> Value {
+    if text.trim_start().starts_with('[') {
+        return serde_yaml_ng::from_str(text).unwrap_or_else(|_| text.into());
+    }
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()
+}
+
+/// A value on one short line, strings in quotes.
+pub fn shown(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let line = match value {
+        Value::Null => "empty".to_owned(),
+        Value::String(text) => format!("'{}'", text.escape_debug()),
+        other => serde_json::to_string(other).unwrap_or_else(|_| "of no scalar type".into()),
+    };
+    if line.chars().count() <= LONGEST {
+        return line;
+    }
+    line.chars().take(LONGEST).chain("...".chars()).collect()
+}
+
+fn entries(schema: &Json) -> impl Iterator<Item = (&String, &Json)> {
+    schema["properties"].as_object().into_iter().flatten()
+}
+
+fn about(schema: &Json) -> String {
+    let text = schema["description"].as_str().unwrap_or_default();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A string, or the strings of a list.
+fn strings(value: &Json) -> Vec<String> {
+    match value {
+        Json::String(text) => vec![text.clone()],
+        Json::Array(items) => items.iter().filter_map(Json::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_described_and_holds_its_default() {
+        assert!(CATALOGUE.fields.len() > 30);
+        for section in &CATALOGUE.sections {
+            assert!(!section.about.is_empty(), "{}", section.name);
+        }
+        for field in &CATALOGUE.fields {
+            assert!(!field.about.is_empty(), "{}", field.path);
+            if let Some(default) = &field.default
+                && !matches!(field.kind, Kind::Map)
+            {
+                let value = serde_yaml_ng::to_value(default).unwrap();
+                assert!(field.admits(&value), "{}: {default}", field.path);
+            }
+            if let Kind::Integer { most, .. } = field.kind {
+                assert!(most < u64::MAX, "{} has no range", field.path);
+            }
+        }
+        let required: Vec<&str> = CATALOGUE
+            .fields
+            .iter()
+            .filter(|field| field.required)
+            .map(|field| field.path.as_str())
+            .collect();
+        assert_eq!(required, ["kafka.brokers", "model.path"]);
+    }
+
+    #[test]
+    fn types_and_ranges_are_held() {
+        let field = CATALOGUE.find("batch.size").unwrap();
+        assert_eq!(field.variable(), "FUSIONCAP_BATCH__SIZE");
+        assert_eq!(field.allowed(), "an integer from 1 to 1024");
+        for (text, admitted) in [("1", true), ("1024", true), ("0", false), ("x", false)] {
+            assert_eq!(field.admits(&field.parse(text)), admitted, "{text}");
+        }
+        let providers = CATALOGUE.find("runtime.providers").unwrap();
+        for (text, admitted) in
+            [("cuda, cpu", true), ("[cpu]", true), ("", false), ("gpu", false), ("[cpu", false)]
+        {
+            assert_eq!(providers.admits(&providers.parse(text)), admitted, "{text}");
+        }
+        assert!(CATALOGUE.find("s3.endpoint").unwrap().parse("").is_null());
+        assert!(CATALOGUE.find("s3.secret_access_key").unwrap().secret);
+    }
+
+    #[test]
+    fn unknown_paths_get_a_suggestion() {
+        assert_eq!(CATALOGUE.suggest("kafka.broker"), ("did you mean", "kafka.brokers".into()));
+        assert_eq!(CATALOGUE.suggest("batch.colour"), ("fields", "linger_ms size".into()));
+        let (what, names) = CATALOGUE.suggest("colour");
+        assert_eq!((what, names.contains("runtime")), ("sections", true));
+    }
+
+    #[test]
+    fn a_path_below_a_map_has_a_key() {
+        let (field, key) = CATALOGUE.resolve("kafka.properties.security.protocol").unwrap();
+        assert_eq!((field.path.as_str(), key), ("kafka.properties", Some("security.protocol")));
+        assert!(CATALOGUE.resolve("kafka.properties.").is_none());
+    }
+}

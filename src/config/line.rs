@@ -1,0 +1,58 @@
+//! Finds the line of a file on which a field stands, for error messages.
+//!
+//! YAML values carry no positions once parsed, so this reads the keys of block mappings by their
+//! indentation. In a flow mapping or behind an anchor it gives the nearest line it knows.
+
+/// The line, from 1, of the innermost key of `keys` that `text` shows as a block mapping's.
+pub fn line_of(text: &str, keys: &[&str]) -> Option<usize> {
+    let mut lines = text.lines().enumerate().filter(|(_, line)| {
+        let content = line.trim_start();
+        !content.is_empty() && !content.starts_with('#')
+    });
+    let mut found = None;
+    let mut parent: Option<usize> = None;
+    for key in keys {
+        let mut siblings = None;
+        let hit = lines
+            .by_ref()
+            .map(|(index, line)| (index + 1, line.len() - line.trim_start().len(), line))
+            // A line at the parent's own depth ends the mapping that is searched.
+            .take_while(|(_, indent, _)| parent.is_none_or(|depth| *indent > depth))
+            .find(|(_, indent, line)| {
+                *indent == *siblings.get_or_insert(*indent) && is_key(line, key)
+            });
+        let Some((number, indent, _)) = hit else { break };
+        found = Some(number);
+        parent = Some(indent);
+    }
+    found
+}
+
+fn is_key(line: &str, key: &str) -> bool {
+    let content = line.trim_start();
+    let name = content.split(':').next().unwrap_or(content).trim();
+    name.trim_matches(['"', '\'']) == key && content.contains(':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# comment\nkafka:\n  # here\n  brokers: a:1\n  properties:\n    \
+                        \"sasl.password\": x\n\nbatch: {size: 3}\nmodel:\n  path: x\n";
+
+    #[test]
+    fn finds_keys_by_depth() {
+        assert_eq!(line_of(TEXT, &["kafka"]), Some(2));
+        assert_eq!(line_of(TEXT, &["kafka", "brokers"]), Some(4));
+        assert_eq!(line_of(TEXT, &["kafka", "properties", "sasl.password"]), Some(6));
+        assert_eq!(line_of(TEXT, &["model", "path"]), Some(10));
+    }
+
+    #[test]
+    fn falls_back_to_the_section() {
+        assert_eq!(line_of(TEXT, &["batch", "size"]), Some(8));
+        assert_eq!(line_of(TEXT, &["kafka", "path"]), Some(2));
+        assert_eq!(line_of(TEXT, &["none"]), None);
+    }
+}

@@ -1,0 +1,278 @@
+//! The rules that join fields, or that take a parser to check. Types and ranges of single fields
+//! are checked before, in [`super::field`].
+
+use url::Url;
+
+use super::field::shown;
+use super::{Config, Kafka, S3};
+
+/// librdkafka properties on which exactly-once delivery or a field of our own rests, and what
+/// holds instead.
+const PROTECTED: [(&str, &str); 14] = [
+    ("bootstrap.servers", "set kafka.brokers instead"),
+    ("metadata.broker.list", "set kafka.brokers instead"),
+    ("group.id", "set kafka.group instead"),
+    ("group.instance.id", "set kafka.group_instance_id instead"),
+    ("transactional.id", "set kafka.transactional_id instead"),
+    ("enable.auto.commit", "always false: offsets are committed in the transaction"),
+    ("auto.commit.enable", "always false: offsets are committed in the transaction"),
+    ("enable.auto.offset.store", "always false: offsets are committed in the transaction"),
+    ("isolation.level", "always read_committed"),
+    ("enable.idempotence", "always true"),
+    ("acks", "always all"),
+    ("request.required.acks", "always all"),
+    ("group.protocol", "always classic"),
+    ("partition.assignment.strategy", "always cooperative-sticky"),
+];
+
+/// A value that breaks a rule.
+#[derive(Debug)]
+pub struct Problem {
+    pub path: String,
+    /// As it may be printed.
+    pub value: String,
+    pub allowed: String,
+}
+
+impl Problem {
+    fn new(path: &str, value: impl Into<serde_yaml_ng::Value>, allowed: &str) -> Self {
+        Self { path: path.into(), value: shown(&value.into()), allowed: allowed.into() }
+    }
+}
+
+/// Finds the first rule that `config` breaks.
+pub fn check(config: &Config) -> Result<(), Problem> {
+    check_kafka(&config.kafka)?;
+    check_s3(&config.s3)?;
+    check_model_path(&config.model.path)?;
+    if config.limits.max_in_flight < config.batch.size {
+        return Err(Problem::new(
+            "limits.max_in_flight",
+            config.limits.max_in_flight,
+            &format!("at least batch.size, which is {}", config.batch.size),
+        ));
+    }
+    let providers = &config.runtime.providers;
+    let repeated = providers
+        .iter()
+        .enumerate()
+        .any(|(index, provider)| providers.iter().skip(index + 1).any(|other| other == provider));
+    if repeated {
+        let names: Vec<String> =
+            providers.iter().map(|provider| format!("{provider:?}").to_lowercase()).collect();
+        return Err(Problem::new("runtime.providers", names, "each provider once"));
+    }
+    Ok(())
+}
+
+fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
+    if !kafka.brokers.split(',').all(|broker| is_host_and_port(broker.trim())) {
+        return Err(Problem::new(
+            "kafka.brokers",
+            kafka.brokers.as_str(),
+            "host:port[,host:port...]",
+        ));
+    }
+    let topics = [
+        ("kafka.input_topic", &kafka.input_topic),
+        ("kafka.output_topic", &kafka.output_topic),
+        ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
+    ];
+    for (index, (path, topic)) in topics.iter().enumerate() {
+        if !is_topic(topic) {
+            return Err(Problem::new(
+                path,
+                topic.as_str(),
+                "1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-', not '.' or '..'",
+            ));
+        }
+        if let Some((other, _)) = topics.iter().take(index).find(|(_, name)| name == topic) {
+            return Err(Problem::new(path, topic.as_str(), &format!("a topic other than {other}")));
+        }
+    }
+    for (name, value) in &kafka.properties {
+        if let Some((_, instead)) = PROTECTED.iter().find(|(known, _)| known == name) {
+            let path = format!("kafka.properties.{name}");
+            return Err(Problem::new(&path, value.as_str(), &format!("not to be set: {instead}")));
+        }
+    }
+    Ok(())
+}
+
+fn check_s3(s3: &S3) -> Result<(), Problem> {
+    if let Some(endpoint) = &s3.endpoint {
+        check_endpoint(endpoint)?;
+    }
+    let pairs = [
+        ("s3.access_key_id", s3.access_key_id.is_some(), "s3.secret_access_key"),
+        ("s3.secret_access_key", s3.secret_access_key.is_some(), "s3.access_key_id"),
+    ];
+    let both = pairs.iter().all(|(_, set, _)| *set);
+    if let Some((path, _, other)) = pairs.iter().find(|(_, set, _)| *set && !both) {
+        return Err(Problem {
+            path: (*path).into(),
+            value: "set alone".into(),
+            allowed: format!("both {path} and {other}, or neither"),
+        });
+    }
+    if s3.session_token.is_some() && !both {
+        return Err(Problem {
+            path: "s3.session_token".into(),
+            value: "set alone".into(),
+            allowed: "only with s3.access_key_id and s3.secret_access_key".into(),
+        });
+    }
+    if let Some(bucket) = s3.allowed_buckets.iter().find(|bucket| !is_bucket(bucket)) {
+        return Err(Problem::new(
+            "s3.allowed_buckets",
+            vec![bucket.as_str()],
+            "bucket names of 3 to 255 characters: a-z, A-Z, 0-9, '.', '_' and '-'",
+        ));
+    }
+    if s3.backoff_max_ms < s3.backoff_initial_ms {
+        return Err(Problem::new(
+            "s3.backoff_max_ms",
+            s3.backoff_max_ms,
+            &format!("at least s3.backoff_initial_ms, which is {}", s3.backoff_initial_ms),
+        ));
+    }
+    Ok(())
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), Problem> {
+    const ALLOWED: &str = "an http:// or https:// URL, without user, query or fragment";
+    // A URL with a user may hold a password: it is not repeated.
+    let shown = if endpoint.contains('@') { "a URL with a user" } else { endpoint };
+    let problem = || Problem::new("s3.endpoint", shown, ALLOWED);
+    let url = Url::parse(endpoint).map_err(|_| problem())?;
+    let is_plain = url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if matches!(url.scheme(), "http" | "https") && url.has_host() && is_plain {
+        return Ok(());
+    }
+    Err(problem())
+}
+
+fn check_model_path(path: &str) -> Result<(), Problem> {
+    const ALLOWED: &str = "a directory or s3://bucket/prefix";
+    if path.trim().is_empty() {
+        return Err(Problem::new("model.path", path, ALLOWED));
+    }
+    let Some((scheme, rest)) = path.split_once("://") else {
+        return Ok(());
+    };
+    let has_bucket = rest.split('/').next().is_some_and(is_bucket);
+    if scheme == "s3" && has_bucket {
+        return Ok(());
+    }
+    Err(Problem::new("model.path", path, ALLOWED))
+}
+
+fn is_host_and_port(broker: &str) -> bool {
+    let Some((host, port)) = broker.rsplit_once(':') else {
+        return false;
+    };
+    let is_host = match host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        }
+    };
+    is_host && port.parse::<u16>().is_ok_and(|number| number > 0)
+}
+
+/// Kafka's own rule (`org.apache.kafka.common.internals.Topic`).
+fn is_topic(name: &str) -> bool {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=249).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
+}
+
+fn is_bucket(name: &str) -> bool {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (3..=255).contains(&name.len()) && name.bytes().all(is_legal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(extra: &str) -> Config {
+        let text = format!("{{kafka: {{brokers: 'a:1'}}, model: {{path: m}}{extra}}}");
+        serde_yaml_ng::from_str(&text).unwrap()
+    }
+
+    fn path_of(config: &Config) -> Option<String> {
+        check(config).err().map(|problem| problem.path)
+    }
+
+    #[test]
+    fn the_defaults_hold() {
+        assert_eq!(path_of(&config("")), None);
+    }
+
+    #[test]
+    fn brokers_are_hosts_with_ports() {
+        for brokers in ["a:1", "kafka-0.kafka:9092, 10.0.0.1:9092", "[::1]:9092"] {
+            assert!(brokers.split(',').all(|broker| is_host_and_port(broker.trim())), "{brokers}");
+        }
+        for broker in ["", "a", "a:", ":1", "a:0", "a:65536", "http://a:1", "[x]:1", "a b:1"] {
+            assert!(!is_host_and_port(broker), "{broker}");
+        }
+    }
+
+    #[test]
+    fn topics_are_legal_and_distinct() {
+        let mut wrong = config("");
+        wrong.kafka.output_topic = "images.in".into();
+        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+        wrong.kafka.output_topic = "a b".into();
+        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+        wrong.kafka.output_topic = "x".repeat(250);
+        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+    }
+
+    #[test]
+    fn protected_properties_are_refused() {
+        let mut wrong = config("");
+        wrong.kafka.properties = [("acks".to_owned(), "0".to_owned())].into_iter().collect();
+        let problem = check(&wrong).unwrap_err();
+        assert_eq!(problem.path, "kafka.properties.acks");
+        assert!(problem.allowed.contains("always all"));
+    }
+
+    #[test]
+    fn s3_rules_hold() {
+        for (extra, path) in [
+            ("s3: {endpoint: 'localhost:9000'}", "s3.endpoint"),
+            ("s3: {endpoint: 'ftp://a'}", "s3.endpoint"),
+            ("s3: {endpoint: 'http://user:pw@a'}", "s3.endpoint"),
+            ("s3: {access_key_id: a}", "s3.access_key_id"),
+            ("s3: {secret_access_key: a}", "s3.secret_access_key"),
+            ("s3: {session_token: a}", "s3.session_token"),
+            ("s3: {allowed_buckets: ['a/b']}", "s3.allowed_buckets"),
+            ("s3: {backoff_initial_ms: 10, backoff_max_ms: 9}", "s3.backoff_max_ms"),
+            ("limits: {max_in_flight: 7}", "limits.max_in_flight"),
+            ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
+        ] {
+            assert_eq!(path_of(&config(&format!(", {extra}"))).as_deref(), Some(path), "{extra}");
+        }
+        let right = "s3: {endpoint: 'https://s3.local:9000', access_key_id: a, \
+                     secret_access_key: b, allowed_buckets: [photos]}";
+        assert_eq!(path_of(&config(&format!(", {right}"))), None);
+        let leak = check(&config(", s3: {endpoint: 'http://user:pw@a'}")).unwrap_err();
+        assert!(!leak.value.contains("pw"), "{}", leak.value);
+    }
+
+    #[test]
+    fn model_paths_are_directories_or_s3() {
+        for path in ["models/tiny", "/m", "s3://bucket/a", "s3://bucket"] {
+            assert!(check_model_path(path).is_ok(), "{path}");
+        }
+        for path in ["", "  ", "http://a/b", "s3:///x"] {
+            assert!(check_model_path(path).is_err(), "{path}");
+        }
+    }
+}

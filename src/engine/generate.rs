@@ -1,0 +1,319 @@
+//! Beam search over one batch, as bookkeeping alone: which beams live, what they said, which
+//! captions are finished. The decoder graph scores; [`Search`] decides; neither knows the other.
+//!
+//! Row `image * width + beam` of the decoder is that beam of that image. Images beyond the real
+//! ones are padding: their rows run along and are never looked at.
+
+use crate::bundle::{GenerationConfig, ModelConfig};
+
+/// Logarithm that stands for "no such beam": low enough to never win, high enough to add to.
+const DEAD: f32 = -1e9;
+
+/// A finished caption.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hypothesis {
+    /// Tokens without begin and end.
+    pub tokens: Vec<i64>,
+    /// Sum of the tokens' log-probabilities, the end's included.
+    pub log_probability: f32,
+    /// Tokens that the sum is over.
+    pub length: usize,
+}
+
+impl Hypothesis {
+    /// Mean log-probability of a token.
+    pub fn mean(&self) -> f32 {
+        self.log_probability / self.length.max(1) as f32
+    }
+
+    fn ranking(&self, length_penalty: f32) -> f32 {
+        self.log_probability / (self.length.max(1) as f32).powf(length_penalty)
+    }
+}
+
+/// What the decoder found for one image: its best continuations in descending order.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates<'a> {
+    /// Cumulative log-probabilities.
+    pub scores: &'a [f32],
+    pub tokens: &'a [i64],
+    /// The beam that each one continues.
+    pub parents: &'a [i64],
+}
+
+#[derive(Clone, Debug)]
+struct Beam {
+    tokens: Vec<i64>,
+    score: f32,
+    /// The beam of the step before that this one continues.
+    parent: usize,
+}
+
+#[derive(Debug, Default)]
+struct Image {
+    live: Vec<Beam>,
+    finished: Vec<Hypothesis>,
+    done: bool,
+}
+
+/// The state of one batch's search.
+pub struct Search<'a> {
+    model: &'a ModelConfig,
+    settings: &'a GenerationConfig,
+    images: Vec<Image>,
+    steps: usize,
+}
+
+impl<'a> Search<'a> {
+    /// `images` captions to find.
+    pub fn new(model: &'a ModelConfig, settings: &'a GenerationConfig, images: usize) -> Self {
+        let images = (0..images).map(|_| Image::default()).collect();
+        Self { model, settings, images, steps: 0 }
+    }
+
+    /// Whether every image has its caption.
+    pub fn is_done(&self) -> bool {
+        let longest = self.settings.max_new_tokens.min(self.model.max_length - 1);
+        self.steps >= longest || self.images.iter().all(|image| image.done)
+    }
+
+    /// Takes one step's candidates, one entry an image.
+    pub fn advance<'c>(&mut self, candidates: impl Iterator<Item = Candidates<'c>>) {
+        self.steps += 1;
+        for (image, found) in self.images.iter_mut().zip(candidates) {
+            if !image.done {
+                image.advance(found, self.model, self.settings, self.steps);
+            }
+        }
+    }
+
+    /// The last token of each beam, `rows` of them.
+    pub fn last_tokens(&self, rows: usize) -> Vec<i64> {
+        let pad = self.model.pad_token_id;
+        self.per_row(rows, pad, |beam| beam.tokens.last().copied().unwrap_or(pad))
+    }
+
+    /// The score of each beam, `rows` of them.
+    pub fn scores(&self, rows: usize) -> Vec<f32> {
+        self.per_row(rows, DEAD, |beam| beam.score)
+    }
+
+    /// The row of the step before that each row continues; that step had `width` beams an image.
+    pub fn parents(&self, rows: usize, width: usize) -> Vec<i64> {
+        let beams = self.settings.num_beams;
+        (0..rows)
+            .map(|row| {
+                let (image, beam) = (row / beams, row % beams);
+                let live = self.images.get(image).and_then(|found| found.live.get(beam));
+                (image * width + live.map_or(0, |found| found.parent)) as i64
+            })
+            .collect()
+    }
+
+    /// `count` banned tokens for each of `rows`: those that would repeat an n-gram, and the
+    /// special ones.
+    pub fn banned(&self, rows: usize, count: usize) -> Vec<i64> {
+        let beams = self.settings.num_beams;
+        let mut banned = vec![self.model.pad_token_id; rows * count];
+        for (row, ids) in banned.chunks_exact_mut(count).enumerate() {
+            let live = self.images.get(row / beams).and_then(|image| image.live.get(row % beams));
+            let repeats =
+                live.map(|beam| repeats(&beam.tokens, self.settings.no_repeat_ngram_size));
+            let all = std::iter::once(self.model.bos_token_id).chain(repeats.into_iter().flatten());
+            for (place, id) in ids.iter_mut().zip(all) {
+                *place = id;
+            }
+        }
+        banned
+    }
+
+    /// The best caption of each image.
+    pub fn finish(self) -> Vec<Hypothesis> {
+        let penalty = self.settings.length_penalty;
+        self.images
+            .into_iter()
+            .map(|image| {
+                let unfinished = image.live.into_iter().map(|beam| Hypothesis {
+                    length: beam.tokens.len(),
+                    log_probability: beam.score,
+                    tokens: beam.tokens,
+                });
+                let choices: Vec<Hypothesis> =
+                    if image.finished.is_empty() { unfinished.collect() } else { image.finished };
+                best(choices, penalty)
+            })
+            .collect()
+    }
+
+    fn per_row<T: Copy>(&self, rows: usize, empty: T, read: impl Fn(&Beam) -> T) -> Vec<T> {
+        let beams = self.settings.num_beams;
+        (0..rows)
+            .map(|row| {
+                let image = self.images.get(row / beams);
+                image.and_then(|found| found.live.get(row % beams)).map_or(empty, &read)
+            })
+            .collect()
+    }
+}
+
+impl Image {
+    fn advance(
+        &mut self,
+        found: Candidates<'_>,
+        model: &ModelConfig,
+        settings: &GenerationConfig,
+        length: usize,
+    ) {
+        let width = settings.num_beams;
+        let mut next: Vec<Beam> = Vec::with_capacity(width);
+        let continuations = found.scores.iter().zip(found.tokens).zip(found.parents);
+        for (rank, ((score, token), parent)) in continuations.enumerate() {
+            if *score <= DEAD / 2.0 || next.len() == width {
+                break;
+            }
+            let parent = usize::try_from(*parent).unwrap_or(0);
+            let said = self.live.get(parent).map(|beam| beam.tokens.as_slice()).unwrap_or_default();
+            if *token == model.eos_token_id {
+                // An end that ranks below the beams would be chosen for its shortness alone.
+                if rank < width {
+                    let tokens = said.to_vec();
+                    self.finished.push(Hypothesis { tokens, log_probability: *score, length });
+                }
+                continue;
+            }
+            let tokens = said.iter().chain([token]).copied().collect();
+            next.push(Beam { tokens, score: *score, parent });
+        }
+        self.live = next;
+        self.done = self.live.is_empty() || self.is_decided(settings, length);
+    }
+
+    /// Whether no living beam can overtake the finished captions any more.
+    fn is_decided(&self, settings: &GenerationConfig, length: usize) -> bool {
+        if self.finished.len() < settings.num_beams {
+            return false;
+        }
+        let penalty = settings.length_penalty;
+        let worst = self
+            .finished
+            .iter()
+            .map(|hypothesis| hypothesis.ranking(penalty))
+            .fold(f32::INFINITY, f32::min);
+        let hope = self.live.iter().map(|beam| beam.score).fold(f32::NEG_INFINITY, f32::max);
+        hope / (length as f32).powf(penalty) <= worst
+    }
+}
+
+/// The highest-ranking one; the earliest of equals.
+fn best(choices: Vec<Hypothesis>, penalty: f32) -> Hypothesis {
+    let none = Hypothesis { tokens: Vec::new(), log_probability: 0.0, length: 0 };
+    choices
+        .into_iter()
+        .reduce(|champion, challenger| {
+            if challenger.ranking(penalty) > champion.ranking(penalty) {
+                challenger
+            } else {
+                champion
+            }
+        })
+        .unwrap_or(none)
+}
+
+/// The tokens that would complete an n-gram which `tokens` already holds.
+fn repeats(tokens: &[i64], size: usize) -> Vec<i64> {
+    if size == 0 || tokens.len() < size {
+        return Vec::new();
+    }
+    let ending = &tokens[tokens.len() + 1 - size..];
+    tokens
+        .windows(size)
+        .filter(|window| window[..size - 1] == *ending)
+        .map(|window| window[size - 1])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EOS: i64 = 2;
+
+    fn model() -> ModelConfig {
+        ModelConfig {
+            model_type: "fusioncap".into(),
+            name: "test".into(),
+            version: "1".into(),
+            embedding_dim: 4,
+            num_patches: 1,
+            prefix_length: 1,
+            hidden_size: 4,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            vocab_size: 10,
+            max_length: 8,
+            bos_token_id: 1,
+            eos_token_id: EOS,
+            pad_token_id: 0,
+            num_candidates: 4,
+        }
+    }
+
+    fn settings(num_beams: usize, length_penalty: f32) -> GenerationConfig {
+        GenerationConfig { num_beams, max_new_tokens: 6, length_penalty, no_repeat_ngram_size: 2 }
+    }
+
+    fn step(search: &mut Search<'_>, scores: &[f32], tokens: &[i64], parents: &[i64]) {
+        search.advance(std::iter::once(Candidates { scores, tokens, parents }));
+    }
+
+    #[test]
+    fn the_best_finished_caption_wins() {
+        let (model, settings) = (model(), settings(2, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        step(&mut search, &[-1.0, -1.5, -3.0], &[5, 6, 7], &[0, 0, 0]);
+        assert_eq!(search.last_tokens(2), [5, 6]);
+        step(&mut search, &[-1.2, -1.4, -1.6, -2.0], &[EOS, 8, EOS, 9], &[0, 1, 1, 0]);
+        assert_eq!(search.parents(2, 2), [1, 0]);
+        assert!(!search.is_done());
+        step(&mut search, &[-4.0, -5.0, -6.0], &[EOS, EOS, 3], &[0, 1, 1]);
+        let caption = search.finish().remove(0);
+        assert_eq!(caption.tokens, [5]);
+        assert_eq!((caption.log_probability, caption.length), (-1.2, 2));
+    }
+
+    #[test]
+    fn the_search_ends_when_no_beam_can_overtake() {
+        let (model, settings) = (model(), settings(1, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        step(&mut search, &[-0.1, -4.0], &[EOS, 5], &[0, 0]);
+        assert!(search.is_done());
+    }
+
+    #[test]
+    fn an_unfinished_caption_is_better_than_none() {
+        let (model, settings) = (model(), settings(1, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        while !search.is_done() {
+            step(&mut search, &[-1.0], &[5], &[0]);
+        }
+        assert_eq!(search.finish()[0].tokens, [5; 6]);
+    }
+
+    #[test]
+    fn a_repeated_n_gram_is_banned() {
+        assert_eq!(repeats(&[3, 4, 3], 2), [4]);
+        assert_eq!(repeats(&[3, 4, 5, 3, 4], 3), [5]);
+        assert!(repeats(&[3, 4], 0).is_empty());
+        assert_eq!(repeats(&[3, 4], 1), [3, 4]);
+    }
+
+    #[test]
+    fn padding_rows_never_count() {
+        let (model, settings) = (model(), settings(2, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        step(&mut search, &[-1.0, -1.5], &[5, 6], &[0, 0]);
+        assert_eq!(search.last_tokens(4), [5, 6, 0, 0]);
+        assert_eq!(search.scores(4)[2..], [DEAD, DEAD]);
+        assert_eq!(search.parents(4, 1), [0, 0, 1, 1]);
+    }
+}

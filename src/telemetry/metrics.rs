@@ -1,0 +1,173 @@
+//! What the worker counts, and how it leaves the process: scraped as `/metrics` (Prometheus text)
+//! and, where an OpenTelemetry collector is configured, pushed.
+
+use std::sync::Arc;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider};
+use opentelemetry_otlp::MetricExporter;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::{Registry, TextEncoder};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Upper bounds of the latency histogram's buckets, in seconds.
+const LATENCY_BOUNDARIES: [f64; 13] =
+    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// What the worker counts, by OpenTelemetry's API. Units stand in the instruments' names.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Messages polled from the input topic.
+    pub messages: Counter<u64>,
+    /// Event records that name no object creation, skipped.
+    pub skipped: Counter<u64>,
+    /// Captions committed.
+    pub captions: Counter<u64>,
+    /// Dead letters committed; attribute `code`.
+    pub dead_letters: Counter<u64>,
+    /// Fetches tried again.
+    pub fetch_retries: Counter<u64>,
+    /// Bytes fetched from the object store.
+    pub fetched_bytes: Counter<u64>,
+    /// Images in a batch when it left.
+    pub batch_images: Histogram<u64>,
+    /// Transactions ended; attribute `outcome`: committed, aborted, fatal.
+    pub transactions: Counter<u64>,
+    /// Seconds a stage was busy, summed over its threads; attribute `stage`.
+    pub busy_seconds: Counter<f64>,
+    /// Seconds from poll to commit.
+    pub latency_seconds: Histogram<f64>,
+    /// References in flight.
+    pub in_flight: Gauge<u64>,
+    /// 1 while the partitions are paused, else 0.
+    pub paused: Gauge<u64>,
+    /// Partitions assigned.
+    pub partitions: Gauge<u64>,
+}
+
+impl Metrics {
+    pub fn new(meter: &Meter) -> Self {
+        let counter = |name: &'static str, about: &'static str| {
+            meter.u64_counter(name).with_description(about).build()
+        };
+        let gauge = |name: &'static str, about: &'static str| {
+            meter.u64_gauge(name).with_description(about).build()
+        };
+        Self {
+            messages: counter("fusioncap_messages", "messages polled from the input topic"),
+            skipped: counter("fusioncap_skipped_events", "event records that create no object"),
+            captions: counter("fusioncap_captions", "captions committed"),
+            dead_letters: counter("fusioncap_dead_letters", "dead letters committed, by code"),
+            fetch_retries: counter("fusioncap_fetch_retries", "fetches tried again"),
+            fetched_bytes: counter("fusioncap_fetched_bytes", "bytes fetched from S3"),
+            transactions: counter("fusioncap_transactions", "transactions ended, by outcome"),
+            batch_images: meter
+                .u64_histogram("fusioncap_batch_images")
+                .with_description("images in a batch when it left")
+                .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+                .build(),
+            busy_seconds: meter
+                .f64_counter("fusioncap_stage_busy_seconds")
+                .with_description("seconds a stage was busy, summed over its threads")
+                .build(),
+            latency_seconds: meter
+                .f64_histogram("fusioncap_latency_seconds")
+                .with_description("seconds from poll to commit")
+                .with_boundaries(LATENCY_BOUNDARIES.to_vec())
+                .build(),
+            in_flight: gauge("fusioncap_in_flight", "references in flight"),
+            paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
+            partitions: gauge("fusioncap_partitions", "partitions assigned"),
+        }
+    }
+
+    /// Shows every count from the start: a rate over a series that begins late misses its first
+    /// step.
+    fn start_at_zero(&self) {
+        for counter in [
+            &self.messages,
+            &self.skipped,
+            &self.captions,
+            &self.fetch_retries,
+            &self.fetched_bytes,
+        ] {
+            counter.add(0, &[]);
+        }
+        for outcome in ["committed", "aborted", "fatal"] {
+            self.transactions.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
+    }
+}
+
+/// The metrics of one process and where they are read.
+#[derive(Debug)]
+pub struct Meters {
+    pub metrics: Arc<Metrics>,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    provider: SdkMeterProvider,
+}
+
+impl Meters {
+    /// Counts for `/metrics` and, if there is one, for `exporter`.
+    pub fn new(resource: Resource, exporter: Option<MetricExporter>) -> Result<Self> {
+        let registry = Registry::new();
+        let reader = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .build()
+            .map_err(|error| {
+                Error::new(ErrorKind::Internal, "can't set up the metrics").because(error)
+            })?;
+        let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
+        if let Some(otlp) = exporter {
+            builder = builder.with_periodic_exporter(otlp);
+        }
+        let provider = builder.build();
+        let metrics = Metrics::new(&provider.meter("fusioncap"));
+        metrics.start_at_zero();
+        Ok(Self { metrics: Arc::new(metrics), registry, provider })
+    }
+
+    /// Pushes what was not pushed yet and stops. Blocks for a few seconds at worst.
+    pub(super) fn shutdown(&self) {
+        if let Err(error) = self.provider.shutdown() {
+            tracing::debug!(%error, "the last metrics were not pushed");
+        }
+    }
+}
+
+/// Everything in `registry`, in Prometheus's text format.
+pub(super) fn encode(registry: &Registry) -> Result<String> {
+    TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_come_out_as_prometheus_text() {
+        let meters = Meters::new(Resource::builder_empty().build(), None).unwrap();
+        let before = encode(&meters.registry).unwrap();
+        assert!(before.contains("fusioncap_captions_total 0"), "{before}");
+        meters.metrics.captions.add(3, &[]);
+        meters.metrics.dead_letters.add(1, &[KeyValue::new("code", "access_denied")]);
+        meters.metrics.latency_seconds.record(0.3, &[]);
+        meters.metrics.in_flight.record(7, &[]);
+        let after = encode(&meters.registry).unwrap();
+        for line in [
+            "fusioncap_captions_total 3",
+            "fusioncap_dead_letters_total{code=\"access_denied\"} 1",
+            "fusioncap_latency_seconds_bucket{le=\"0.5\"} 1",
+            "fusioncap_in_flight 7",
+            "# TYPE fusioncap_captions_total counter",
+        ] {
+            assert!(after.contains(line), "{line}\n{after}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The command line as a user meets it: the binary's output and exit codes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const MINIMAL: &str = "kafka:\n  brokers: localhost:9092\nmodel:\n  path: models/tiny\n";
+
+/// The binary, without what the caller's environment says to it.
+fn fusioncap(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments);
+    command
+}
+
+struct Fixture {
+    dir: TempDir,
+}
+
+impl Fixture {
+    fn new(yaml: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("worker.yaml"), yaml).unwrap();
+        Self { dir }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("worker.yaml")
+    }
+
+    fn config(&self) -> Command {
+        fusioncap(&["config", "--config", text(&self.file())])
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Exit code 2, nothing on stdout, and exactly one line on stderr: the line after `error: `.
+fn refusal(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert_eq!(stdout(&output), "");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    errors.trim_end().strip_prefix("error: ").unwrap().to_owned()
+}
+
+#[test]
+fn help_lists_the_subcommands() {
+    let output = fusioncap(&["--help"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let help = stdout(&output);
+    for name in ["worker", "caption", "config"] {
+        assert!(help.contains(&format!("\n  {name} ")), "{name} is not in\n{help}");
+    }
+    for name in ["worker", "caption", "config"] {
+        let output = fusioncap(&[name, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{name}");
+        assert!(stdout(&output).contains("Usage: fusioncap"), "{name}");
+    }
+    let version = stdout(&fusioncap(&["--version"]).output().unwrap());
+    assert_eq!(version.trim(), format!("fusioncap {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    for arguments in [&["nonsense"][..], &["config", "--nonsense"], &[]] {
+        let output = fusioncap(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn the_effective_configuration_is_yaml_that_loads_again() {
+    let fixture = Fixture::new(MINIMAL);
+    let output = fixture.config().output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let first = stdout(&output);
+    assert!(first.contains("input_topic: images.in"), "{first}");
+    let again = Fixture::new(&first);
+    assert_eq!(stdout(&again.config().output().unwrap()), first);
+}
+
+#[test]
+fn the_configuration_given_in_the_environment_alone() {
+    let output = fusioncap(&["config"])
+        .env("FUSIONCAP_KAFKA__BROKERS", "a:1")
+        .env("FUSIONCAP_MODEL__PATH", "m")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let fixture = Fixture::new(MINIMAL);
+    let named = fusioncap(&["config"]).env("FUSIONCAP_CONFIG", fixture.file()).output().unwrap();
+    assert!(stdout(&named).contains("path: models/tiny"));
+}
+
+#[test]
+fn the_environment_beats_the_file_and_flags_beat_both() {
+    let fixture = Fixture::new(&format!("{MINIMAL}batch:\n  size: 2\n  linger_ms: 20\n"));
+    let output = fixture
+        .config()
+        .env("FUSIONCAP_BATCH__SIZE", "3")
+        .env("FUSIONCAP_BATCH__LINGER_MS", "30")
+        .args(["--batch-size", "4", "--set", "kafka.properties.client.id=cap"])
+        .output()
+        .unwrap();
+    let effective = stdout(&output);
+    assert!(effective.contains("size: 4"), "{effective}{}", stderr(&output));
+    assert!(effective.contains("linger_ms: 30"), "{effective}");
+    assert!(effective.contains("client.id: cap"), "{effective}");
+    assert!(effective.contains("brokers: localhost:9092"), "{effective}");
+}
+
+#[test]
+fn secrets_are_masked() {
+    let fixture = Fixture::new(&format!(
+        "{MINIMAL}s3:\n  access_key_id: visible-id\n  secret_access_key: hunter2-a\n  \
+         session_token: hunter2-b\n"
+    ));
+    let output = fixture
+        .config()
+        .env("FUSIONCAP_KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2-c")
+        .env("FUSIONCAP_KAFKA__PROPERTIES__SASL_USERNAME", "visible-user")
+        .output()
+        .unwrap();
+    let effective = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!effective.contains("hunter2"), "{effective}");
+    assert_eq!(effective.matches("******").count(), 3, "{effective}");
+    assert!(effective.contains("visible-id") && effective.contains("visible-user"), "{effective}");
+}
+
+#[test]
+fn a_refused_secret_is_not_repeated() {
+    let fixture = Fixture::new(&format!("{MINIMAL}s3:\n  secret_access_key: [hunter2]\n"));
+    let line = refusal(&mut fixture.config());
+    assert!(line.starts_with("s3.secret_access_key can't be ******"), "{line}");
+}
+
+#[test]
+fn an_unknown_field_is_named_with_its_line() {
+    let fixture = Fixture::new("kafka:\n  brokers: a:1\n  input_topics: x\n");
+    let line = refusal(&mut fixture.config());
+    let file = text(&fixture.file()).to_owned();
+    assert_eq!(
+        line,
+        format!(
+            "there is no field kafka.input_topics (did you mean: kafka.input_topic, \
+             set by: {file}:3)"
+        )
+    );
+}
+
+#[test]
+fn a_wrong_type_says_what_is_allowed() {
+    let fixture = Fixture::new(&format!("{MINIMAL}batch:\n  size: many\n"));
+    let line = refusal(&mut fixture.config());
+    assert!(
+        line.starts_with("batch.size can't be 'many' (allowed: an integer from 1 to 1024, set by"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_value_out_of_range_says_the_range() {
+    let fixture = Fixture::new(MINIMAL);
+    let line = refusal(fixture.config().args(["--batch-size", "0"]));
+    assert_eq!(
+        line,
+        "batch.size can't be 0 (allowed: an integer from 1 to 1024, set by: --batch-size)"
+    );
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    let fixture = Fixture::new(MINIMAL);
+    let wrong_value = refusal(fixture.config().env("FUSIONCAP_S3__CONCURRENCY", "0"));
+    assert!(wrong_value.ends_with("set by: FUSIONCAP_S3__CONCURRENCY)"), "{wrong_value}");
+    let wrong_name = refusal(fixture.config().env("FUSIONCAP_S3_CONCURRENCY", "1"));
+    assert!(wrong_name.contains("did you mean: FUSIONCAP_S3__CONCURRENCY"), "{wrong_name}");
+}
+
+#[test]
+fn a_missing_or_broken_file_is_named() {
+    let missing = refusal(&mut fusioncap(&["config", "--config", "no/such.yaml"]));
+    assert!(
+        missing.starts_with("can't read the configuration file (path: no/such.yaml): No such"),
+        "{missing}"
+    );
+    let broken = Fixture::new("kafka: [\n");
+    let line = refusal(&mut broken.config());
+    assert!(line.starts_with("the configuration file is not valid YAML"), "{line}");
+    assert!(line.contains("line "), "{line}");
+}
+
+#[test]
+fn a_missing_required_field_is_named() {
+    let fixture = Fixture::new("model:\n  path: m\n");
+    let line = refusal(&mut fixture.config());
+    assert!(line.starts_with("kafka.brokers is required but not set"), "{line}");
+}
+
+#[test]
+fn a_property_that_exactly_once_rests_on_is_refused() {
+    let fixture = Fixture::new(MINIMAL);
+    let line =
+        refusal(fixture.config().env("FUSIONCAP_KAFKA__PROPERTIES__ENABLE_AUTO_COMMIT", "true"));
+    assert!(line.starts_with("kafka.properties.enable.auto.commit can't be 'true'"), "{line}");
+}
+
+#[test]
+fn a_reader_that_stops_early_is_no_error() {
+    let script = format!("{} config --reference | head -n 1", env!("CARGO_BIN_EXE_fusioncap"));
+    let output = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "# Configuration\n");
+}
+
+#[test]
+fn the_reference_in_the_repository_is_current() {
+    let output = fusioncap(&["config", "--reference"]).output().unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    assert!(
+        std::fs::read_to_string(page).unwrap() == stdout(&output),
+        "docs/configuration.md is old: `fusioncap config --reference > docs/configuration.md`"
+    );
+}
