@@ -1,4 +1,7 @@
 //! `fusioncap demo`: everything embedded.
+//!
+//! Results go to stdout, progress and logs to stderr. The exit code is 0 only if every photo came
+//! back as exactly one caption.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +10,7 @@ use clap::Args;
 use crate::demo::progress::Progress;
 use crate::demo::{self, Settings, html};
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry::logs::{self, Level};
 
 const MODEL: &str = "models/tiny";
 const SAMPLES: &str = "samples";
@@ -26,11 +30,12 @@ pub struct DemoArgs {
     #[arg(long, value_name = "FILE", default_value = "fusioncap-demo.html")]
     html: PathBuf,
     /// Images a batch
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     batch_size: u16,
 }
 
 pub fn run(args: DemoArgs) -> Result<()> {
+    logs::init(Level::Warn)?;
     let settings = Settings {
         paths: if args.paths.is_empty() { vec![samples()?] } else { args.paths },
         brokers: args.brokers,

@@ -106,7 +106,7 @@ impl DemoKafka {
             input_topic,
             output_topic,
             dead_letter_topic,
-            properties: self.fetch_properties(),
+            properties: self.fetch_properties().into(),
         }
     }
 
