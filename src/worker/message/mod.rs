@@ -1,0 +1,113 @@
+//! The records on the three topics: what a message on `images.in` asks for, and what is written
+//! to `captions.out` and `images.dlq`. Their schemas are the files of `schemas/`.
+//!
+//! A message is one of three shapes, told apart by its content: our own [`request`], an S3
+//! [`s3_event`] notification, or either inside a CloudEvent ([`cloud_event`]). One message may
+//! name several images; they share its offset and are told apart by their index.
+
+mod cloud_event;
+mod record;
+mod request;
+mod s3_event;
+mod trace;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+pub use record::{CaptionRecord, DeadLetter, Stage, header};
+pub use trace::TraceContext;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The UUIDv5 namespace of derived ids (RFC 9562).
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_b7a0_52c4_5e0f_9a3b_7d1c_4e8f_2b60);
+
+/// Where a message came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePosition {
+    pub topic: Arc<str>,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+impl SourcePosition {
+    /// The id of the image at `index` of this message, the same at every reading.
+    pub fn id(&self, index: usize) -> String {
+        let name = format!("{}/{}/{}/{index}", self.topic, self.partition, self.offset);
+        Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()
+    }
+}
+
+/// One image to caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// The producer's own id, or one derived from topic, partition, offset and index.
+    pub id: String,
+    pub bucket: String,
+    pub key: String,
+    pub version_id: Option<String>,
+    /// Without quotes.
+    pub etag: Option<String>,
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl ImageRequest {
+    /// `s3://bucket/key`
+    pub fn uri(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// What one message on `images.in` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// In the order of the message's records.
+    pub images: Vec<ImageRequest>,
+    /// Event records that create no object.
+    pub skipped: usize,
+}
+
+/// Reads a message: our request, an S3 event notification, or either inside a CloudEvent
+/// (structured, or binary with `ce_` headers).
+///
+/// # Errors
+/// `ErrorKind::InvalidMessage` or `UnsupportedUri`, with one line that says what is wrong where.
+pub fn parse(
+    payload: &[u8],
+    headers: &[(String, Vec<u8>)],
+    source: &SourcePosition,
+) -> Result<Requests> {
+    if cloud_event::is_binary(headers) {
+        cloud_event::check_binary(headers)?;
+        return parse_plain(json(payload)?, source);
+    }
+    let message = json(payload)?;
+    if cloud_event::is_structured(&message) {
+        return parse_plain(cloud_event::data(message)?, source);
+    }
+    parse_plain(message, source)
+}
+
+/// Our request or an S3 event notification.
+fn parse_plain(message: Value, source: &SourcePosition) -> Result<Requests> {
+    if s3_event::is_notification(&message) {
+        return s3_event::parse(message, source);
+    }
+    let image = request::parse(message, source)?;
+    Ok(Requests { images: vec![image], skipped: 0 })
+}
+
+fn json(payload: &[u8]) -> Result<Value> {
+    if payload.is_empty() {
+        return Err(invalid("the message is empty"));
+    }
+    serde_json::from_slice(payload)
+        .map_err(|error| invalid("the message is no JSON").because(error))
+}
+
+fn invalid(reason: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidMessage, reason)
+}

@@ -1,0 +1,188 @@
+//! What is written: one flat record an image on `captions.out`, one a failure on `images.dlq`.
+//!
+//! Column names and types are a contract with lake tables: they may be added to, never changed.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::trace::{TRACEPARENT, TRACESTATE};
+use super::{ImageRequest, SourcePosition, TraceContext};
+use crate::bundle::Bundle;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A caption (`schemas/caption.v1.schema.json`).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct CaptionRecord {
+    pub id: String,
+    pub uri: String,
+    pub bucket: String,
+    pub key: String,
+    pub version_id: Option<String>,
+    pub etag: Option<String>,
+    pub content_type: String,
+    /// Of the source image, in pixels.
+    pub width: u32,
+    pub height: u32,
+    pub caption: String,
+    /// Mean log-probability of a token.
+    pub score: f32,
+    pub model_name: String,
+    pub model_version: String,
+    pub model_digest: String,
+    pub source_topic: String,
+    pub source_partition: i32,
+    pub source_offset: i64,
+    /// RFC 3339, UTC, microseconds.
+    pub captioned_at: String,
+    pub attributes: BTreeMap<String, String>,
+    /// The image's embedding, unit length; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Vec<f32>>,
+}
+
+/// The step of the flow at which an image failed.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Consume,
+    Fetch,
+    Decode,
+    Caption,
+}
+
+/// An image that can't be captioned (`schemas/dead-letter.v1.schema.json`).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct DeadLetter {
+    pub id: String,
+    /// Absent where the message could not be read.
+    pub uri: Option<String>,
+    /// One of [`ErrorKind::DEAD_LETTERS`].
+    pub code: String,
+    pub reason: String,
+    pub stage: Stage,
+    /// Tries made, at least 1.
+    pub attempts: u32,
+    pub source_topic: String,
+    pub source_partition: i32,
+    pub source_offset: i64,
+    /// The image's place among those of its message.
+    pub source_index: u32,
+    /// RFC 3339, UTC, microseconds.
+    pub failed_at: String,
+    /// The original message, Base64.
+    pub payload_base64: String,
+    /// The original key, Base64; absent where it had none.
+    pub key_base64: Option<String>,
+}
+
+impl DeadLetter {
+    /// The dead letter of the image at `index`; `request` is absent where the message itself
+    /// could not be read.
+    pub fn new(
+        source: &SourcePosition,
+        index: usize,
+        request: Option<&ImageRequest>,
+        error: &Error,
+        (stage, attempts): (Stage, u32),
+        (key, payload): (Option<&[u8]>, &[u8]),
+    ) -> Self {
+        Self {
+            id: request.map_or_else(|| source.id(index), |image| image.id.clone()),
+            uri: request.map(ImageRequest::uri),
+            code: error.kind().code().to_owned(),
+            reason: error.chain(),
+            stage,
+            attempts,
+            source_topic: source.topic.to_string(),
+            source_partition: source.partition,
+            source_offset: source.offset,
+            source_index: u32::try_from(index).unwrap_or(u32::MAX),
+            failed_at: now(),
+            payload_base64: STANDARD.encode(payload),
+            key_base64: key.map(|bytes| STANDARD.encode(bytes)),
+        }
+    }
+
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+}
+
+impl CaptionRecord {
+    /// Everything that is known of an image before it has a caption; the caller fills in what
+    /// the fetch and the model found.
+    pub fn new(source: &SourcePosition, request: &ImageRequest, bundle: &Bundle) -> Self {
+        Self {
+            id: request.id.clone(),
+            uri: request.uri(),
+            bucket: request.bucket.clone(),
+            key: request.key.clone(),
+            version_id: request.version_id.clone(),
+            etag: request.etag.clone(),
+            content_type: String::new(),
+            width: 0,
+            height: 0,
+            caption: String::new(),
+            score: 0.0,
+            model_name: bundle.config.name.clone(),
+            model_version: bundle.config.version.clone(),
+            model_digest: bundle.digest().to_owned(),
+            source_topic: source.topic.to_string(),
+            source_partition: source.partition,
+            source_offset: source.offset,
+            captioned_at: now(),
+            attributes: request.attributes.clone(),
+            embedding: None,
+        }
+    }
+
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+}
+
+/// Names of the record headers, and the headers themselves.
+pub mod header {
+    use super::{SourcePosition, TRACEPARENT, TRACESTATE, TraceContext};
+
+    pub const SOURCE_TOPIC: &str = "fusioncap-source-topic";
+    pub const SOURCE_PARTITION: &str = "fusioncap-source-partition";
+    pub const SOURCE_OFFSET: &str = "fusioncap-source-offset";
+    pub const SOURCE_INDEX: &str = "fusioncap-source-index";
+    pub const ETAG: &str = "fusioncap-etag";
+    pub const MODEL_DIGEST: &str = "fusioncap-model-digest";
+    pub const ERROR_CODE: &str = "fusioncap-error-code";
+
+    /// The headers of every record: where it came from and the trace it belongs to. Numbers are
+    /// decimal text.
+    pub fn of(
+        source: &SourcePosition,
+        index: usize,
+        trace: &TraceContext,
+    ) -> Vec<(&'static str, Vec<u8>)> {
+        let mut headers = vec![
+            (SOURCE_TOPIC, source.topic.as_bytes().to_vec()),
+            (SOURCE_PARTITION, source.partition.to_string().into_bytes()),
+            (SOURCE_OFFSET, source.offset.to_string().into_bytes()),
+            (SOURCE_INDEX, index.to_string().into_bytes()),
+            (TRACEPARENT, trace.traceparent.clone().into_bytes()),
+        ];
+        if let Some(state) = &trace.tracestate {
+            headers.push((TRACESTATE, state.clone().into_bytes()));
+        }
+        headers
+    }
+}
+
+fn now() -> String {
+    format!("{:.6}", Timestamp::now())
+}
+
+fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(record)
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").because(error))
+}

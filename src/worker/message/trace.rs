@@ -1,0 +1,69 @@
+//! W3C trace context (w3.org/TR/trace-context) carried from a reference to its caption.
+
+use uuid::Uuid;
+
+pub const TRACEPARENT: &str = "traceparent";
+pub const TRACESTATE: &str = "tracestate";
+
+/// The trace that a message belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// `version-trace id-parent id-flags`
+    pub traceparent: String,
+    pub tracestate: Option<String>,
+}
+
+impl TraceContext {
+    /// The context in a message's headers, if it holds a valid one.
+    pub fn from_headers(headers: &[(String, Vec<u8>)]) -> Option<Self> {
+        let find = |name: &str| {
+            let value = headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name));
+            value.and_then(|(_, bytes)| String::from_utf8(bytes.clone()).ok())
+        };
+        let traceparent = find(TRACEPARENT).filter(|text| is_valid(text))?;
+        Some(Self { traceparent, tracestate: find(TRACESTATE) })
+    }
+
+    /// A new, sampled trace.
+    pub fn fresh() -> Self {
+        let (trace, parent) = (Uuid::new_v4().simple(), Uuid::new_v4().as_u64_pair().0 | 1);
+        Self { traceparent: format!("00-{trace}-{parent:016x}-01"), tracestate: None }
+    }
+}
+
+fn is_valid(traceparent: &str) -> bool {
+    let parts: Vec<&str> = traceparent.split('-').collect();
+    let [version, trace, parent, flags] = parts[..] else { return false };
+    let hex = |text: &str, length: usize| {
+        text.len() == length
+            && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let some = |text: &str| text.bytes().any(|byte| byte != b'0');
+    hex(version, 2)
+        && version != "ff"
+        && hex(trace, 32)
+        && some(trace)
+        && hex(parent, 16)
+        && some(parent)
+        && hex(flags, 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(value: &str) -> Vec<(String, Vec<u8>)> {
+        vec![(TRACEPARENT.to_owned(), value.as_bytes().to_vec())]
+    }
+
+    #[test]
+    fn a_valid_context_is_kept_and_an_invalid_one_dropped() {
+        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(TraceContext::from_headers(&headers(valid)).unwrap().traceparent, valid);
+        let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        for wrong in ["", "00-abc-def-01", zero, "00-4BF92F3577B34DA6A3CE929D0E0E4736-1-01"] {
+            assert_eq!(TraceContext::from_headers(&headers(wrong)), None, "{wrong}");
+        }
+        assert!(is_valid(&TraceContext::fresh().traceparent));
+    }
+}
