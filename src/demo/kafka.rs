@@ -31,7 +31,9 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait of an idle fetch, in milliseconds: the mock cluster sits it out to the end even
 /// when a record comes, where a real broker answers at once.
 const FETCH_WAIT_MS: &str = "20";
-/// Longest wait for a topic to be made or a reference to be delivered.
+/// Longest wait for topics to be made or deleted.
+const ADMIN: Duration = Duration::from_secs(10);
+/// Longest wait for a reference to be delivered.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the worker answered to one reference.
@@ -146,7 +148,8 @@ impl DemoKafka {
             .iter()
             .map(|topic| NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1)))
             .collect();
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options =
+            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
         let made = self.admin().map_err(refused)?.create_topics(&wanted, &options).await;
         for topic in made.map_err(refused)? {
             topic.map_err(|(_, code)| refused(KafkaError::AdminOp(code)))?;
@@ -161,7 +164,8 @@ impl DemoKafka {
         }
         let topics = self.topics();
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options =
+            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
         let deleted = match self.admin() {
             Ok(admin) => admin.delete_topics(&names, &options).await,
             Err(error) => Err(error),
