@@ -168,7 +168,7 @@ mod tests {
 
     fn answered(name: &str, outcomes: Vec<Outcome>) -> Answered {
         let path = Path::new("samples").join(name);
-        Answered { photo: Photo { path, name: name.into(), key: name.into() }, outcomes }
+        Answered { photo: Photo { path, name: name.into(), id: name.into() }, outcomes }
     }
 
     #[test]
