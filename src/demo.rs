@@ -1,1 +1,0 @@
-//! Everything embedded: the first command a newcomer runs.

@@ -1,0 +1,243 @@
+//! What a demonstration found, and how a terminal shows it.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::demo::kafka::{Answer, Outcome};
+use crate::demo::photos::Photo;
+
+/// Columns of the longest bar of the stages' table.
+const BAR: f64 = 24.0;
+/// Longest file name that is shown whole.
+const NAME: usize = 32;
+
+/// One photo and everything that came back for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    pub photo: Photo,
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Answered {
+    /// Exactly one caption, and nothing else.
+    pub fn is_captioned_once(&self) -> bool {
+        matches!(self.outcomes.as_slice(), [Outcome::Caption { .. }])
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct DemoReport {
+    /// Name and version.
+    pub model: String,
+    /// Digest of the bundle's manifest, as on every caption.
+    pub digest: String,
+    /// In the order the photos were given.
+    pub photos: Vec<Answered>,
+    /// Answers that belong to no photo of this run.
+    pub strangers: usize,
+    /// From the first reference sent to the last answer received.
+    pub elapsed: Duration,
+    /// Busy time of each stage of the worker, summed over its threads.
+    pub stages: Vec<(&'static str, Duration)>,
+}
+
+impl DemoReport {
+    /// Groups `answers` by photo.
+    pub fn sort(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
+        let places: HashMap<_, _> =
+            photos.iter().enumerate().map(|(index, photo)| (photo.key.clone(), index)).collect();
+        let mut sorted: Vec<_> =
+            photos.into_iter().map(|photo| Answered { photo, outcomes: Vec::new() }).collect();
+        let mut strangers = 0;
+        for answer in answers {
+            match places.get(&answer.key).and_then(|index| sorted.get_mut(*index)) {
+                Some(answered) => answered.outcomes.push(answer.outcome),
+                None => strangers += 1,
+            }
+        }
+        (sorted, strangers)
+    }
+
+    pub fn captioned(&self) -> usize {
+        self.photos.iter().filter(|answered| answered.is_captioned_once()).count()
+    }
+
+    /// Every photo came back as one caption, and nothing else did.
+    pub fn is_complete(&self) -> bool {
+        self.strangers == 0 && self.captioned() == self.photos.len()
+    }
+
+    /// `captioned 13 of 13 images in 3.1 s`.
+    pub fn headline(&self) -> String {
+        let (done, all) = (self.captioned(), self.photos.len());
+        let seconds = self.elapsed.as_secs_f64();
+        format!("captioned {done} of {all} images in {seconds:.1} s")
+    }
+
+    pub fn images_per_second(&self) -> f64 {
+        self.captioned() as f64 / self.elapsed.as_secs_f64().max(f64::EPSILON)
+    }
+
+    pub fn longest_stage(&self) -> Duration {
+        self.stages.iter().map(|(_, busy)| *busy).max().unwrap_or_default()
+    }
+
+    /// One line a photo, the summary, and where the time went.
+    pub fn text(&self) -> String {
+        let mut text = self.lines();
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "\n{} ({:.1} images/s)", self.headline(), self.images_per_second());
+        text.push_str(&self.verdict());
+        text.push('\n');
+        text.push_str(&self.stage_table());
+        text
+    }
+
+    fn lines(&self) -> String {
+        let width = self.photos.iter().map(|shown| shorten(&shown.photo.name).chars().count());
+        let names = width.max().unwrap_or_default();
+        let said: Vec<_> = self.photos.iter().map(said).collect();
+        // A reason may be long; only captions, which have a score beside them, make the column.
+        let captions = said.iter().filter(|(_, score)| !score.is_empty());
+        let words = captions.map(|(words, _)| words.chars().count()).max().unwrap_or_default();
+        let mut lines = String::new();
+        for (shown, (what, score)) in self.photos.iter().zip(&said) {
+            let line =
+                format!("{:<names$}  {what:<words$}  {score:>7}", shorten(&shown.photo.name));
+            lines.push_str(line.trim_end());
+            lines.push('\n');
+        }
+        lines
+    }
+
+    /// One line: exactly once, or what is wrong with that.
+    pub fn verdict(&self) -> String {
+        if self.is_complete() {
+            return "every photo came back exactly once".into();
+        }
+        let missing = self.photos.iter().filter(|shown| shown.outcomes.is_empty()).count();
+        let repeated = self.photos.iter().filter(|shown| shown.outcomes.len() > 1).count();
+        let refused = self.photos.len() - self.captioned() - missing - repeated;
+        format!(
+            "not captioned: {refused}; never came back: {missing}; came back more than once: \
+             {repeated}; answers without a photo: {}",
+            self.strangers
+        )
+    }
+
+    fn stage_table(&self) -> String {
+        let name = self.stages.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        let longest = self.longest_stage().as_secs_f64().max(f64::EPSILON);
+        let mut table = String::from("where the time went (busy time, all threads together):\n");
+        for (stage, busy) in &self.stages {
+            let seconds = busy.as_secs_f64();
+            let columns = (seconds / longest * BAR).round() as usize;
+            let bar = "#".repeat(columns);
+            let _ = writeln!(
+                table,
+                "{}",
+                format!("  {stage:<name$} {seconds:>7.2} s  {bar}").trim_end()
+            );
+        }
+        table
+    }
+}
+
+/// What a line says of a photo, and its score.
+fn said(answered: &Answered) -> (String, String) {
+    match answered.outcomes.as_slice() {
+        [] => ("(nothing came back)".into(), String::new()),
+        [Outcome::Caption { caption, score }] => (caption.clone(), format!("{score:.3}")),
+        [Outcome::DeadLetter { code, reason }] => (format!("({code}: {reason})"), String::new()),
+        several => (format!("(came back {} times)", several.len()), String::new()),
+    }
+}
+
+/// The end of a long name tells files apart, and shows what they are.
+fn shorten(name: &str) -> String {
+    let letters = name.chars().count();
+    if letters <= NAME {
+        return name.into();
+    }
+    let kept: String = name.chars().skip(letters - NAME + 1).collect();
+    format!("…{kept}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn photo(number: usize, name: &str) -> Photo {
+        let key = format!("{number:04}-{name}");
+        Photo { path: name.into(), name: name.into(), key }
+    }
+
+    fn caption(key: &str) -> Answer {
+        let outcome = Outcome::Caption { caption: "a cat on a bed".into(), score: -1.2345 };
+        Answer { key: key.into(), outcome }
+    }
+
+    fn report(answers: Vec<Answer>) -> DemoReport {
+        let photos = vec![photo(1, "cat.jpg"), photo(2, "notes.txt")];
+        let (photos, strangers) = DemoReport::sort(photos, answers);
+        DemoReport {
+            model: "tiny 1".into(),
+            digest: "sha256:00".into(),
+            photos,
+            strangers,
+            elapsed: Duration::from_millis(2_000),
+            stages: vec![
+                ("fetch", Duration::from_millis(500)),
+                ("caption", Duration::from_millis(1_500)),
+            ],
+        }
+    }
+
+    #[test]
+    fn the_text_is_aligned() {
+        let dead = Outcome::DeadLetter { code: "not_an_image".into(), reason: "text".into() };
+        let answers =
+            vec![caption("0001-cat.jpg"), Answer { key: "0002-notes.txt".into(), outcome: dead }];
+        let expected = "\
+cat.jpg    a cat on a bed   -1.234
+notes.txt  (not_an_image: text)
+
+captioned 1 of 2 images in 2.0 s (0.5 images/s)
+not captioned: 1; never came back: 0; came back more than once: 0; answers without a photo: 0
+where the time went (busy time, all threads together):
+  fetch      0.50 s  ########
+  caption    1.50 s  ########################
+";
+        assert_eq!(report(answers).text(), expected);
+    }
+
+    #[test]
+    fn only_one_caption_each_is_complete() {
+        let both = || vec![caption("0001-cat.jpg"), caption("0002-notes.txt")];
+        assert!(report(both()).is_complete());
+        assert!(report(both()).text().contains("every photo came back exactly once"));
+
+        let missing = report(vec![caption("0001-cat.jpg")]);
+        assert!(!missing.is_complete());
+        assert!(missing.text().contains("never came back: 1"));
+
+        let mut twice = both();
+        twice.push(caption("0001-cat.jpg"));
+        assert!(report(twice.clone()).text().contains("came back more than once: 1"));
+        assert!(!report(twice).is_complete());
+
+        let mut strange = both();
+        strange.push(caption("0003-dog.jpg"));
+        assert!(!report(strange).is_complete());
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_end() {
+        let name = format!("{}.jpg", "x".repeat(60));
+        let short = shorten(&name);
+        assert_eq!(short.chars().count(), NAME);
+        assert!(short.starts_with('…') && short.ends_with("x.jpg"));
+    }
+}
