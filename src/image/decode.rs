@@ -1,0 +1,157 @@
+//! Any supported encoding -> upright 8-bit RGB.
+//!
+//! JPEGs go through libjpeg-turbo, everything else through the `image` crate. The number of pixels is checked against the header before anything is decoded.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage,
+};
+use turbojpeg::{Colorspace, Decompressor, PixelFormat};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes a decoder may allocate for each pixel that the limit allows.
+const BYTES_PER_PIXEL: u64 = 16;
+
+pub struct Decoded {
+    pub rgb: RgbImage,
+    pub content_type: &'static str,
+}
+
+/// Decodes `bytes` into RGB: orientation applied, alpha laid on white, 16 bits scaled to 8, the
+/// first frame of an animation.
+pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<Decoded> {
+    if bytes.is_empty() {
+        return Err(Error::new(ErrorKind::EmptyObject, "the object is empty"));
+    }
+    let format = image::guess_format(bytes).map_err(|_| not_an_image(bytes))?;
+    let content_type = format.to_mime_type();
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL));
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| undecodable(error, bytes))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
+            .with("size", format!("{width} x {height}"))
+            .with("limits.max_pixels", max_pixels));
+    }
+    if width == 0 || height == 0 {
+        return Err(Error::new(ErrorKind::CorruptImage, "the image has no pixels"));
+    }
+    // A broken EXIF block is no reason to lose the image.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let rgb = match format {
+        ImageFormat::Jpeg => jpeg(bytes)?,
+        _ => flatten(pixels(decoder, bytes)?),
+    };
+    Ok(Decoded { rgb: upright(rgb, orientation), content_type })
+}
+
+fn pixels(decoder: impl ImageDecoder, bytes: &[u8]) -> Result<DynamicImage> {
+    DynamicImage::from_decoder(decoder).map_err(|error| undecodable(error, bytes))
+}
+
+/// A JPEG by libjpeg-turbo.
+fn jpeg(bytes: &[u8]) -> Result<RgbImage> {
+    let corrupt = |error: turbojpeg::Error| {
+        Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").because(error)
+    };
+    let mut decompressor = Decompressor::new().map_err(corrupt)?;
+    let header = decompressor.read_header(bytes).map_err(corrupt)?;
+    let format = match header.colorspace {
+        Colorspace::CMYK | Colorspace::YCCK => PixelFormat::CMYK,
+        _ => PixelFormat::RGB,
+    };
+    let pitch = header.width * format.size();
+    let mut pixels = vec![0; pitch * header.height];
+    let target = turbojpeg::Image {
+        pixels: pixels.as_mut_slice(),
+        width: header.width,
+        pitch,
+        height: header.height,
+        format,
+    };
+    match decompressor.decompress(bytes, target) {
+        Ok(()) => {}
+        // Stray bytes between segments are common and do no harm.
+        Err(turbojpeg::Error::TurboJpegError(message)) if message.contains("extraneous bytes") => {}
+        Err(error) => return Err(corrupt(error)),
+    }
+    if format == PixelFormat::CMYK {
+        pixels = pixels.as_chunks().0.iter().flat_map(|ink| without_ink(*ink)).collect();
+    }
+    let edge = |length: usize| u32::try_from(length).unwrap_or(0);
+    RgbImage::from_raw(edge(header.width), edge(header.height), pixels)
+        .ok_or_else(|| Error::new(ErrorKind::Internal, "a JPEG's buffer has the wrong size"))
+}
+
+/// RGB of a CMYK pixel as JPEGs hold it, inverted by Adobe's convention: what each ink lets
+/// through of what black lets through.
+fn without_ink([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
+    [cyan, magenta, yellow].map(|ink| {
+        let light = (u32::from(ink) * u32::from(black) + 127) / 255;
+        u8::try_from(light).unwrap_or(u8::MAX)
+    })
+}
+
+/// 8-bit RGB of whatever was decoded, alpha laid on white.
+fn flatten(decoded: DynamicImage) -> RgbImage {
+    if !decoded.color().has_alpha() {
+        return decoded.into_rgb8();
+    }
+    let rgba = decoded.into_rgba8();
+    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
+    for (target, source) in rgb.pixels_mut().zip(rgba.pixels()) {
+        let [red, green, blue, alpha] = source.0;
+        *target = Rgb([red, green, blue].map(|value| on_white(value, alpha)));
+    }
+    rgb
+}
+
+fn on_white(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let blended = (value * alpha + 255 * (255 - alpha) + 127) / 255;
+    u8::try_from(blended).unwrap_or(u8::MAX)
+}
+
+fn upright(rgb: RgbImage, orientation: Orientation) -> RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return rgb;
+    }
+    let mut image = DynamicImage::ImageRgb8(rgb);
+    image.apply_orientation(orientation);
+    image.into_rgb8()
+}
+
+fn undecodable(error: ImageError, bytes: &[u8]) -> Error {
+    match error {
+        ImageError::Limits(_) => {
+            Error::new(ErrorKind::ImageTooLarge, "the image needs too much memory").because(error)
+        }
+        ImageError::Unsupported(_) => not_an_image(bytes).because(error),
+        _ => Error::new(ErrorKind::CorruptImage, "the image can't be decoded").because(error),
+    }
+}
+
+/// Says what the bytes look like instead, as far as a glance tells.
+fn not_an_image(bytes: &[u8]) -> Error {
+    let start = bytes[..bytes.len().min(64)].trim_ascii_start();
+    let looks_like = if start.starts_with(b"<") {
+        "HTML or XML"
+    } else if start.starts_with(b"{") || start.starts_with(b"[") {
+        "JSON"
+    } else if start.starts_with(b"%PDF") {
+        "PDF"
+    } else if std::str::from_utf8(start).is_ok() {
+        "text"
+    } else {
+        "unknown"
+    };
+    Error::new(ErrorKind::NotAnImage, "the object is in no supported image format")
+        .with("looks like", looks_like)
+        .with("allowed", "JPEG, PNG, GIF, WebP, BMP, TIFF")
+}

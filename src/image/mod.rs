@@ -1,0 +1,119 @@
+//! Encoded bytes -> pixels as CLIP's image processor gives them.
+//!
+//! [`decode`] turns any supported encoding into upright 8-bit RGB, [`resize`] brings it to the
+//! model's size as Pillow would, [`Preprocessor`] does both as a `preprocessor_config.json` says.
+//! Whatever the bytes are, the answer is pixels or a dead letter's error: nothing here panics.
+
+mod decode;
+mod resize;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::bundle::{PreprocessorConfig, Size};
+use crate::config::Limits;
+use crate::error::{Error, ErrorKind, Result};
+use decode::Decoded;
+
+/// An image ready for the vision tower: 8-bit RGB, `height x width x 3`, at the model's size.
+#[derive(Clone, Debug)]
+pub struct DecodedPixels {
+    /// Size of the source image in pixels, after its EXIF orientation is applied.
+    pub source_width: u32,
+    pub source_height: u32,
+    /// Media type found from the bytes themselves, such as `image/jpeg`.
+    pub content_type: &'static str,
+    /// Row-major RGB at the model's input size.
+    pub rgb: Vec<u8>,
+}
+
+/// Decodes, resizes, crops and normalises as a `preprocessor_config.json` says.
+#[derive(Clone, Debug)]
+pub struct Preprocessor {
+    filter: resize::Filter,
+    resized: Option<Size>,
+    /// Height and width of the model's input.
+    input: (u32, u32),
+    /// `pixel * scale + shift` for each channel is the normalised value.
+    scale: [f32; 3],
+    shift: [f32; 3],
+}
+
+impl Preprocessor {
+    /// # Errors
+    /// `ErrorKind::Bundle` if the configuration asks for what is not supported.
+    pub fn new(config: PreprocessorConfig) -> Result<Self> {
+        let unsupported = |what: &'static str| {
+            Error::new(ErrorKind::Bundle, what).with("file", crate::bundle::PREPROCESSOR_CONFIG)
+        };
+        let filter = resize::Filter::from_pillow(config.resample)
+            .ok_or_else(|| unsupported("resample is not supported (1, 2 and 3 are)"))?;
+        let target = if config.do_center_crop { config.crop_size } else { Some(config.size) };
+        let input = match target {
+            Some(Size::Exact { height, width }) => (height, width),
+            Some(Size::Square(side)) => (side, side),
+            // A shortest edge alone leaves the other edge open.
+            Some(Size::ShortestEdge { shortest_edge }) if config.do_center_crop => {
+                (shortest_edge, shortest_edge)
+            }
+            _ => return Err(unsupported("the size of the model's input is not fixed")),
+        };
+        if !config.do_resize && !config.do_center_crop {
+            return Err(unsupported("without do_resize a centre crop is needed"));
+        }
+        let sane = |edge: u32| (1..=8192).contains(&edge);
+        if !sane(input.0) || !sane(input.1) || config.image_std.contains(&0.0) {
+            return Err(unsupported("a size or image_std is out of range"));
+        }
+        let scale = config.image_std.map(|deviation| config.rescale_factor / deviation);
+        let shift =
+            std::array::from_fn(|channel| -config.image_mean[channel] / config.image_std[channel]);
+        let resized = config.do_resize.then_some(match config.size {
+            // Without a crop, one number means both edges.
+            Size::Square(side) if config.do_center_crop => {
+                Size::ShortestEdge { shortest_edge: side }
+            }
+            Size::Square(side) => Size::Exact { height: side, width: side },
+            size => size,
+        });
+        Ok(Self { filter, resized, input, scale, shift })
+    }
+
+    /// Height and width of the model's input in pixels.
+    pub fn input_size(&self) -> (usize, usize) {
+        (self.input.0 as usize, self.input.1 as usize)
+    }
+
+    /// Decodes `bytes`, whatever supported format they are in.
+    ///
+    /// # Errors
+    /// `EmptyObject`, `NotAnImage`, `CorruptImage` or `ImageTooLarge`.
+    pub fn decode(&self, bytes: &[u8], limits: &Limits) -> Result<DecodedPixels> {
+        // Decoders are fed the world's worst files; one that panics costs its image, no more.
+        catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(bytes, limits))).unwrap_or_else(
+            |_| Err(Error::new(ErrorKind::CorruptImage, "the decoder failed on this image")),
+        )
+    }
+
+    fn decode_unguarded(&self, bytes: &[u8], limits: &Limits) -> Result<DecodedPixels> {
+        let Decoded { rgb, content_type } = decode::decode(bytes, limits.max_pixels)?;
+        let (source_width, source_height) = rgb.dimensions();
+        let resized = match self.resized {
+            Some(size) => resize::resize(rgb, size, self.filter)?,
+            None => rgb,
+        };
+        let (height, width) = self.input;
+        let cropped = resize::centre_crop(resized, width, height);
+        Ok(DecodedPixels { source_width, source_height, content_type, rgb: cropped.into_raw() })
+    }
+
+    /// Writes `rgb` into `tensor` as normalised planes, `[3, height, width]`.
+    pub fn normalise(&self, rgb: &[u8], tensor: &mut [f32]) {
+        let plane = rgb.len() / 3;
+        for (channel, values) in tensor.chunks_exact_mut(plane).enumerate().take(3) {
+            let (scale, shift) = (self.scale[channel], self.shift[channel]);
+            for (value, pixel) in values.iter_mut().zip(rgb.chunks_exact(3)) {
+                *value = f32::from(pixel[channel]).mul_add(scale, shift);
+            }
+        }
+    }
+}
