@@ -238,7 +238,8 @@ fn a_damaged_encoder_directory_is_an_error_that_names_the_file() {
 }
 
 /// A checkpoint in PyTorch's legacy format (577 bytes): a plain tensor, a transposed view and the
-/// tail of one storage, and a 64-bit counter.
+/// tail of one storage, and a 64-bit counter. Python's pickle wrote it, with classes that only
+/// bear PyTorch's names.
 fn legacy_checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/legacy.pth")
 }
