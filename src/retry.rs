@@ -1,2 +1,202 @@
 //! Retrying with exponential backoff and jitter: the one module that knows `backoff`
 //! (unmaintained, RUSTSEC-2025-0012; its replacement would be `backon`).
+//!
+//! Only errors whose disposition is [`Disposition::Retry`] are tried again, and never more often
+//! than [`Policy::max_attempts`] allows.
+
+use std::future::Future;
+use std::time::Duration;
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff;
+
+use crate::config;
+use crate::error::{Disposition, Error};
+
+/// How often and how patiently something is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Tries in all, the first one included; 0 counts as 1.
+    pub max_attempts: u32,
+    /// First pause between two tries, before jitter.
+    pub initial: Duration,
+    /// Longest pause between two tries.
+    pub max: Duration,
+}
+
+impl Policy {
+    /// Tries again for as long as the caller asks.
+    pub fn endless(initial: Duration, max: Duration) -> Self {
+        Self { max_attempts: u32::MAX, initial, max }
+    }
+
+    /// The pauses between the tries: doubling from `initial` to `max`, each with jitter of half
+    /// its length, so that workers which failed together don't return together.
+    pub fn pauses(self) -> Pauses {
+        let backoff = ExponentialBackoffBuilder::new()
+            .with_initial_interval(self.initial)
+            .with_max_interval(self.max)
+            .with_multiplier(2.0)
+            .with_randomization_factor(0.5)
+            .with_max_elapsed_time(None)
+            .build();
+        Pauses { backoff, left: self.max_attempts.saturating_sub(1), max: self.max }
+    }
+}
+
+impl From<&config::S3> for Policy {
+    fn from(settings: &config::S3) -> Self {
+        Self {
+            max_attempts: settings.max_attempts,
+            initial: Duration::from_millis(settings.backoff_initial_ms),
+            max: Duration::from_millis(settings.backoff_max_ms),
+        }
+    }
+}
+
+/// The pauses that are left; it ends when the tries are used up.
+#[derive(Debug)]
+pub struct Pauses {
+    backoff: backoff::ExponentialBackoff,
+    left: u32,
+    max: Duration,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.left = self.left.checked_sub(1)?;
+        // Jitter can lengthen a pause beyond the interval that `backoff` caps.
+        self.backoff.next_backoff().map(|pause| pause.min(self.max))
+    }
+}
+
+/// The last error of something that was given up, and how often it had been tried.
+#[derive(Debug)]
+pub struct GaveUp {
+    pub error: Error,
+    pub attempts: u32,
+}
+
+/// Runs `operation` until it succeeds, fails for good, or has used up `policy`.
+///
+/// `again` is asked before each pause, with the error, the tries so far and the pause; when it
+/// answers `false`, the error is final.
+pub async fn retry<T, F>(
+    policy: Policy,
+    mut operation: impl FnMut() -> F,
+    mut again: impl FnMut(&Error, u32, Duration) -> bool,
+) -> Result<(T, u32), GaveUp>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pauses = policy.pauses();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let error = match operation().await {
+            Ok(value) => return Ok((value, attempts)),
+            Err(error) => error,
+        };
+        if error.disposition() != Disposition::Retry {
+            return Err(GaveUp { error, attempts });
+        }
+        let Some(pause) = pauses.next() else {
+            return Err(GaveUp { error, attempts });
+        };
+        if !again(&error, attempts, pause) {
+            return Err(GaveUp { error, attempts });
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const POLICY: Policy = Policy {
+        max_attempts: 4,
+        initial: Duration::from_millis(2),
+        max: Duration::from_millis(5),
+    };
+
+    async fn fail_times(failures: u32, kind: ErrorKind) -> (Result<u32, (ErrorKind, u32)>, u32) {
+        let calls = Cell::new(0);
+        let outcome =
+            retry(
+                POLICY,
+                || {
+                    calls.set(calls.get() + 1);
+                    let call = calls.get();
+                    async move {
+                        if call > failures { Ok(call) } else { Err(Error::new(kind, "failed")) }
+                    }
+                },
+                |_, _, _| true,
+            )
+            .await;
+        let told = match outcome {
+            Ok((value, attempts)) => {
+                assert_eq!(value, attempts);
+                Ok(value)
+            }
+            Err(gave_up) => Err((gave_up.error.kind(), gave_up.attempts)),
+        };
+        (told, calls.get())
+    }
+
+    #[tokio::test]
+    async fn transient_errors_are_tried_again() {
+        assert_eq!(fail_times(2, ErrorKind::FetchTimeout).await, (Ok(3), 3));
+    }
+
+    #[tokio::test]
+    async fn tries_are_counted_and_end() {
+        let expected = (Err((ErrorKind::FetchThrottled, 4)), 4);
+        assert_eq!(fail_times(9, ErrorKind::FetchThrottled).await, expected);
+    }
+
+    #[tokio::test]
+    async fn permanent_errors_are_final() {
+        let expected = (Err((ErrorKind::ObjectNotFound, 1)), 1);
+        assert_eq!(fail_times(9, ErrorKind::ObjectNotFound).await, expected);
+    }
+
+    #[tokio::test]
+    async fn the_caller_can_stop_it() {
+        let outcome = retry(
+            POLICY,
+            || async { Err::<(), _>(Error::new(ErrorKind::FetchTimeout, "failed")) },
+            |_, attempts, _| attempts < 2,
+        )
+        .await;
+        assert_eq!(outcome.unwrap_err().attempts, 2);
+    }
+
+    #[test]
+    fn pauses_stay_within_bounds() {
+        let policy = Policy {
+            max_attempts: 50,
+            initial: Duration::from_millis(100),
+            max: Duration::from_millis(800),
+        };
+        let pauses: Vec<Duration> = policy.pauses().collect();
+        assert_eq!(pauses.len(), 49);
+        assert!(pauses[0] >= Duration::from_millis(50) && pauses[0] <= Duration::from_millis(150));
+        assert!(pauses.iter().all(|pause| *pause <= policy.max));
+        let late = &pauses[10..];
+        assert!(late.iter().all(|pause| *pause >= Duration::from_millis(400)));
+        assert!(late.windows(2).any(|pair| pair[0] != pair[1]), "jitter varies the pauses");
+    }
+
+    #[test]
+    fn one_attempt_has_no_pause() {
+        assert_eq!(Policy { max_attempts: 1, ..POLICY }.pauses().count(), 0);
+        assert_eq!(Policy { max_attempts: 0, ..POLICY }.pauses().count(), 0);
+    }
+}

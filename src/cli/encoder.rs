@@ -25,13 +25,13 @@ enum Kind {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Write a tiny encoder with random weights, for tests and trials
+    /// Draw a very small encoder at random, for tests in which the encoder is not the point
     Random {
         /// Where to write the encoder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Determines every weight
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        /// The same number gives the same encoder
+        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
         seed: u64,
     },
 }

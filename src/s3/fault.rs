@@ -1,0 +1,121 @@
+//! What the object store's failures mean: HTTP status and S3 error code to `ErrorKind`.
+//!
+//! The status decides, and the error code only where one status has several meanings (400, 403,
+//! 404, 503): S3's imitators agree on statuses far more than on codes.
+
+use std::error::Error as StdError;
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStreamError;
+
+use crate::error::{Error, ErrorKind};
+
+/// Reads a failed call.
+pub fn classify<E>(error: SdkError<E, HttpResponse>) -> Error
+where
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    let kind = match &error {
+        SdkError::TimeoutError(_) => ErrorKind::FetchTimeout,
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => ErrorKind::FetchTimeout,
+        SdkError::ConstructionFailure(_) => ErrorKind::ObjectNotFound,
+        SdkError::ServiceError(failure) => {
+            kind_of(failure.raw().status().as_u16(), failure.err().code())
+        }
+        _ => ErrorKind::FetchUnavailable,
+    };
+    let told = Error::new(kind, message(kind));
+    let told = match error.raw_response() {
+        Some(response) => told.with("status", response.status().as_u16()),
+        None => told,
+    };
+    let told = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        Some(code) => told.with("code", code),
+        None => told,
+    };
+    told.because(error)
+}
+
+/// Reads a body that broke off or whose checksum is wrong.
+pub fn body(error: ByteStreamError) -> Error {
+    Error::new(ErrorKind::FetchUnavailable, "the object's body broke off").because(error)
+}
+
+/// The kind of an answer with `status` and, in its body, S3's error `code`.
+fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
+    match (status, code.unwrap_or_default()) {
+        (429, _)
+        | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded") => {
+            ErrorKind::FetchThrottled
+        }
+        (408, _) | (_, "RequestTimeout") => ErrorKind::FetchTimeout,
+        (412, _) => ErrorKind::EtagMismatch,
+        // Expired or malformed credentials answer 400 on some stores.
+        (401 | 403, _)
+        | (
+            400,
+            "ExpiredToken"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
+            | "AuthorizationHeaderMalformed"
+            | "InvalidAccessKeyId",
+        ) => ErrorKind::AccessDenied,
+        (500..=599, _) => ErrorKind::FetchUnavailable,
+        // Whatever else is refused names no object that can be read: a missing key or bucket, a
+        // version id of another bucket (400), a deleted version (405), another region (301).
+        _ => ErrorKind::ObjectNotFound,
+    }
+}
+
+const fn message(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::FetchThrottled => "the object store asked to slow down",
+        ErrorKind::FetchTimeout => "the object store did not answer in time",
+        ErrorKind::EtagMismatch => "the object has changed since it was referred to",
+        ErrorKind::AccessDenied => "the object store refused access",
+        ErrorKind::FetchUnavailable => "the object store is not available",
+        _ => "there is no such object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_have_kinds() {
+        let cases = [
+            (404, Some("NoSuchKey"), ErrorKind::ObjectNotFound),
+            (404, Some("NoSuchBucket"), ErrorKind::ObjectNotFound),
+            (404, None, ErrorKind::ObjectNotFound),
+            (405, Some("MethodNotAllowed"), ErrorKind::ObjectNotFound),
+            (400, Some("InvalidArgument"), ErrorKind::ObjectNotFound),
+            (301, Some("PermanentRedirect"), ErrorKind::ObjectNotFound),
+            (403, Some("AccessDenied"), ErrorKind::AccessDenied),
+            (403, Some("SignatureDoesNotMatch"), ErrorKind::AccessDenied),
+            (403, None, ErrorKind::AccessDenied),
+            (401, None, ErrorKind::AccessDenied),
+            (400, Some("ExpiredToken"), ErrorKind::AccessDenied),
+            (412, Some("PreconditionFailed"), ErrorKind::EtagMismatch),
+            (503, Some("SlowDown"), ErrorKind::FetchThrottled),
+            (429, None, ErrorKind::FetchThrottled),
+            (503, Some("ServiceUnavailable"), ErrorKind::FetchUnavailable),
+            (503, None, ErrorKind::FetchUnavailable),
+            (500, Some("InternalError"), ErrorKind::FetchUnavailable),
+            (504, None, ErrorKind::FetchUnavailable),
+            (400, Some("RequestTimeout"), ErrorKind::FetchTimeout),
+            (408, None, ErrorKind::FetchTimeout),
+        ];
+        for (status, code, expected) in cases {
+            assert_eq!(kind_of(status, code), expected, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_can_end_as_a_dead_letter() {
+        for status in 100..600 {
+            assert!(ErrorKind::DEAD_LETTERS.contains(&kind_of(status, None)), "{status}");
+        }
+    }
+}

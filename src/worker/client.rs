@@ -1,0 +1,373 @@
+//! librdkafka's settings for the consumer and the producer, and what is checked before they run.
+//!
+//! `kafka.properties` passes any property through but those that exactly-once delivery rests on:
+//! these are refused by name, never overridden in silence. Our own defaults stand below the
+//! user's properties, the fixed ones above.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::Kafka;
+use crate::error::{Error, ErrorKind, Result};
+
+/// librdkafka's default; the broker drops a member that is silent for longer.
+const SESSION_TIMEOUT_MS: u64 = 45_000;
+/// Below the session timeout: when the group gives a dead worker's partitions away, its open
+/// transaction is already over, and the new owner need not wait for stable offsets.
+const TRANSACTION_TIMEOUT_MS: u64 = 40_000;
+/// Below the transaction timeout: a record that can't be delivered fails while its transaction
+/// can still be aborted.
+const MESSAGE_TIMEOUT_MS: u64 = 30_000;
+
+/// How long the brokers may take to answer at the start.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+/// A topic that was just made is unknown to some brokers for a moment.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Properties that are not passed through, and what to do instead.
+const REFUSED: [(&str, &str); 21] = [
+    ("bootstrap.servers", "set kafka.brokers"),
+    ("metadata.broker.list", "set kafka.brokers"),
+    ("group.id", "set kafka.group"),
+    ("group.instance.id", "set kafka.group_instance_id"),
+    ("transactional.id", "set kafka.transactional_id"),
+    ("enable.auto.commit", "offsets are committed in the transaction"),
+    ("auto.commit.enable", "offsets are committed in the transaction"),
+    ("enable.auto.offset.store", "offsets are committed in the transaction"),
+    ("offset.store.method", "offsets are committed in the transaction"),
+    ("isolation.level", "it is always read_committed"),
+    ("enable.idempotence", "it is always true"),
+    ("acks", "it is always all"),
+    ("request.required.acks", "it is always all"),
+    ("partition.assignment.strategy", "it is always cooperative-sticky"),
+    ("group.protocol", "it is always classic"),
+    ("group.remote.assignor", "the group protocol is always classic"),
+    ("allow.auto.create.topics", "topics are made by whoever runs Kafka"),
+    ("log.queue", "logs go to the worker's own log"),
+    ("log_level", "set the log filter of target librdkafka"),
+    ("opaque", "it is used inside"),
+    ("enable.partition.eof", "the worker follows its topic without end"),
+];
+
+/// The checked settings of both clients.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    pub consumer: ClientConfig,
+    pub producer: ClientConfig,
+    pub transactional_id: String,
+    pub transaction_timeout: Duration,
+    pub message_timeout: Duration,
+}
+
+impl Clients {
+    /// # Errors
+    /// `ErrorKind::Config`, naming the property that is refused or contradicts another.
+    pub fn new(kafka: &Kafka) -> Result<Self> {
+        for name in kafka.properties.keys() {
+            if let Some((_, instead)) = REFUSED.iter().find(|(refused, _)| *refused == name.trim()) {
+                return Err(Error::new(ErrorKind::Config, "exactly-once delivery rests on a property")
+                    .with("field", format_args!("kafka.properties.{name}"))
+                    .with("instead", instead));
+            }
+        }
+        let session = number(kafka, &["session.timeout.ms"], SESSION_TIMEOUT_MS)?;
+        let transaction = number(kafka, &["transaction.timeout.ms"], TRANSACTION_TIMEOUT_MS)?;
+        let message = number(
+            kafka,
+            &["message.timeout.ms", "delivery.timeout.ms"],
+            MESSAGE_TIMEOUT_MS.min(transaction.saturating_mul(3) / 4),
+        )?;
+        if message == 0 || message >= transaction {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "a record must fail before its transaction does",
+            )
+            .with("field", "kafka.properties.message.timeout.ms")
+            .with("value", message)
+            .with("allowed", format_args!("1 to below transaction.timeout.ms, {transaction}")));
+        }
+        if transaction >= session {
+            tracing::warn!(
+                transaction_timeout_ms = transaction,
+                session_timeout_ms = session,
+                "transaction.timeout.ms is not below session.timeout.ms: after a crash the next \
+                 owner of its partitions waits for the open transaction"
+            );
+        }
+        let transactional_id = transactional_id(kafka)?;
+
+        let mut common = ClientConfig::new();
+        common.set_log_level(RDKafkaLogLevel::Info);
+        common.set("client.id", "fusioncap");
+        let mut consumer = common.clone();
+        consumer
+            .set("auto.offset.reset", "earliest")
+            // A seek throws the prefetch away; a small one also keeps memory flat.
+            .set("queued.min.messages", "500")
+            .set("queued.max.messages.kbytes", "8192")
+            .set("session.timeout.ms", session.to_string());
+        let mut producer = common;
+        producer.set("linger.ms", "5");
+        for (name, value) in &kafka.properties {
+            consumer.set(name.trim(), value);
+            producer.set(name.trim(), value);
+        }
+        consumer
+            .set("bootstrap.servers", &kafka.brokers)
+            .set("group.id", &kafka.group)
+            .set("group.protocol", "classic")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("allow.auto.create.topics", "false");
+        if let Some(instance) = &kafka.group_instance_id {
+            consumer.set("group.instance.id", instance);
+        }
+        producer
+            .set("bootstrap.servers", &kafka.brokers)
+            .set("transactional.id", &transactional_id)
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("transaction.timeout.ms", transaction.to_string())
+            .set("message.timeout.ms", message.to_string());
+        // One client's properties mean nothing to the other, which would warn about each.
+        for (client, others) in [(&mut consumer, PRODUCER_ONLY), (&mut producer, CONSUMER_ONLY)] {
+            for name in others {
+                client.remove(name);
+            }
+        }
+        Ok(Self {
+            consumer,
+            producer,
+            transactional_id,
+            transaction_timeout: Duration::from_millis(transaction),
+            message_timeout: Duration::from_millis(message),
+        })
+    }
+}
+
+const PRODUCER_ONLY: &[&str] = &[
+    "transaction.timeout.ms",
+    "message.timeout.ms",
+    "delivery.timeout.ms",
+    "linger.ms",
+    "queue.buffering.max.ms",
+    "batch.size",
+    "batch.num.messages",
+    "compression.type",
+    "compression.codec",
+    "retries",
+    "partitioner",
+];
+
+const CONSUMER_ONLY: &[&str] = &[
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "max.poll.interval.ms",
+    "auto.offset.reset",
+    "queued.min.messages",
+    "queued.max.messages.kbytes",
+    "fetch.wait.max.ms",
+    "fetch.min.bytes",
+    "fetch.max.bytes",
+    "fetch.message.max.bytes",
+    "max.partition.fetch.bytes",
+    "check.crcs",
+    // Replaced by the checked value above, whichever of its two names was used.
+    "delivery.timeout.ms",
+];
+
+/// Unique for each running worker, or two of them fence each other for ever. The host name is so
+/// for pods, and stable for those of a StatefulSet, whose successor then ends the dead one's
+/// transaction at once. Several workers on one host need `kafka.transactional_id`.
+fn transactional_id(kafka: &Kafka) -> Result<String> {
+    if let Some(id) = &kafka.transactional_id {
+        return Ok(id.clone());
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty());
+    let Some(host) = host else {
+        return Err(Error::new(ErrorKind::Config, "the host has no name to tell workers apart by")
+            .with("field", "kafka.transactional_id")
+            .with("allowed", "any id that no other running worker has"));
+    };
+    Ok(format!("{}-{host}", kafka.group))
+}
+
+fn number(kafka: &Kafka, names: &[&str], default: u64) -> Result<u64> {
+    let set = names.iter().find_map(|name| Some((*name, kafka.properties.get(*name)?)));
+    let Some((name, value)) = set else {
+        return Ok(default);
+    };
+    value.trim().parse().map_err(|_| {
+        Error::new(ErrorKind::Config, "not a number")
+            .with("field", format_args!("kafka.properties.{name}"))
+            .with("value", format_args!("'{value}'"))
+            .with("allowed", "milliseconds")
+    })
+}
+
+/// An error of librdkafka about its settings.
+pub fn creation_error(error: KafkaError) -> Error {
+    if let KafkaError::ClientConfig(_, why, name, value) = &error {
+        return Error::new(ErrorKind::Config, "librdkafka refuses a property")
+            .with("field", format_args!("kafka.properties.{name}"))
+            .with("value", format_args!("'{value}'"))
+            .because(why.trim().to_owned());
+    }
+    Error::new(ErrorKind::Config, "librdkafka refuses the settings")
+        .with("section", "kafka")
+        .because(error)
+}
+
+/// Asks the brokers for the three topics.
+///
+/// # Errors
+/// `ErrorKind::Kafka`: no broker answers, or a topic is missing; both name their field.
+pub fn check_topics<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    kafka: &Kafka,
+    last_error: impl Fn() -> Option<String>,
+) -> Result<()> {
+    let topics = [
+        ("kafka.input_topic", &kafka.input_topic),
+        ("kafka.output_topic", &kafka.output_topic),
+        ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
+    ];
+    let deadline = Instant::now() + TOPIC_PATIENCE;
+    for (field, topic) in topics {
+        while let Some(code) = topic_error(consumer, topic).map_err(|error| {
+            // Serves the queue on which librdkafka says why.
+            while consumer.poll(Duration::ZERO).is_some() {}
+            let told = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
+                .with("kafka.brokers", &kafka.brokers);
+            match last_error() {
+                Some(reason) => told.because(reason),
+                None => told.because(error),
+            }
+        })? {
+            if code == RDKafkaErrorCode::UnknownTopicOrPartition && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+            return Err(Error::new(ErrorKind::Kafka, "a topic can't be used")
+                .with("field", field)
+                .with("value", topic)
+                .because(code));
+        }
+    }
+    Ok(())
+}
+
+fn topic_error<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+) -> Result<Option<RDKafkaErrorCode>, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Ok(Some(RDKafkaErrorCode::UnknownTopicOrPartition));
+    };
+    if let Some(error) = found.error() {
+        return Ok(Some(error.into()));
+    }
+    Ok(found.partitions().is_empty().then_some(RDKafkaErrorCode::UnknownTopicOrPartition))
+}
+
+/// librdkafka's own log lines.
+pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
+            tracing::error!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::info!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kafka(properties: &[(&str, &str)]) -> Kafka {
+        let mut kafka: Kafka = serde_yaml_ng::from_str("brokers: localhost:9092").unwrap();
+        let owned = properties.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        kafka.properties = owned.collect();
+        kafka
+    }
+
+    fn refusal(properties: &[(&str, &str)]) -> String {
+        let error = Clients::new(&kafka(properties)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    }
+
+    #[test]
+    fn what_exactly_once_rests_on_is_fixed() {
+        let clients = Clients::new(&kafka(&[("linger.ms", "20")])).unwrap();
+        let consumer = |name| clients.consumer.get(name);
+        assert_eq!(consumer("isolation.level"), Some("read_committed"));
+        assert_eq!(consumer("enable.auto.commit"), Some("false"));
+        assert_eq!(consumer("enable.auto.offset.store"), Some("false"));
+        assert_eq!(consumer("partition.assignment.strategy"), Some("cooperative-sticky"));
+        assert_eq!(consumer("auto.offset.reset"), Some("earliest"));
+        assert_eq!(consumer("linger.ms"), None);
+        let producer = |name| clients.producer.get(name);
+        assert_eq!(producer("enable.idempotence"), Some("true"));
+        assert_eq!(producer("acks"), Some("all"));
+        assert_eq!(producer("linger.ms"), Some("20"));
+        assert!(producer("transactional.id").unwrap().starts_with("fusioncap-"));
+    }
+
+    #[test]
+    fn every_refused_property_is_named() {
+        for (name, _) in REFUSED {
+            let told = refusal(&[(name, "x")]);
+            assert!(told.contains(&format!("kafka.properties.{name}")), "{told}");
+        }
+        assert!(refusal(&[(" acks", "1")]).contains("acks"));
+    }
+
+    #[test]
+    fn timeouts_stand_in_order() {
+        let defaults = Clients::new(&kafka(&[])).unwrap();
+        assert!(defaults.message_timeout < defaults.transaction_timeout);
+        let told = refusal(&[("message.timeout.ms", "60000")]);
+        assert!(told.contains("message.timeout.ms") && told.contains("60000"), "{told}");
+        let told = refusal(&[("delivery.timeout.ms", "60000")]);
+        assert!(told.contains("60000"), "{told}");
+        assert!(refusal(&[("message.timeout.ms", "0")]).contains("allowed"));
+        assert!(refusal(&[("transaction.timeout.ms", "soon")]).contains("'soon'"));
+        let short = Clients::new(&kafka(&[("transaction.timeout.ms", "10000")])).unwrap();
+        assert_eq!(short.message_timeout, Duration::from_millis(7_500));
+    }
+
+    #[test]
+    fn other_properties_reach_the_client_they_are_for() {
+        let clients = Clients::new(&kafka(&[
+            ("security.protocol", "SASL_SSL"),
+            ("auto.offset.reset", "latest"),
+            ("delivery.timeout.ms", "20000"),
+        ]))
+        .unwrap();
+        assert_eq!(clients.consumer.get("security.protocol"), Some("SASL_SSL"));
+        assert_eq!(clients.producer.get("security.protocol"), Some("SASL_SSL"));
+        assert_eq!(clients.consumer.get("auto.offset.reset"), Some("latest"));
+        assert_eq!(clients.producer.get("auto.offset.reset"), None);
+        assert_eq!(clients.producer.get("message.timeout.ms"), Some("20000"));
+        assert_eq!(clients.producer.get("delivery.timeout.ms"), None);
+    }
+}

@@ -1,0 +1,365 @@
+//! Polls the input topic on a thread of its own, and is the only one to touch the consumer.
+//!
+//! Each turn: rewind what a failed transaction left behind, hand records to the fetchers, pause
+//! or resume, poll. It keeps polling whatever the other stages do, so that the group never takes
+//! it for dead, and above `limits.max_in_flight` it polls with all partitions paused.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage, Stage};
+use crate::worker::ledger::references;
+use crate::worker::membership::{self, Membership};
+use crate::worker::message::{self, SourcePosition};
+use crate::worker::rebalance::Rebalancer;
+use crate::worker::shared::Shared;
+
+const IDLE_POLL: Duration = Duration::from_millis(100);
+/// While records wait for the fetchers.
+const BUSY_POLL: Duration = Duration::from_millis(5);
+/// Messages taken in one turn.
+const BURST: usize = 128;
+/// For one request to the brokers during a rewind.
+const REWIND_TIMEOUT: Duration = Duration::from_secs(10);
+/// A rewind that does not succeed for so long ends the worker.
+const REWIND_LIMIT: Duration = Duration::from_secs(180);
+/// Leaving the group may take so long.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+pub struct Consume {
+    pub consumer: BaseConsumer<Rebalancer>,
+    pub topic: Arc<str>,
+    pub shared: Arc<Shared>,
+    pub publisher: Sender<Event>,
+    pub fetch: mpsc::Sender<Referenced>,
+    pub max_in_flight: usize,
+    pub drain_limit: Duration,
+    pub shutdown: CancellationToken,
+    /// Records that the fetchers have no room for yet.
+    pub backlog: VecDeque<Referenced>,
+    /// Whose group metadata the assignment holds.
+    pub membership: Option<Membership>,
+    /// Since when a rewind has been tried.
+    pub rewinding_since: Option<Instant>,
+}
+
+impl Consume {
+    /// Runs until shutdown or failure, and drains in the first case. The consumer stays open: it
+    /// must not leave its group before the publisher's last commit.
+    pub fn run(&mut self) -> Result<()> {
+        self.consumer.subscribe(&[&self.topic]).map_err(|error| {
+            kafka_error("the input topic can't be subscribed to", error)
+                .with("kafka.input_topic", &self.topic)
+        })?;
+        while !self.shutdown.is_cancelled() && !self.shared.has_failed() {
+            self.turn()?;
+        }
+        if !self.shared.has_failed() {
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.rewind()?;
+        self.hand_over();
+        self.balance()?;
+        self.measure();
+        let wait = if self.backlog.is_empty() { IDLE_POLL } else { BUSY_POLL };
+        let consumer = &self.consumer;
+        let Some(first) = consumer.poll(wait) else {
+            membership::refresh(consumer, &self.shared, &mut self.membership);
+            return Ok(());
+        };
+        let started = Instant::now();
+        // Before the record goes on: no transaction may carry it without the group's metadata.
+        membership::refresh(consumer, &self.shared, &mut self.membership);
+        let mut next = Some(first);
+        for _ in 0..BURST {
+            let Some(polled) = next else {
+                break;
+            };
+            match polled {
+                Ok(message) => take(&self.shared, &self.publisher, &mut self.backlog, &message),
+                Err(error) => survive(error)?,
+            }
+            if self.shared.in_flight() >= self.max_in_flight {
+                break;
+            }
+            next = consumer.poll(Duration::ZERO);
+        }
+        self.shared.busy(Stage::Consume, started);
+        Ok(())
+    }
+
+    /// Moves records on as far as there is room; stale ones fall away.
+    fn hand_over(&mut self) {
+        while let Some(record) = self.backlog.pop_front() {
+            if !self.shared.is_current(&record.origin) {
+                continue;
+            }
+            match self.fetch.try_send(record) {
+                Ok(()) => {}
+                Err(TrySendError::Full(record)) => {
+                    self.backlog.push_front(record);
+                    return;
+                }
+                // The fetchers have ended: so will this run, at its next turn.
+                Err(TrySendError::Closed(_)) => return,
+            }
+        }
+    }
+
+    /// Pauses when there is enough in flight, resumes when half of it is done. The gap matters:
+    /// pausing throws the prefetched messages away.
+    fn balance(&self) -> Result<()> {
+        let in_flight = self.shared.in_flight();
+        let suspended = self.shared.assignment.is_suspended();
+        let enough = in_flight >= self.max_in_flight || !self.backlog.is_empty() || suspended;
+        let little = in_flight <= self.max_in_flight / 2 && !suspended;
+        if enough {
+            self.pause_all()
+        } else if little {
+            self.resume_all()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn pause_all(&self) -> Result<()> {
+        let context = self.consumer.context();
+        let mut paused = context.paused();
+        let owned = self.shared.assignment.partitions();
+        let running: Vec<i32> =
+            owned.into_iter().filter(|partition| !paused.contains(partition)).collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        self.consumer
+            .pause(&context.list(running.iter().copied()))
+            .map_err(|error| kafka_error("partitions can't be paused", error))?;
+        tracing::debug!(partitions = ?running, in_flight = self.shared.in_flight(), "paused");
+        paused.extend(running);
+        Ok(())
+    }
+
+    fn resume_all(&self) -> Result<()> {
+        let context = self.consumer.context();
+        let mut paused = context.paused();
+        if paused.is_empty() {
+            return Ok(());
+        }
+        self.consumer
+            .resume(&context.list(paused.iter().copied()))
+            .map_err(|error| kafka_error("partitions can't be resumed", error))?;
+        tracing::debug!(partitions = ?paused, in_flight = self.shared.in_flight(), "resumed");
+        paused.clear();
+        Ok(())
+    }
+
+    /// Takes every partition that a failed transaction suspended back to its committed offset.
+    fn rewind(&mut self) -> Result<()> {
+        let wanted = self.shared.assignment.to_rewind();
+        if wanted.is_empty() {
+            self.rewinding_since = None;
+            return Ok(());
+        }
+        let since = *self.rewinding_since.get_or_insert_with(Instant::now);
+        self.backlog.clear();
+        let mut targets = Vec::new();
+        for rewind in wanted {
+            match rewind.first {
+                Some(first) => targets.push((rewind.partition, first)),
+                // Nothing of it has been polled: it stands where it was assigned.
+                None => self.shared.assignment.rewound(rewind.partition),
+            }
+        }
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let Err(error) = self.seek(&targets) else {
+            return Ok(());
+        };
+        if since.elapsed() > REWIND_LIMIT {
+            return Err(kafka_error("partitions can't be taken back to their offsets", error));
+        }
+        tracing::warn!(%error, "a rewind failed and will be tried again");
+        Ok(())
+    }
+
+    /// Seeks each (partition, first polled offset) to its committed offset, or, where there is
+    /// none, to the first polled one: that is what `auto.offset.reset` chose.
+    fn seek(&self, targets: &[(i32, i64)]) -> Result<(), KafkaError> {
+        let context = self.consumer.context();
+        let numbers = targets.iter().map(|(partition, _)| *partition);
+        let committed =
+            self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
+        let mut wanted = context.list([]);
+        for &(partition, first) in targets {
+            let Some(found) = committed.find_partition(&self.topic, partition) else {
+                continue;
+            };
+            found.error()?;
+            let offset = match found.offset() {
+                Offset::Offset(offset) => offset,
+                _ => first,
+            };
+            wanted.add_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
+            tracing::info!(partition, offset, "rewinding");
+        }
+        let sought = self.consumer.seek_partitions(wanted, REWIND_TIMEOUT)?;
+        let mut failure = None;
+        for element in sought.elements() {
+            match element.error() {
+                Ok(()) => self.shared.assignment.rewound(element.partition()),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn measure(&self) {
+        let metrics = &self.shared.metrics;
+        metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
+        metrics.paused.record(u64::from(!self.consumer.context().paused().is_empty()), &[]);
+        metrics.partitions.record(self.shared.assignment.partitions().len() as u64, &[]);
+    }
+
+    /// Lets what is in flight finish, polling on with everything paused.
+    fn drain(&mut self) -> Result<()> {
+        let deadline = Instant::now() + self.drain_limit;
+        self.shared.health.set_ready(false);
+        tracing::info!(in_flight = self.shared.in_flight(), "draining");
+        while self.shared.in_flight() > 0
+            && Instant::now() < deadline
+            && !self.shared.has_failed()
+            // After a failed transaction there is nothing left to finish.
+            && !self.shared.assignment.is_suspended()
+        {
+            self.hand_over();
+            self.pause_all()?;
+            // A message that slips through is not tracked, so the next owner reads it.
+            if let Some(Err(error)) = self.consumer.poll(BUSY_POLL) {
+                survive(error)?;
+            }
+        }
+        let left = self.shared.in_flight();
+        if left > 0 {
+            tracing::warn!(in_flight = left, "the drain limit passed: unfinished work is left");
+        }
+        Ok(())
+    }
+
+    /// Leaves the group, within a limit: dropping the consumer would wait without one.
+    pub fn close(self) {
+        let deadline = Instant::now() + CLOSE_LIMIT;
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(%error, "the consumer could not be closed");
+        } else {
+            while !self.consumer.closed() && Instant::now() < deadline {
+                // Serves the last revocation; there is no message that still counts.
+                let _ = self.consumer.poll(Duration::from_millis(50));
+            }
+        }
+        if self.consumer.closed() {
+            tracing::info!("left the consumer group");
+            return;
+        }
+        tracing::warn!("the consumer did not leave its group in time");
+        std::mem::forget(self.consumer);
+    }
+}
+
+/// Detaches a message, tells the publisher of it, and queues its records.
+fn take(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    backlog: &mut VecDeque<Referenced>,
+    borrowed: &BorrowedMessage<'_>,
+) {
+    let (partition, offset) = (borrowed.partition(), borrowed.offset());
+    let Some(epoch) = shared.assignment.polled(partition, offset) else {
+        tracing::debug!(partition, offset, "dropped a message that will be read again");
+        return;
+    };
+    let message = Arc::new(detach(borrowed, epoch));
+    let parsed = message::parse(&message.payload, &message.headers, &message.position);
+    let records = match &parsed {
+        Ok(requests) => requests.images.len(),
+        Err(_) => 1,
+    };
+    shared.tally.messages.fetch_add(1, Ordering::Relaxed);
+    shared.metrics.messages.add(1, &[]);
+    shared.enter(references(records));
+    // The publisher ends before this thread only when the run has failed.
+    let _ = publisher.send(Event::Tracked { partition, epoch, offset, records });
+    match parsed {
+        Ok(requests) => {
+            let skipped = requests.skipped as u64;
+            shared.tally.skipped.fetch_add(skipped, Ordering::Relaxed);
+            shared.metrics.skipped.add(skipped, &[]);
+            backlog.extend(requests.images.into_iter().enumerate().map(|(index, request)| {
+                Referenced { origin: Origin { message: Arc::clone(&message), index }, request }
+            }));
+        }
+        Err(error) => {
+            let origin = Origin { message, index: 0 };
+            let outcome = Outcome::failed(origin, None, Stage::Consume, error, 1);
+            let _ = publisher.send(Event::Finished(vec![outcome]));
+        }
+    }
+}
+
+fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
+    let headers = borrowed.headers().map_or_else(Vec::new, |headers| {
+        let owned = |value: Option<&[u8]>| value.unwrap_or_default().to_vec();
+        headers.iter().map(|header| (header.key.to_owned(), owned(header.value))).collect()
+    });
+    SourceMessage {
+        position: SourcePosition {
+            topic: borrowed.topic().into(),
+            partition: borrowed.partition(),
+            offset: borrowed.offset(),
+        },
+        epoch,
+        key: borrowed.key().map(<[u8]>::to_vec),
+        payload: borrowed.payload().unwrap_or_default().to_vec(),
+        headers,
+        polled: Instant::now(),
+    }
+}
+
+/// Decides whether the consumer can go on after `error`.
+fn survive(error: KafkaError) -> Result<()> {
+    let hopeless = matches!(error, KafkaError::MessageConsumptionFatal(_))
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::GroupAuthorizationFailed
+                    | RDKafkaErrorCode::Fatal
+            )
+        );
+    if hopeless {
+        return Err(kafka_error("the consumer can't go on", error));
+    }
+    tracing::warn!(%error, "the consumer reports an error");
+    Ok(())
+}
+
+fn kafka_error(message: &'static str, error: KafkaError) -> Error {
+    Error::new(ErrorKind::Kafka, message).because(error)
+}

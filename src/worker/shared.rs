@@ -1,0 +1,140 @@
+//! What every stage holds: ownership, counts, metrics, and the way to end the worker.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use opentelemetry::KeyValue;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::{Health, Metrics};
+use crate::worker::assignment::Assignment;
+use crate::worker::flow::{Origin, Stage};
+
+/// Shared by the stages of one run.
+#[derive(Debug)]
+pub struct Shared {
+    pub assignment: Assignment,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    pub tally: Tally,
+    /// References polled and not yet committed or dropped.
+    in_flight: AtomicUsize,
+    failure: Mutex<Option<Error>>,
+    /// Cancelled when the run has failed.
+    failed: CancellationToken,
+}
+
+/// What the run has done so far.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub messages: AtomicU64,
+    pub captions: AtomicU64,
+    pub dead_letters: AtomicU64,
+    pub skipped: AtomicU64,
+    pub transactions: AtomicU64,
+    busy_nanos: [AtomicU64; Stage::ALL.len()],
+}
+
+impl Shared {
+    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+        Self {
+            assignment: Assignment::default(),
+            metrics,
+            health,
+            tally: Tally::default(),
+            in_flight: AtomicUsize::new(0),
+            failure: Mutex::new(None),
+            failed: CancellationToken::new(),
+        }
+    }
+
+    /// Whether this record's work still counts; every hand-over asks.
+    pub fn is_current(&self, origin: &Origin) -> bool {
+        self.assignment.is_current(origin.partition(), origin.epoch())
+    }
+
+    pub fn enter(&self, references: usize) {
+        self.in_flight.fetch_add(references, Ordering::Relaxed);
+    }
+
+    pub fn leave(&self, references: usize) {
+        self.in_flight.fetch_sub(references, Ordering::Relaxed);
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Notes time that a stage spent working.
+    pub fn busy(&self, stage: Stage, since: Instant) {
+        let elapsed = since.elapsed();
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(total) = self.tally.busy_nanos.get(stage as usize) {
+            total.fetch_add(nanos, Ordering::Relaxed);
+        }
+        let attributes = [KeyValue::new("stage", stage.name())];
+        self.metrics.busy_seconds.add(elapsed.as_secs_f64(), &attributes);
+    }
+
+    /// Ends the run with `error`; the first one is kept.
+    pub fn fail(&self, error: Error) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        tracing::error!(error = error.chain(), "the worker can't go on");
+        failure.get_or_insert(error);
+        self.health.set_failed();
+        self.failed.cancel();
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_cancelled()
+    }
+
+    pub fn failed(&self) -> &CancellationToken {
+        &self.failed
+    }
+
+    pub fn take_failure(&self) -> Option<Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Tally {
+    pub fn stages(&self) -> Vec<(&'static str, Duration)> {
+        let times = self.busy_nanos.iter();
+        let nanos = times.map(|total| Duration::from_nanos(total.load(Ordering::Relaxed)));
+        Stage::ALL.iter().map(|stage| stage.name()).zip(nanos).collect()
+    }
+}
+
+/// Runs `work` on a thread of its own; an error or a panic ends the run. The receiver hears when
+/// the thread is through.
+pub fn spawn_thread(
+    name: &'static str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
+    let (through, heard) = tokio::sync::oneshot::channel();
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => shared.fail(error),
+                Err(_) => shared.fail(panicked(name)),
+            }
+            // Nobody waits any more when the run itself was dropped.
+            let _ = through.send(());
+        })
+        .map_err(|error| {
+            Error::new(ErrorKind::Internal, "can't start a thread").with("name", name).because(error)
+        })?;
+    Ok(heard)
+}
+
+pub fn panicked(stage: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, "a stage panicked").with("stage", stage)
+}
