@@ -127,18 +127,19 @@ mod tests {
 
     async fn fail_times(failures: u32, kind: ErrorKind) -> (Result<u32, (ErrorKind, u32)>, u32) {
         let calls = Cell::new(0);
-        let outcome = retry(
-            POLICY,
-            || {
-                calls.set(calls.get() + 1);
-                let call = calls.get();
-                async move {
-                    if call > failures { Ok(call) } else { Err(Error::new(kind, "failed")) }
-                }
-            },
-            |_, _, _| true,
-        )
-        .await;
+        let outcome =
+            retry(
+                POLICY,
+                || {
+                    calls.set(calls.get() + 1);
+                    let call = calls.get();
+                    async move {
+                        if call > failures { Ok(call) } else { Err(Error::new(kind, "failed")) }
+                    }
+                },
+                |_, _, _| true,
+            )
+            .await;
         let told = match outcome {
             Ok((value, attempts)) => {
                 assert_eq!(value, attempts);

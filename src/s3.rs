@@ -16,9 +16,7 @@ use aws_config::BehaviorVersion;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    Credentials, ProvideCredentials, Region, StalledStreamProtectionConfig,
-};
+use aws_sdk_s3::config::{Credentials, ProvideCredentials, Region, StalledStreamProtectionConfig};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use tokio::io::AsyncWriteExt;
 
@@ -42,9 +40,8 @@ impl FromStr for Location {
     type Err = Error;
 
     fn from_str(uri: &str) -> Result<Self> {
-        let wrong = || {
-            Error::new(ErrorKind::UnsupportedUri, "not an s3://bucket/key URI").with("uri", uri)
-        };
+        let wrong =
+            || Error::new(ErrorKind::UnsupportedUri, "not an s3://bucket/key URI").with("uri", uri);
         let path = uri.strip_prefix("s3://").ok_or_else(wrong)?;
         let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
         if bucket.is_empty() {
@@ -122,11 +119,7 @@ impl Store {
         let specific = aws_sdk_s3::config::Builder::from(&shared)
             .force_path_style(settings.force_path_style)
             .build();
-        Ok(Self {
-            client: Client::from_conf(specific),
-            timeout,
-            policy: Policy::from(settings),
-        })
+        Ok(Self { client: Client::from_conf(specific), timeout, policy: Policy::from(settings) })
     }
 
     /// Reads an object of 1 to `max_bytes` bytes, within `s3.timeout_ms` in all.
@@ -206,8 +199,11 @@ impl Store {
         // Keys that end in `/` are what consoles write to show an empty folder.
         let files: Vec<&Entry> = entries.iter().filter(|entry| !entry.key.ends_with('/')).collect();
         if files.is_empty() {
-            return Err(Error::new(ErrorKind::ObjectNotFound, "nothing is stored under the prefix")
-                .with("uri", uri));
+            return Err(Error::new(
+                ErrorKind::ObjectNotFound,
+                "nothing is stored under the prefix",
+            )
+            .with("uri", uri));
         }
         for entry in files {
             let path = dir.join(relative(&entry.key, &prefix)?);
@@ -305,8 +301,9 @@ fn relative(key: &str, prefix: &str) -> Result<PathBuf> {
     let path = PathBuf::from(key.strip_prefix(prefix).unwrap_or(key));
     let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
     if !inside || path.as_os_str().is_empty() {
-        return Err(Error::new(ErrorKind::Bundle, "a key is no path below its prefix")
-            .with("key", key));
+        return Err(
+            Error::new(ErrorKind::Bundle, "a key is no path below its prefix").with("key", key)
+        );
     }
     Ok(path)
 }

@@ -45,7 +45,8 @@ pub fn body(error: ByteStreamError) -> Error {
 /// The kind of an answer with `status` and, in its body, S3's error `code`.
 fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
     match (status, code.unwrap_or_default()) {
-        (429, _) | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded") => {
+        (429, _)
+        | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded") => {
             ErrorKind::FetchThrottled
         }
         (408, _) | (_, "RequestTimeout") => ErrorKind::FetchTimeout,

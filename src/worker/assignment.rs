@@ -55,7 +55,9 @@ impl Assignment {
         let mut state = self.lock();
         state.last_epoch += 1;
         let epoch = state.last_epoch;
-        state.partitions.insert(partition, Partition { epoch: Some(epoch), first: None, next: None });
+        state
+            .partitions
+            .insert(partition, Partition { epoch: Some(epoch), first: None, next: None });
         epoch
     }
 
@@ -160,8 +162,12 @@ impl Assignment {
 
 impl fmt::Debug for Assignment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let epochs: BTreeMap<i32, Option<u64>> =
-            self.lock().partitions.iter().map(|(&partition, owned)| (partition, owned.epoch)).collect();
+        let epochs: BTreeMap<i32, Option<u64>> = self
+            .lock()
+            .partitions
+            .iter()
+            .map(|(&partition, owned)| (partition, owned.epoch))
+            .collect();
         formatter.debug_struct("Assignment").field("epochs", &epochs).finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -19,12 +19,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage, Stage};
+use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
-use crate::worker::message::{self, SourcePosition};
+use crate::worker::message::{self, SourcePosition, Stage};
 use crate::worker::rebalance::Rebalancer;
-use crate::worker::shared::Shared;
+use crate::worker::shared::{Shared, Step};
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// While records wait for the fetchers.
@@ -100,7 +100,7 @@ impl Consume {
             }
             next = consumer.poll(Duration::ZERO);
         }
-        self.shared.busy(Stage::Consume, started);
+        self.shared.busy(Step::Consume, started);
         Ok(())
     }
 
@@ -204,8 +204,7 @@ impl Consume {
     fn seek(&self, targets: &[(i32, i64)]) -> Result<(), KafkaError> {
         let context = self.consumer.context();
         let numbers = targets.iter().map(|(partition, _)| *partition);
-        let committed =
-            self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
+        let committed = self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
         let mut wanted = context.list([]);
         for &(partition, first) in targets {
             let Some(found) = committed.find_partition(&self.topic, partition) else {
@@ -240,7 +239,7 @@ impl Consume {
     /// Lets what is in flight finish, polling on with everything paused.
     fn drain(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.drain_limit;
-        self.shared.health.set_ready(false);
+        self.shared.health.set_not_ready("draining");
         tracing::info!(in_flight = self.shared.in_flight(), "draining");
         while self.shared.in_flight() > 0
             && Instant::now() < deadline
@@ -262,8 +261,14 @@ impl Consume {
         Ok(())
     }
 
-    /// Leaves the group, within a limit: dropping the consumer would wait without one.
-    pub fn close(self) {
+    /// Waits for the publisher's end, then leaves the group, within a limit: dropping the consumer
+    /// would wait without one.
+    pub fn close(self, publisher_ended: &std::sync::mpsc::Receiver<()>) {
+        // The publisher's own watchdog bounds this.
+        while publisher_ended.try_recv() == Err(TryRecvError::Empty) {
+            // It may be asked to commit once more, by a revocation.
+            let _ = self.consumer.poll(BUSY_POLL);
+        }
         let deadline = Instant::now() + CLOSE_LIMIT;
         if let Err(error) = self.consumer.close_queue() {
             tracing::warn!(%error, "the consumer could not be closed");
