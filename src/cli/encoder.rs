@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::config::Runtime;
-use crate::encoder::standin;
+use crate::encoder::{random, standin};
 use crate::error::Result;
 
 #[derive(Debug, Args)]
@@ -25,10 +25,20 @@ enum Kind {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Draw a very small encoder at random, for tests in which the encoder is not the point
+    Random {
+        /// Where to write the encoder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// The same number gives the same encoder
+        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 pub fn run(args: EncoderArgs) -> Result<()> {
     match args.kind {
         Kind::Standin { packages, out } => standin::build(&packages, &out, &Runtime::default()),
+        Kind::Random { out, seed } => random::build(&out, seed),
     }
 }

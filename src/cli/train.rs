@@ -1,11 +1,14 @@
 //! `fusioncap train`: a captioner from text alone.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use clap::Args;
 
 use crate::config::Runtime;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::train::settings::{DEFAULTS, Settings};
 use crate::train::{self, Request};
 
@@ -38,7 +41,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if args.print_settings {
         return super::print(DEFAULTS);
     }
-    train::run(&Request {
+    let stop = Arc::new(AtomicBool::new(false));
+    listen(Arc::clone(&stop))?;
+    let request = Request {
         encoder: args.encoder.unwrap_or_default(),
         corpora: args.corpus,
         out: args.out.unwrap_or_default(),
@@ -46,5 +51,27 @@ pub fn run(args: TrainArgs) -> Result<()> {
         settings: Settings::load(args.settings.as_deref())?,
         runtime: Runtime::default(),
         resume: args.resume,
-    })
+        stop,
+    };
+    train::run(&request)?;
+    super::print(&format!("wrote {}\n", request.out.display()))
+}
+
+/// The first Ctrl-C sets `stop`; a second one ends the process at once.
+fn listen(stop: Arc<AtomicBool>) -> Result<()> {
+    let failed = |error| Error::new(ErrorKind::Io, "can't listen for Ctrl-C").because(error);
+    let signals =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let wait = move || {
+        signals.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if stop.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                eprintln!("interrupted: writing a checkpoint; interrupt again to stop at once");
+            }
+        });
+    };
+    thread::Builder::new().name("ctrl-c".into()).spawn(wait).map_err(failed)?;
+    Ok(())
 }

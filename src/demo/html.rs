@@ -37,8 +37,10 @@ fn page(report: &DemoReport) -> String {
     html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     push(&mut html, format_args!("<title>FusionCap: {}</title>\n", Escaped(&report.headline())));
     push(&mut html, format_args!("<style>\n{STYLE}</style>\n</head>\n<body>\n"));
+    html.push_str("<div class=\"top\">\n");
     header(&mut html, report);
     stages(&mut html, report);
+    html.push_str("</div>\n");
     html.push_str("<main>\n");
     for answered in report.photos.iter().take(MOST) {
         figure(&mut html, answered);
@@ -166,7 +168,7 @@ mod tests {
 
     fn answered(name: &str, outcomes: Vec<Outcome>) -> Answered {
         let path = Path::new("samples").join(name);
-        Answered { photo: Photo { path, name: name.into(), key: name.into() }, outcomes }
+        Answered { photo: Photo { path, name: name.into(), id: name.into() }, outcomes }
     }
 
     #[test]

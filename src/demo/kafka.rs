@@ -18,11 +18,11 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::worker::message::{CaptionRecord, DeadLetter};
 
 /// Partitions of each topic.
 const PARTITIONS: i32 = 4;
@@ -31,20 +31,22 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait of an idle fetch, in milliseconds: the mock cluster sits it out to the end even
 /// when a record comes, where a real broker answers at once.
 const FETCH_WAIT_MS: &str = "20";
-/// Longest wait for a topic to be made or a reference to be delivered.
+/// Longest wait for topics to be made or deleted.
+const ADMIN: Duration = Duration::from_secs(10);
+/// Longest wait for a reference to be delivered.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the worker answered to one reference.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    Caption { caption: String, score: f64 },
+    Caption { caption: String, score: f32 },
     DeadLetter { code: String, reason: String },
 }
 
-/// An outcome and the key of the reference it belongs to.
+/// An outcome and the id of the reference it belongs to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    pub key: String,
+    pub id: String,
     pub outcome: Outcome,
 }
 
@@ -146,7 +148,8 @@ impl DemoKafka {
             .iter()
             .map(|topic| NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1)))
             .collect();
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options =
+            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
         let made = self.admin().map_err(refused)?.create_topics(&wanted, &options).await;
         for topic in made.map_err(refused)? {
             topic.map_err(|(_, code)| refused(KafkaError::AdminOp(code)))?;
@@ -161,7 +164,8 @@ impl DemoKafka {
         }
         let topics = self.topics();
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options =
+            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
         let deleted = match self.admin() {
             Ok(admin) => admin.delete_topics(&names, &options).await,
             Err(error) => Err(error),
@@ -229,7 +233,7 @@ impl Answers {
     pub async fn next(&mut self) -> Result<Answer> {
         loop {
             let answer = tokio::select! {
-                caption = self.captions.next::<Caption>() => caption?,
+                caption = self.captions.next::<CaptionRecord>() => caption?,
                 dead_letter = self.dead_letters.next::<DeadLetter>() => dead_letter?,
             };
             if let Some(found) = answer {
@@ -245,7 +249,7 @@ impl Answers {
     /// none that the worker writes.
     pub async fn rest(mut self) -> Result<Vec<Answer>> {
         let mut answers = Vec::new();
-        while let Some(answer) = self.captions.next::<Caption>().await? {
+        while let Some(answer) = self.captions.next::<CaptionRecord>().await? {
             answers.push(answer);
         }
         while let Some(answer) = self.dead_letters.next::<DeadLetter>().await? {
@@ -300,49 +304,35 @@ impl TopicReader {
     }
 }
 
-/// A record of one of the output topics, as far as the demonstration shows it.
+/// A record of one of the output topics.
 trait Record: DeserializeOwned {
-    fn outcome(self) -> Outcome;
+    fn answer(self) -> Answer;
 }
 
-#[derive(Deserialize)]
-struct Caption {
-    caption: String,
-    score: f64,
-}
-
-impl Record for Caption {
-    fn outcome(self) -> Outcome {
-        Outcome::Caption { caption: self.caption, score: self.score }
+impl Record for CaptionRecord {
+    fn answer(self) -> Answer {
+        let outcome = Outcome::Caption { caption: self.caption, score: self.score };
+        Answer { id: self.id, outcome }
     }
 }
 
-#[derive(Deserialize)]
-struct DeadLetter {
-    code: String,
-    reason: String,
-}
-
 impl Record for DeadLetter {
-    fn outcome(self) -> Outcome {
-        Outcome::DeadLetter { code: self.code, reason: self.reason }
+    fn answer(self) -> Answer {
+        let outcome = Outcome::DeadLetter { code: self.code, reason: self.reason };
+        Answer { id: self.id, outcome }
     }
 }
 
 fn answer<R: Record>(message: &BorrowedMessage<'_>) -> Result<Answer> {
-    let unreadable = |what: &'static str| {
-        Error::new(ErrorKind::Internal, what)
-            .with("topic", message.topic())
-            .with("partition", message.partition())
-            .with("offset", message.offset())
-    };
-    let key = message
-        .key()
-        .and_then(|key| std::str::from_utf8(key).ok())
-        .ok_or_else(|| unreadable("an answer without its reference's key"))?;
-    let record: R = serde_json::from_slice(message.payload().unwrap_or_default())
-        .map_err(|error| unreadable("an answer that can't be read").because(error))?;
-    Ok(Answer { key: key.into(), outcome: record.outcome() })
+    let record: R =
+        serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|error| {
+            Error::new(ErrorKind::Internal, "an answer can't be read")
+                .with("topic", message.topic())
+                .with("partition", message.partition())
+                .with("offset", message.offset())
+                .because(error)
+        })?;
+    Ok(record.answer())
 }
 
 #[cfg(test)]
@@ -376,9 +366,14 @@ mod tests {
             kafka.client().set("transactional.id", "worker-0").create().unwrap();
         producer.init_transactions(PATIENCE).unwrap();
         producer.begin_transaction().unwrap();
-        let payload = r#"{"caption":"a cat","score":-1.5}"#;
+        let dead_letter = serde_json::json!({
+            "id": "a", "uri": "s3://b/a", "code": "empty_object", "reason": "no bytes",
+            "stage": "fetch", "attempts": 1, "source_topic": "images.in", "source_partition": 0,
+            "source_offset": 0, "source_index": 0, "failed_at": "", "payload_base64": "",
+        });
+        let payload = dead_letter.to_string();
         producer
-            .send(BaseRecord::to(&settings.output_topic).key("a").payload(payload))
+            .send(BaseRecord::to(&settings.dead_letter_topic).key("a").payload(&payload))
             .map_err(|(error, _)| error)
             .unwrap();
         let mut offsets = TopicPartitionList::new();
@@ -389,8 +384,9 @@ mod tests {
             .unwrap();
         producer.commit_transaction(PATIENCE).unwrap();
 
-        let outcome = Outcome::Caption { caption: "a cat".into(), score: -1.5 };
-        let expected = Answer { key: "a".into(), outcome };
+        let outcome =
+            Outcome::DeadLetter { code: "empty_object".into(), reason: "no bytes".into() };
+        let expected = Answer { id: "a".into(), outcome };
         let mut answers = kafka.answers().unwrap();
         assert_eq!(answers.next().await.unwrap(), expected);
         assert_eq!(kafka.answers().unwrap().rest().await.unwrap(), [expected]);

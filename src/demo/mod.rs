@@ -160,8 +160,8 @@ async fn follow(
     progress: &Progress,
 ) -> Result<Duration> {
     let references: Vec<_> =
-        photos.iter().map(|photo| (photo.key.clone(), photo.reference())).collect();
-    let mut waiting: HashSet<_> = photos.iter().map(|photo| photo.key.as_str()).collect();
+        photos.iter().map(|photo| (photo.id.clone(), photo.reference())).collect();
+    let mut waiting: HashSet<_> = photos.iter().map(|photo| photo.id.as_str()).collect();
     let mut answers = kafka.answers()?;
     ready(health).await?;
 
@@ -173,7 +173,7 @@ async fn follow(
             tracing::warn!(missing = waiting.len(), "no answer for a long time; giving up");
             break;
         };
-        if waiting.remove(answer?.key.as_str()) {
+        if waiting.remove(answer?.id.as_str()) {
             counter.advance();
         }
     }

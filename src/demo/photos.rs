@@ -31,8 +31,8 @@ pub struct Photo {
     pub path: PathBuf,
     /// File name, as shown.
     pub name: String,
-    /// Key of its object, its reference and its answer; unique in a run.
-    pub key: String,
+    /// Id of its reference and its answer, key of its object; unique in a run.
+    pub id: String,
 }
 
 impl Photo {
@@ -46,14 +46,14 @@ impl Photo {
                 '_'
             }
         };
-        let key = format!("{:04}-{}", index + 1, name.chars().map(plain).collect::<String>());
-        Self { path, name, key }
+        let id = format!("{:04}-{}", index + 1, name.chars().map(plain).collect::<String>());
+        Self { path, name, id }
     }
 
     /// The reference that goes to the input topic.
     pub fn reference(&self) -> String {
-        let uri = format!("s3://{BUCKET}/{}", self.key);
-        serde_json::json!({ "id": self.key, "uri": uri }).to_string()
+        let uri = format!("s3://{BUCKET}/{}", self.id);
+        serde_json::json!({ "id": self.id, "uri": uri }).to_string()
     }
 
     /// The photo as a small JPEG for the page; `None` if it can't be decoded.
@@ -127,7 +127,7 @@ async fn put(client: &Client, photo: &Photo) -> Result<()> {
             .with("path", photo.path.display())
             .because(error)
     })?;
-    let request = client.put_object().bucket(BUCKET).key(&photo.key);
+    let request = client.put_object().bucket(BUCKET).key(&photo.id);
     request.body(ByteStream::from(bytes)).send().await.map_err(|error| {
         Error::new(ErrorKind::Io, "can't upload a file")
             .with("path", photo.path.display())
@@ -185,8 +185,8 @@ mod tests {
         let notes = file("notes & co.txt");
 
         let photos = find(&[folder.path().to_owned(), notes]).unwrap();
-        let keys: Vec<_> = photos.iter().map(|photo| photo.key.as_str()).collect();
-        assert_eq!(keys, ["0001-a.png", "0002-b.JPG", "0003-notes___co.txt"]);
+        let ids: Vec<_> = photos.iter().map(|photo| photo.id.as_str()).collect();
+        assert_eq!(ids, ["0001-a.png", "0002-b.JPG", "0003-notes___co.txt"]);
         assert_eq!(photos[2].name, "notes & co.txt");
         assert_eq!(photos[0].reference(), r#"{"id":"0001-a.png","uri":"s3://photos/0001-a.png"}"#);
     }

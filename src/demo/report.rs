@@ -47,12 +47,12 @@ impl DemoReport {
     /// Groups `answers` by photo.
     pub fn sort(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
         let places: HashMap<_, _> =
-            photos.iter().enumerate().map(|(index, photo)| (photo.key.clone(), index)).collect();
+            photos.iter().enumerate().map(|(index, photo)| (photo.id.clone(), index)).collect();
         let mut sorted: Vec<_> =
             photos.into_iter().map(|photo| Answered { photo, outcomes: Vec::new() }).collect();
         let mut strangers = 0;
         for answer in answers {
-            match places.get(&answer.key).and_then(|index| sorted.get_mut(*index)) {
+            match places.get(&answer.id).and_then(|index| sorted.get_mut(*index)) {
                 Some(answered) => answered.outcomes.push(answer.outcome),
                 None => strangers += 1,
             }
@@ -170,13 +170,13 @@ mod tests {
     use super::*;
 
     fn photo(number: usize, name: &str) -> Photo {
-        let key = format!("{number:04}-{name}");
-        Photo { path: name.into(), name: name.into(), key }
+        let id = format!("{number:04}-{name}");
+        Photo { path: name.into(), name: name.into(), id }
     }
 
-    fn caption(key: &str) -> Answer {
-        let outcome = Outcome::Caption { caption: "a cat on a bed".into(), score: -1.2345 };
-        Answer { key: key.into(), outcome }
+    fn caption(id: &str) -> Answer {
+        let outcome = Outcome::Caption { caption: "a cat on a bed".into(), score: -1.25 };
+        Answer { id: id.into(), outcome }
     }
 
     fn report(answers: Vec<Answer>) -> DemoReport {
@@ -199,9 +199,9 @@ mod tests {
     fn the_text_is_aligned() {
         let dead = Outcome::DeadLetter { code: "not_an_image".into(), reason: "text".into() };
         let answers =
-            vec![caption("0001-cat.jpg"), Answer { key: "0002-notes.txt".into(), outcome: dead }];
+            vec![caption("0001-cat.jpg"), Answer { id: "0002-notes.txt".into(), outcome: dead }];
         let expected = "\
-cat.jpg    a cat on a bed   -1.234
+cat.jpg    a cat on a bed   -1.250
 notes.txt  (not_an_image: text)
 
 captioned 1 of 2 images in 2.0 s (0.5 images/s)

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::graph::{Dim, Graph, Value};
 use crate::onnx::proto::DataType;
 
@@ -23,7 +23,16 @@ pub struct BertConfig {
 
 /// Writes `input_ids`, `attention_mask` `[batch, tokens]` -> `text_embeds` `[batch, hidden]` of
 /// unit length, `token_embeds` `[batch, tokens, hidden]`.
+///
+/// # Errors
+/// `ErrorKind::Bundle` if the configuration makes no sense, or a weight is missing or misshapen.
 pub fn text_tower(weights: &Weights, config: &BertConfig) -> Result<Vec<u8>> {
+    let heads = config.num_attention_heads;
+    if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
+        return Err(Error::new(ErrorKind::Bundle, "num_attention_heads must divide hidden_size")
+            .with("num_attention_heads", heads)
+            .with("hidden_size", config.hidden_size));
+    }
     let mut graph = Graph::new("text");
     let tokens = [Dim::Free("batch"), Dim::Free("tokens")];
     let input_ids = graph.input("input_ids", DataType::Int64, &tokens);
@@ -147,5 +156,29 @@ impl Tower<'_> {
     fn vector(&mut self, name: &str, length: usize) -> Result<Value> {
         let tensor = self.weights.get(name, &[length])?;
         Ok(self.graph.weight(name, &tensor.shape, &tensor.data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_that_do_not_divide_the_width_are_refused() {
+        for heads in [0, 3] {
+            let config = BertConfig {
+                hidden_size: 32,
+                intermediate_size: 64,
+                num_hidden_layers: 1,
+                num_attention_heads: heads,
+                max_position_embeddings: 8,
+                type_vocab_size: 1,
+                vocab_size: 16,
+                layer_norm_eps: 1e-12,
+            };
+            let error = text_tower(&Weights::new([], "nothing"), &config).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Bundle);
+            assert!(error.to_string().contains(&format!("num_attention_heads: {heads}")));
+        }
     }
 }

@@ -194,8 +194,7 @@ fn convolve(
         .collect();
     let filters = graph.weight(&format!("{weight}.weight"), &shape, &folded);
     let offsets = graph.floats(&[outputs], &bias);
-    let total = ((side.div_ceil(stride) - 1) * stride + kernel).saturating_sub(side) as i64;
-    let (before, after) = (total / 2, total - total / 2);
+    let (before, after) = same_padding(side, kernel, stride);
     Ok(graph.node(
         "Conv",
         &[input, &filters, &offsets],
@@ -206,4 +205,25 @@ fn convolve(
             ("group", Attribute::Int(groups as i64)),
         ],
     ))
+}
+
+/// TensorFlow's `SAME`: `side / stride` outputs, rounded up; an odd pixel goes behind.
+fn same_padding(side: usize, kernel: usize, stride: usize) -> (i64, i64) {
+    let total = ((side.div_ceil(stride) - 1) * stride + kernel).saturating_sub(side);
+    let before = total / 2;
+    (before as i64, (total - before) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same_padding;
+
+    #[test]
+    fn padding_is_tensorflows() {
+        assert_eq!(same_padding(320, 3, 2), (0, 1));
+        assert_eq!(same_padding(160, 3, 1), (1, 1));
+        assert_eq!(same_padding(80, 5, 2), (1, 2));
+        assert_eq!(same_padding(20, 5, 1), (2, 2));
+        assert_eq!(same_padding(10, 1, 1), (0, 0));
+    }
 }

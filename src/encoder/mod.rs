@@ -12,6 +12,7 @@
 pub mod bert;
 pub mod efficientnet;
 pub mod packages;
+pub mod random;
 pub mod standin;
 pub mod text;
 pub mod weights;

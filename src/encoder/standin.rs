@@ -1,10 +1,11 @@
 //! The stand-in joint encoder: an image classifier and a sentence encoder joined without a
 //! single image-text pair by ConSE (Norouzi et al. 2013, arXiv:1312.5650).
 //!
-//! The classifier says how probable each ImageNet class is; the classes' names, embedded by the
-//! sentence encoder and weighted with those probabilities, place the image among the sentences.
-//! It is done for each cell of the feature map (the local embeddings) and for the mean of the
-//! cells' distributions (the global one).
+//! The classifier says how probable each ImageNet class is; texts about the classes, embedded by
+//! the sentence encoder and weighted with those probabilities, place the image among the
+//! sentences. It is done for each cell of the feature map (the local embeddings) and for the mean
+//! of the cells' distributions (the global one). The classes' embeddings are centred, so an
+//! image's embedding is comparable by cosine only after scaling to unit length.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,6 +35,8 @@ const TEXT_MAX_LENGTH: usize = 64;
 const TOP_CLASSES: i64 = 30;
 /// Softens the classifier's distributions.
 const TEMPERATURE: f32 = 1.25;
+/// How much of the classes' mean embedding is taken out of each.
+const SHARED: f32 = 0.75;
 
 /// Builds the encoder directory `out` from the packages in `folder`.
 pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
@@ -53,9 +56,8 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
     )?;
     let names: Vec<String> = parse(CLASS_NAMES, &packages.read(CLASS_NAMES)?)?;
     let descriptions = parse(CLASS_DESCRIPTIONS, &packages.read(CLASS_DESCRIPTIONS)?)?;
-    let sentences = class_sentences(&names, &descriptions)?;
-    let mut tower = TextTower::open(out, TEXT_MAX_LENGTH, runtime)?;
-    let table = tower.embed(&sentences)?;
+    let texts = ClassTexts::new(&names, &descriptions)?;
+    let table = texts.embed(&mut TextTower::open(out, TEXT_MAX_LENGTH, runtime)?)?;
     write_file(
         &out.join(VISION),
         &vision_tower(&Weights::from_pytorch(&checkpoint)?, &table, bert.hidden_size)?,
@@ -84,33 +86,70 @@ struct ClassDescription {
     description: String,
 }
 
-/// One sentence a class, in the classifier's order: its name and, where the package describes
-/// it, what kind of thing it is.
-fn class_sentences(
-    names: &[String],
-    descriptions: &BTreeMap<usize, ClassDescription>,
-) -> Result<Vec<String>> {
-    if names.len() != CLASSES {
-        return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
-            .with("names", names.len())
-            .with("expected", CLASSES));
-    }
-    let sentence = |(index, name): (usize, &String)| match descriptions.get(&index) {
-        Some(class) => format!("{name}, {}", kind_of_thing(&class.description)),
-        None => name.clone(),
-    };
-    Ok(names.iter().enumerate().map(sentence).collect())
+/// Two texts a class, in the classifier's order, that place it together: how a caption mentions
+/// it, and what it is.
+#[derive(Debug)]
+struct ClassTexts {
+    mentions: Vec<String>,
+    meanings: Vec<String>,
 }
 
-/// The noun phrase that opens a description: "A thick-bodied freshwater fish with ..." and
-/// "A tench is a thick-bodied freshwater fish" both say "a thick-bodied freshwater fish".
-fn kind_of_thing(description: &str) -> String {
-    const ENDS: [&str; 10] =
-        [",", ".", ";", ":", " with ", " that ", " which ", " whose ", " featuring ", " having "];
-    let end = ENDS.iter().filter_map(|end| description.find(end)).min();
-    let opening = &description[..end.unwrap_or(description.len())];
-    let phrase = opening.split_once(" is ").map_or(opening, |(_, definition)| definition);
-    phrase.to_lowercase()
+impl ClassTexts {
+    fn new(names: &[String], descriptions: &BTreeMap<usize, ClassDescription>) -> Result<Self> {
+        if names.len() != CLASSES {
+            return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
+                .with("file", CLASS_NAMES)
+                .with("names", names.len())
+                .with("expected", CLASSES));
+        }
+        let meaning = |(index, name): (usize, &String)| match descriptions.get(&index) {
+            Some(class) => format!("{name}. {}", class.description),
+            None => name.clone(),
+        };
+        Ok(Self {
+            mentions: names.iter().map(|name| mention(name)).collect(),
+            meanings: names.iter().enumerate().map(meaning).collect(),
+        })
+    }
+
+    /// The class table `[CLASSES, width]`: the mean of both texts' embeddings, less what all
+    /// classes share.
+    fn embed(&self, tower: &mut TextTower) -> Result<Vec<f32>> {
+        let mut table = tower.embed(&self.mentions)?;
+        for (entry, meaning) in table.iter_mut().zip(tower.embed(&self.meanings)?) {
+            *entry = (*entry + meaning) / 2.0;
+        }
+        centre(&mut table, CLASSES);
+        Ok(table)
+    }
+}
+
+/// "there is a tench"; some names bring their article.
+fn mention(name: &str) -> String {
+    if name.starts_with("a ") || name.starts_with("an ") {
+        return format!("there is {name}");
+    }
+    let vowel = name.starts_with(['a', 'e', 'i', 'o', 'A', 'E', 'I', 'O']);
+    format!("there is {} {name}", if vowel { "an" } else { "a" })
+}
+
+/// Takes `SHARED` of the mean row from each of the `rows` of `table`.
+///
+/// Every mixture of class texts leans towards their mean, which says that the text is a label
+/// and nothing of the image.
+fn centre(table: &mut [f32], rows: usize) {
+    let width = table.len() / rows;
+    let mut mean = vec![0.0; width];
+    for row in table.chunks_exact(width) {
+        for (sum, entry) in mean.iter_mut().zip(row) {
+            *sum += entry / rows as f32;
+        }
+    }
+    for row in table.chunks_exact_mut(width) {
+        for (entry, average) in row.iter_mut().zip(&mean) {
+            *entry -= SHARED * average;
+        }
+    }
 }
 
 /// `pixel_values` -> `image_embeds`, `patch_embeds`; `table` is `[CLASSES, width]`.
@@ -183,15 +222,26 @@ fn parse<T: serde::de::DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::kind_of_thing;
+    use super::*;
 
     #[test]
-    fn a_description_opens_with_the_kind_of_thing() {
-        let description = "A thick-bodied freshwater fish with a smooth-looking body. It has eyes.";
-        assert_eq!(kind_of_thing(description), "a thick-bodied freshwater fish");
-        assert_eq!(
-            kind_of_thing("A mug is a sturdy drinking vessel, wide."),
-            "a sturdy drinking vessel"
-        );
+    fn a_class_is_mentioned_as_a_caption_would() {
+        assert_eq!(mention("tench"), "there is a tench");
+        assert_eq!(mention("Egyptian Mau"), "there is an Egyptian Mau");
+        assert_eq!(mention("a cat having a striped coat"), "there is a cat having a striped coat");
+    }
+
+    #[test]
+    fn other_class_names_than_imagenets_are_refused() {
+        let error = ClassTexts::new(&["tench".into()], &BTreeMap::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bundle);
+        assert!(error.to_string().contains("names: 1, expected: 1000"), "{error}");
+    }
+
+    #[test]
+    fn centring_takes_out_a_part_of_the_mean() {
+        let mut table = [1.0, 0.0, 3.0, 4.0];
+        centre(&mut table, 2);
+        assert_eq!(table, [1.0 - 1.5, 0.0 - 1.5, 3.0 - 1.5, 4.0 - 1.5]);
     }
 }

@@ -37,6 +37,11 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Weights made in the program; `origin` stands for the file's name in errors.
+    pub fn new(tensors: impl IntoIterator<Item = (String, Tensor)>, origin: &str) -> Self {
+        Self { tensors: tensors.into_iter().collect(), origin: origin.into() }
+    }
+
     /// Reads a PyTorch checkpoint, the legacy format of PyTorch 0.1.10 to 1.5 included.
     pub fn from_pytorch(path: &Path) -> Result<Self> {
         let origin = path.display().to_string();
@@ -73,30 +78,28 @@ impl Weights {
     /// The tensor `name`, which must have `shape`.
     ///
     /// # Errors
-    /// `ErrorKind::Bundle` naming the tensor, its shape and the one expected.
+    /// `ErrorKind::Bundle` naming the tensor: it is missing, has another shape, is not finite.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
-            return Err(Error::new(ErrorKind::Bundle, "a weight has an unexpected shape")
-                .with("file", &self.origin)
-                .with("tensor", name)
+            return Err(self
+                .wrong("a weight has an unexpected shape", name)
                 .with("shape", format!("{:?}", tensor.shape))
                 .with("expected", format!("{shape:?}")));
+        }
+        // One such number would make every embedding NaN, long after this.
+        if let Some(value) = tensor.data.iter().find(|value| !value.is_finite()) {
+            return Err(self.wrong("a weight is not a finite number", name).with("value", value));
         }
         Ok(tensor)
     }
 
-    /// The tensor `name`, whatever its shape.
-    pub fn find(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| {
-            Error::new(ErrorKind::Bundle, "a weight is missing")
-                .with("file", &self.origin)
-                .with("tensor", name)
-        })
+    fn find(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.wrong("a weight is missing", name))
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+    fn wrong(&self, message: &'static str, name: &str) -> Error {
+        Error::new(ErrorKind::Bundle, message).with("file", &self.origin).with("tensor", name)
     }
 }
 

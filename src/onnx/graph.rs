@@ -193,7 +193,7 @@ impl Graph {
         self.node("Squeeze", &[input, &positions], &[])
     }
 
-    /// The size of dimension `axis` of `input`, as a list of one.
+    /// The size of dimension `axis` of `input`, counted from the first, as a list of one.
     pub fn size_of(&mut self, input: &str, axis: i64) -> Value {
         self.node(
             "Shape",
@@ -291,4 +291,70 @@ fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto 
     let tensor =
         TensorTypeProto { elem_type: data_type as i32, shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn model(graph: Graph) -> ModelProto {
+        ModelProto::decode(graph.finish().as_slice()).unwrap()
+    }
+
+    #[test]
+    fn weights_are_stored_in_16_bits_and_cast() {
+        let mut graph = Graph::new("test");
+        let value = graph.weight("scale", &[2, 1], &[1.0, -0.5]);
+        let proto = model(graph).graph.unwrap();
+        let [stored] = proto.initializer.as_slice() else { panic!("{proto:?}") };
+        assert_eq!(stored.dims, [2, 1]);
+        assert_eq!(stored.data_type, DataType::Float16 as i32);
+        assert_eq!(stored.raw_data, [0x00, 0x3C, 0x00, 0xB8]);
+        let [cast] = proto.node.as_slice() else { panic!("{proto:?}") };
+        assert_eq!((cast.op_type.as_str(), &cast.input[0]), ("Cast", &stored.name));
+        assert_eq!(cast.output, [value]);
+        assert_eq!(cast.attribute[0].i, Some(DataType::Float as i64));
+    }
+
+    #[test]
+    fn every_name_is_given_once_and_before_it_is_used() {
+        let mut graph = Graph::new("test");
+        let input = graph.input("x", DataType::Float, &[Dim::Free("batch"), Dim::Fixed(2)]);
+        let weight = graph.weight("w", &[2, 2], &[0.0; 4]);
+        let bias = graph.floats(&[2], &[0.0; 2]);
+        let sum = graph.linear(&input, &weight, &bias);
+        let count = graph.ints(&[1]);
+        let [best, place] = graph.node_multi("TopK", &[&sum, &count], &[]);
+        graph.output("best", &best, DataType::Float, &[Dim::Free("batch"), Dim::Fixed(1)]);
+        graph.output("place", &place, DataType::Int64, &[Dim::Free("batch"), Dim::Fixed(1)]);
+        let proto = model(graph).graph.unwrap();
+        let mut known: HashSet<&str> = HashSet::new();
+        let given = proto.input.iter().map(|value| value.name.as_str());
+        let stored = proto.initializer.iter().map(|tensor| tensor.name.as_str());
+        assert!(given.chain(stored).all(|name| known.insert(name)));
+        let mut nodes = HashSet::new();
+        for node in &proto.node {
+            assert!(nodes.insert(&node.name), "{node:?}");
+            assert!(node.input.iter().all(|name| known.contains(name.as_str())), "{node:?}");
+            assert!(node.output.iter().all(|name| known.insert(name)), "{node:?}");
+        }
+        assert!(proto.output.iter().all(|value| known.contains(value.name.as_str())));
+    }
+
+    #[test]
+    fn the_model_says_which_onnx_it_is() {
+        let mut graph = Graph::new("test");
+        graph.input("x", DataType::Int64, &[Dim::Free("batch"), Dim::Fixed(3)]);
+        let proto = model(graph);
+        assert_eq!((proto.ir_version, proto.opset_import[0].version), (IR_VERSION, OPSET));
+        let declared = proto.graph.unwrap();
+        assert_eq!(declared.name, "test");
+        let tensor = declared.input[0].r#type.clone().unwrap().tensor_type.unwrap();
+        assert_eq!(tensor.elem_type, DataType::Int64 as i32);
+        let dims: Vec<_> = tensor.shape.unwrap().dim.into_iter().map(|dim| dim.value).collect();
+        let batch = DimensionValue::Param("batch".into());
+        assert_eq!(dims, [Some(batch), Some(DimensionValue::Value(3))]);
+    }
 }

@@ -1,4 +1,4 @@
-//! Checkpoints: the model, the optimiser's state and the place in the run, written so that a
+//! Checkpoints: the model, the optimizer's state and the place in the run, written so that a
 //! run that is cut off at any moment leaves a whole one behind.
 
 use std::fs;
@@ -18,10 +18,19 @@ const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 
-/// The place in a run.
+/// What a run is made of; a checkpoint continues only the run it belongs to.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Checkpoint {
+pub struct Run {
     pub settings: Settings,
+    /// Digest of the corpus.
+    pub corpus: String,
+    /// Name and version of the encoder.
+    pub encoder: String,
+}
+
+/// The place in a run.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub struct State {
     /// Steps done.
     pub step: usize,
     /// Sum of this epoch's losses so far.
@@ -29,85 +38,92 @@ pub struct Checkpoint {
     pub curve: Vec<Epoch>,
 }
 
-impl Checkpoint {
-    pub fn fresh(settings: &Settings) -> Self {
-        Self { settings: settings.clone(), step: 0, loss_sum: 0.0, curve: Vec::new() }
-    }
+#[derive(Deserialize, Serialize)]
+struct Saved {
+    run: Run,
+    state: State,
 }
 
-/// A checkpoint found on disk.
-pub struct Found {
+/// The checkpoint of a run, in its place on disk.
+pub struct Checkpoints {
     folder: PathBuf,
-    state: Checkpoint,
+    run: Run,
 }
 
-impl Found {
+impl Checkpoints {
+    /// Keeps the checkpoint of `run` in `cache`.
+    pub fn new(cache: &Path, run: Run) -> Self {
+        Self { folder: cache.join("checkpoint"), run }
+    }
+
     /// Loads the weights into `model` and the moments into `optimizer`.
-    pub fn restore(
-        self,
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` if there is no checkpoint or it belongs to another run; `Io` if it is
+    /// damaged.
+    pub fn load(
+        &self,
         model: FusionCap,
         optimizer: ModuleOptimizer,
-    ) -> Result<(FusionCap, ModuleOptimizer, Checkpoint)> {
+    ) -> Result<(FusionCap, ModuleOptimizer, State)> {
         let damaged = |name: &str, error: String| {
-            Error::new(ErrorKind::Io, "a checkpoint is damaged; start again without --resume")
+            Error::new(ErrorKind::Io, "the checkpoint is damaged; start again without --resume")
                 .with("path", self.folder.join(name).display())
                 .because(error)
         };
+        let bytes = fs::read(self.folder.join(STATE)).map_err(|error| {
+            Error::new(ErrorKind::Config, "--resume finds no checkpoint to go on from")
+                .with("path", self.folder.display())
+                .because(error)
+        })?;
+        let saved: Saved =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(STATE, error.to_string()))?;
+        self.check(&saved.run)?;
         let restored = model
             .try_load_file(self.folder.join(MODEL))
             .map_err(|error| damaged(MODEL, error.to_string()))?;
         let moments = optimizer
             .load(self.folder.join(OPTIMIZER))
             .map_err(|error| damaged(OPTIMIZER, error.to_string()))?;
-        Ok((restored, moments, self.state))
+        Ok((restored, moments, saved.state))
     }
-}
 
-/// The checkpoint in `folder`, if there is one.
-///
-/// # Errors
-/// `ErrorKind::Config` if it was made with other settings.
-pub fn load(folder: &Path, settings: &Settings) -> Result<Option<Found>> {
-    let folder = folder.join("checkpoint");
-    let path = folder.join(STATE);
-    let Ok(bytes) = fs::read(&path) else { return Ok(None) };
-    let state: Checkpoint = serde_json::from_slice(&bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "a checkpoint is damaged; start again without --resume")
-            .with("path", path.display())
-            .because(error)
-    })?;
-    if state.settings != *settings {
-        return Err(Error::new(
-            ErrorKind::Config,
-            "--resume: the checkpoint was made with other settings",
-        )
-        .with("path", path.display()));
+    fn check(&self, found: &Run) -> Result<()> {
+        let differs = [
+            ("settings", found.settings != self.run.settings),
+            ("corpus", found.corpus != self.run.corpus),
+            ("encoder", found.encoder != self.run.encoder),
+        ];
+        let Some((what, _)) = differs.into_iter().find(|(_, other)| *other) else {
+            return Ok(());
+        };
+        Err(Error::new(ErrorKind::Config, format!("--resume: the checkpoint has another {what}"))
+            .with("path", self.folder.display()))
     }
-    Ok(Some(Found { folder, state }))
-}
 
-/// Writes a checkpoint aside, then puts it in the place of the last one.
-pub fn save(
-    folder: &Path,
-    model: &FusionCap,
-    optimizer: &ModuleOptimizer,
-    state: &Checkpoint,
-) -> Result<()> {
-    let (place, aside) = (folder.join("checkpoint"), folder.join("checkpoint.part"));
-    let failed = |error: String| {
-        Error::new(ErrorKind::Io, "can't write a checkpoint")
-            .with("path", aside.display())
-            .because(error)
-    };
-    let _ = fs::remove_dir_all(&aside); // what an interrupted write left
-    fs::create_dir_all(&aside).map_err(|error| failed(error.to_string()))?;
-    model.clone().save_file(aside.join(MODEL)).map_err(|error| failed(error.to_string()))?;
-    optimizer.save(aside.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
-    write_json(&aside.join(STATE), state)?;
-    let old = folder.join("checkpoint.old");
-    let _ = fs::remove_dir_all(&old);
-    if place.exists() {
-        fs::rename(&place, &old).map_err(|error| failed(error.to_string()))?;
+    /// Writes a checkpoint aside, then puts it in the place of the last one.
+    pub fn save(
+        &self,
+        model: &FusionCap,
+        optimizer: &ModuleOptimizer,
+        state: &State,
+    ) -> Result<()> {
+        let aside = self.folder.with_extension("part");
+        let failed = |error: String| {
+            Error::new(ErrorKind::Io, "can't write a checkpoint")
+                .with("path", aside.display())
+                .because(error)
+        };
+        let _ = fs::remove_dir_all(&aside); // what an interrupted write left
+        fs::create_dir_all(&aside).map_err(|error| failed(error.to_string()))?;
+        model.clone().save_file(aside.join(MODEL)).map_err(|error| failed(error.to_string()))?;
+        optimizer.save(aside.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
+        write_json(&aside.join(STATE), &Saved { run: self.run.clone(), state: state.clone() })?;
+        let old = self.folder.with_extension("old");
+        let _ = fs::remove_dir_all(&old); // the one before the last
+        if self.folder.exists() {
+            fs::rename(&self.folder, &old).map_err(|error| failed(error.to_string()))?;
+        }
+        fs::rename(&aside, &self.folder).map_err(|error| failed(error.to_string()))
     }
-    fs::rename(&aside, &place).map_err(|error| failed(error.to_string()))
 }

@@ -196,7 +196,8 @@ fn card(parts: &Parts<'_>) -> Result<String> {
          {attribution}\
          ## Training\nSeed {seed}, {steps} steps.\n\n\
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
-         Losses are nats a token; the training loss includes label smoothing.\n\n\
+         Losses are nats a token; the training loss includes label smoothing. Knowing how \
+         frequent each token is, and nothing else, gives {unigram:.3}.\n\n\
          ```toml\n{toml}```\n",
         name = model_config(parts, 0).name,
         encoder = parts.encoder.name,
@@ -209,6 +210,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
         attribution = attribution(&parts.request.corpora),
         seed = settings.seed,
         steps = parts.outcome.steps,
+        unigram = parts.outcome.unigram_entropy,
     ))
 }
 

@@ -16,6 +16,8 @@ pub mod trainer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -25,9 +27,10 @@ use tracing::info;
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
+use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
 use settings::Settings;
-use trainer::{Examples, Trainer};
+use trainer::{Epoch, Examples, Trainer};
 
 /// What to train from and where to write it.
 pub struct Request {
@@ -38,16 +41,18 @@ pub struct Request {
     pub cache: PathBuf,
     pub settings: Settings,
     pub runtime: Runtime,
-    /// Continue from the newest checkpoint in `cache`.
+    /// Continue from the checkpoint in `cache`.
     pub resume: bool,
+    /// Set from outside to end training after the step under way, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
 }
 
-/// Trains and writes the bundle.
+/// Trains, writes the bundle, and tells the losses after each pass over the corpus.
 ///
 /// # Errors
-/// `ErrorKind::Config` for a corpus or settings that can't be trained on; others as they happen.
-/// An interrupt ends with `ErrorKind::Runtime` after a checkpoint is written.
-pub fn run(request: &Request) -> Result<()> {
+/// `ErrorKind::Config` for a corpus, settings or a checkpoint that don't fit; others as they
+/// happen. A stop ends with `ErrorKind::Runtime` after a checkpoint is written.
+pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
     let encoder = EncoderConfig::open(&request.encoder)?;
     let corpus = Corpus::read(&request.corpora, settings)?;
@@ -67,7 +72,15 @@ pub fn run(request: &Request) -> Result<()> {
     let tokens = tokenizer::encode(&tokenizer, &all, settings.shape.max_length)?;
     let examples = Examples::new(tokens, embeddings, dim, corpus.captions.len());
     let vocab_size = tokenizer.get_vocab_size(true);
-    let trainer = Trainer::new(settings, examples, &memory, vocab_size, &request.cache);
+    let checkpoints = Checkpoints::new(
+        &request.cache,
+        Run {
+            settings: settings.clone(),
+            corpus: corpus.digest.clone(),
+            encoder: format!("{} {}", encoder.name, encoder.version),
+        },
+    );
+    let trainer = Trainer::new(settings, examples, &memory, vocab_size, checkpoints, &request.stop);
     let outcome = trainer.run(request.resume)?;
     export::write(&export::Parts {
         request,
@@ -76,7 +89,8 @@ pub fn run(request: &Request) -> Result<()> {
         tokenizer: &tokenizer,
         memory: &memory,
         outcome: &outcome,
-    })
+    })?;
+    Ok(outcome.curve)
 }
 
 /// A memory for the projection: `memory_size` captions' embeddings drawn from the corpus.

@@ -41,6 +41,14 @@ impl Progress {
         eprintln!("{}: {done} of {} ({:.0} s left) {detail}", self.what, self.total, left.min(1e6));
     }
 
+    /// A line that stays.
+    pub fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();

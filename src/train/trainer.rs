@@ -3,8 +3,6 @@
 //! Everything random comes from the seed and the step, never from what ran before, so that an
 //! interrupted run continues exactly where it stopped.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -17,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{Checkpoints, State};
 use super::progress::Progress;
 use super::settings::Settings;
 use super::tokenizer::PAD;
@@ -42,6 +40,18 @@ impl Examples {
         Self { tokens, embeddings, dim, split }
     }
 
+    /// Entropy of the training captions' tokens in nats: the loss of a model that knows how
+    /// frequent each token is and nothing else.
+    pub fn unigram_entropy(&self) -> f64 {
+        let mut counts = vec![0_u64; usize::from(u16::MAX) + 1];
+        for token in self.tokens[..self.split].iter().flat_map(|caption| &caption[1..]) {
+            counts[usize::from(*token)] += 1;
+        }
+        let total = counts.iter().sum::<u64>() as f64;
+        let shares = counts.iter().filter(|count| **count > 0).map(|count| *count as f64 / total);
+        shares.map(|share| -share * share.ln()).sum()
+    }
+
     fn embedding(&self, index: usize) -> &[f32] {
         &self.embeddings[index * self.dim..(index + 1) * self.dim]
     }
@@ -62,6 +72,8 @@ pub struct Outcome {
     pub model: FusionCap,
     pub curve: Vec<Epoch>,
     pub steps: usize,
+    /// What the losses compare with: see [`Examples::unigram_entropy`].
+    pub unigram_entropy: f64,
     pub tokens_per_second: f64,
 }
 
@@ -76,102 +88,143 @@ struct Batch {
     tokens: usize,
 }
 
+/// What changes from step to step.
+struct Training {
+    model: FusionCap,
+    optimizer: ModuleOptimizer,
+    state: State,
+}
+
 pub struct Trainer<'a> {
     settings: &'a Settings,
     examples: Examples,
     memory: Tensor<2>,
     vocab_size: usize,
-    folder: PathBuf,
+    checkpoints: Checkpoints,
+    /// Set from outside to end the run after the step under way.
+    stop: &'a AtomicBool,
     device: Device,
-    interrupted: Arc<AtomicBool>,
 }
 
 impl<'a> Trainer<'a> {
-    /// `memory` is row-major `[captions, embedding_dim]`; checkpoints go to `folder`.
+    /// `memory` is row-major `[captions, embedding_dim]`.
     pub fn new(
         settings: &'a Settings,
         examples: Examples,
         memory: &[f32],
         vocab_size: usize,
-        folder: &Path,
+        checkpoints: Checkpoints,
+        stop: &'a AtomicBool,
     ) -> Self {
         let device = Device::flex();
         let rows = memory.len() / examples.dim;
         let data = TensorData::new(memory.to_vec(), [rows, examples.dim]);
-        Self {
-            settings,
-            memory: Tensor::from_data(data, &device),
-            examples,
-            vocab_size,
-            folder: folder.into(),
-            device,
-            interrupted: interrupt_flag(),
-        }
+        let memory = Tensor::from_data(data, &device);
+        Self { settings, examples, memory, vocab_size, checkpoints, stop, device }
     }
 
-    /// Trains from the start, or from the newest checkpoint if `resume` says so.
+    /// Trains from the start, or from the checkpoint if `resume` says so.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` if training diverges or is stopped, the latter after a checkpoint.
     pub fn run(&self, resume: bool) -> Result<Outcome> {
-        self.device.seed(self.settings.seed);
-        let device = self.device.clone().autodiff();
-        let dim = self.examples.dim;
-        let mut model = FusionCap::new(&self.settings.shape, dim, self.vocab_size, &device);
-        let mut optimizer = self.optimizer();
-        let mut state = Checkpoint::fresh(self.settings);
-        if resume && let Some(found) = checkpoint::load(&self.folder, self.settings)? {
-            (model, optimizer, state) = found.restore(model, optimizer)?;
-        }
+        let mut training = self.start(resume)?;
         let per_epoch = self.examples.split.div_ceil(self.settings.batch_size);
         let total = per_epoch * self.settings.epochs;
         let mut progress = Progress::new("training", total);
         let (started, mut tokens) = (Instant::now(), 0);
-        while state.step < total {
-            let epoch = state.step / per_epoch;
-            let batches = self.batches(epoch);
-            for indices in &batches[state.step % per_epoch..] {
-                let batch = self.batch(indices, state.step as u64);
+        let speed = |tokens: usize| tokens as f64 / started.elapsed().as_secs_f64();
+        while training.state.step < total {
+            let (epoch, first) = (training.state.step / per_epoch, training.state.step % per_epoch);
+            for indices in &self.batches(epoch)[first..] {
+                let batch = self.batch(indices, training.state.step as u64);
+                let loss;
+                (training, loss) = self.step(training, &batch, total)?;
                 tokens += batch.tokens;
-                let loss = self.loss(&model, &batch, self.settings.label_smoothing);
-                let value: f64 = loss.clone().into_scalar::<f32>().into();
-                if !value.is_finite() {
-                    return Err(Error::new(
-                        ErrorKind::Runtime,
-                        "training diverged: the loss is no number",
-                    )
-                    .with("step", state.step));
+                let detail = format!("loss {loss:.3}, {:.0} tokens/s", speed(tokens));
+                progress.update(training.state.step, &detail);
+                if training.state.step.is_multiple_of(per_epoch) {
+                    let passed = self.finish_epoch(&mut training, per_epoch);
+                    progress.note(&format!(
+                        "epoch {}: training loss {:.3}, held-out loss {:.3}",
+                        passed.epoch, passed.training_loss, passed.held_out_loss
+                    ));
                 }
-                let gradients = GradientsParams::from_grads(loss.backward(), &model);
-                let rate = learning_rate(self.settings, state.step, total);
-                model = optimizer.step(rate, model, gradients);
-                state.step += 1;
-                state.loss_sum += value;
-                let speed = tokens as f64 / started.elapsed().as_secs_f64();
-                progress.update(state.step, &format!("loss {value:.3}, {speed:.0} tokens/s"));
-                let due = state.step.is_multiple_of(self.settings.checkpoint_steps);
-                let stop = self.interrupted.load(Ordering::Relaxed);
-                if due || stop {
-                    checkpoint::save(&self.folder, &model, &optimizer, &state)?;
-                }
-                if stop {
-                    return Err(Error::new(
-                        ErrorKind::Runtime,
-                        "interrupted; `--resume` continues from the checkpoint",
-                    )
-                    .with("step", state.step));
-                }
+                self.keep(&training, total)?;
             }
-            let held_out_loss = self.held_out_loss(&model);
-            let training_loss = state.loss_sum / per_epoch as f64;
-            state.curve.push(Epoch { epoch: epoch + 1, training_loss, held_out_loss });
-            state.loss_sum = 0.0;
-            eprintln!(
-                "epoch {}: training loss {training_loss:.3}, held-out loss {held_out_loss:.3}",
-                epoch + 1
-            );
-            checkpoint::save(&self.folder, &model, &optimizer, &state)?;
         }
         progress.finish();
-        let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
-        Ok(Outcome { model, curve: state.curve, steps: state.step, tokens_per_second })
+        Ok(Outcome {
+            model: training.model,
+            curve: training.state.curve,
+            steps: training.state.step,
+            unigram_entropy: self.examples.unigram_entropy(),
+            tokens_per_second: speed(tokens),
+        })
+    }
+
+    fn start(&self, resume: bool) -> Result<Training> {
+        self.device.seed(self.settings.seed);
+        let device = self.device.clone().autodiff();
+        let dim = self.examples.dim;
+        let model = FusionCap::new(&self.settings.shape, dim, self.vocab_size, &device);
+        let optimizer = self.optimizer();
+        if !resume {
+            return Ok(Training { model, optimizer, state: State::default() });
+        }
+        let (restored, moments, state) = self.checkpoints.load(model, optimizer)?;
+        Ok(Training { model: restored, optimizer: moments, state })
+    }
+
+    /// One step of the optimizer, and the loss before it.
+    fn step(&self, training: Training, batch: &Batch, total: usize) -> Result<(Training, f64)> {
+        let Training { model, mut optimizer, mut state } = training;
+        let loss = self.loss(&model, batch, self.settings.label_smoothing);
+        let value: f64 = loss.clone().into_scalar::<f32>().into();
+        if !value.is_finite() {
+            return Err(Error::new(
+                ErrorKind::Runtime,
+                "training diverged: the loss is no number; a lower learning_rate may help",
+            )
+            .with("step", state.step)
+            .with("learning_rate", self.settings.learning_rate));
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let rate = learning_rate(self.settings, state.step, total);
+        let updated = optimizer.step(rate, model, gradients);
+        state.step += 1;
+        state.loss_sum += value;
+        Ok((Training { model: updated, optimizer, state }, value))
+    }
+
+    /// Writes a checkpoint where one is due; a stop writes one and ends the run. A finished run
+    /// leaves one too: if the bundle then can't be written, no training is lost.
+    fn keep(&self, training: &Training, total: usize) -> Result<()> {
+        let step = training.state.step;
+        let stop = self.stop.load(Ordering::Relaxed);
+        if stop || step == total || step.is_multiple_of(self.settings.checkpoint_steps) {
+            self.checkpoints.save(&training.model, &training.optimizer, &training.state)?;
+        }
+        if stop {
+            return Err(Error::new(
+                ErrorKind::Runtime,
+                "interrupted; the same command with --resume goes on from the checkpoint",
+            )
+            .with("step", step));
+        }
+        Ok(())
+    }
+
+    fn finish_epoch(&self, training: &mut Training, per_epoch: usize) -> Epoch {
+        let state = &mut training.state;
+        let passed = Epoch {
+            epoch: state.step / per_epoch,
+            training_loss: state.loss_sum / per_epoch as f64,
+            held_out_loss: self.held_out_loss(&training.model),
+        };
+        state.curve.push(passed);
+        state.loss_sum = 0.0;
+        passed
     }
 
     fn optimizer(&self) -> ModuleOptimizer {
@@ -272,22 +325,25 @@ fn stream(seed: u64, number: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-/// Set by the first Ctrl-C; a second one ends the process as usual.
-fn interrupt_flag() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
-    std::thread::spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-            return;
-        };
-        if runtime.block_on(tokio::signal::ctrl_c()).is_err() {
-            return;
-        }
-        eprintln!("interrupted: writing a checkpoint; interrupt again to stop at once");
-        seen.store(true, Ordering::Relaxed);
-        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
-            std::process::exit(130);
-        }
-    });
-    flag
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_warms_up_and_cools_down() {
+        let settings = Settings::load(None).unwrap();
+        let share = |step| learning_rate(&settings, step, 4000) / settings.learning_rate;
+        assert!(share(0) < 0.01, "{}", share(0));
+        assert!((share(settings.warmup_steps) - 1.0).abs() < 1e-9);
+        assert!((0.01..0.011).contains(&share(3999)), "{}", share(3999));
+    }
+
+    #[test]
+    fn the_unigram_entropy_is_that_of_the_tokens_foretold() {
+        let tokens = vec![vec![1, 5, 2], vec![1, 5, 6, 7, 2], vec![1, 8, 2]];
+        let examples = Examples::new(tokens, Vec::new(), 0, 2);
+        // 5, 2, 5, 6, 7, 2: two tokens a third each, two a sixth each.
+        let expected = 2.0 / 3.0 * 3.0_f64.ln() + 1.0 / 3.0 * 6.0_f64.ln();
+        assert!((examples.unigram_entropy() - expected).abs() < 1e-9);
+    }
 }

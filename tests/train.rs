@@ -1,0 +1,365 @@
+//! Training end to end on a random encoder, and the exported graphs against the model in burn.
+#![cfg(feature = "train")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use fusioncap::bundle::Bundle;
+use fusioncap::config::{Model, Runtime};
+use fusioncap::encoder::random;
+use fusioncap::engine::Engine;
+use fusioncap::model::{FusionCap, projection};
+use fusioncap::onnx::{decoder, prefix};
+use fusioncap::train::settings::Settings;
+use fusioncap::train::trainer::Epoch;
+use fusioncap::train::{self, Request, export};
+use fusioncap::{ErrorKind, Result};
+use half::f16;
+use ort::session::Session;
+use ort::value::Tensor as OrtTensor;
+use tempfile::TempDir;
+
+const VOCAB: usize = 50;
+const DIM: usize = 24;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
+}
+
+/// The settings of models/random, two short epochs of seven steps.
+fn settings() -> Settings {
+    let mut settings = Settings::load(Some(&fixture("random.toml"))).unwrap();
+    settings.epochs = 2;
+    settings.batch_size = 64;
+    settings.warmup_steps = 4;
+    settings.noise_sigma = 0.05;
+    settings
+}
+
+/// A place to train in: an encoder, a cache and a bundle to be.
+struct Workshop {
+    folder: TempDir,
+    stop: Arc<AtomicBool>,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        random::build(&folder.path().join("encoder"), 7).unwrap();
+        Self { folder, stop: Arc::default() }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("bundle")
+    }
+
+    fn train(&self, settings: &Settings, resume: bool) -> Result<Vec<Epoch>> {
+        train::run(&Request {
+            encoder: self.folder.path().join("encoder"),
+            corpora: vec![fixture("captions.txt")],
+            out: self.out(),
+            cache: self.folder.path().join("cache"),
+            settings: settings.clone(),
+            runtime: Runtime::default(),
+            resume,
+            stop: Arc::clone(&self.stop),
+        })
+    }
+}
+
+fn load(bundle: Bundle, batch_size: usize) -> Engine {
+    let model = Model { path: String::new(), embeddings: false, num_beams: None };
+    Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
+}
+
+/// Photos of one colour that fades to another.
+fn picture(engine: &Engine, shade: u8) -> Vec<u8> {
+    let (height, width) = engine.preprocessor().input_size();
+    (0..height * width * 3).map(|index| shade.wrapping_mul((index % 251) as u8)).collect()
+}
+
+#[test]
+fn training_makes_a_bundle_that_captions() {
+    let workshop = Workshop::new();
+    let curve = workshop.train(&settings(), false).unwrap();
+    let (first, last) = (curve.first().unwrap(), curve.last().unwrap());
+    assert_eq!((curve.len(), last.epoch), (2, 2));
+    assert!(last.training_loss < first.training_loss - 0.3, "{curve:?}");
+    assert!(last.held_out_loss < first.held_out_loss, "{curve:?}");
+
+    let bundle = Bundle::open(&workshop.out()).unwrap();
+    assert_eq!(bundle.config.hidden_size, 32);
+    assert_eq!(bundle.config.name, "fusioncap-bundle");
+    let card = std::fs::read_to_string(bundle.path("README.md")).unwrap();
+    for part in ["CC BY 4.0", "SHA-256", "seed = ", "| 2 |", "random weights, seed 7"] {
+        assert!(card.contains(part), "{part} in {card}");
+    }
+
+    let mut engine = load(bundle, 2);
+    let (dark, light) = (picture(&engine, 1), picture(&engine, 200));
+    let captions = engine.caption(&[&dark, &light]).unwrap();
+    assert!(captions.iter().all(|caption| caption.score < 0.0), "{captions:?}");
+    assert_ne!(captions[0].embedding, captions[1].embedding);
+    assert_eq!(engine.caption(&[&dark]).unwrap()[0], captions[0]);
+}
+
+#[test]
+fn an_interrupted_run_ends_like_one_in_one_go() {
+    let settings = settings();
+    let whole = Workshop::new();
+    let expected = whole.train(&settings, false).unwrap();
+
+    // Stopped after each of the first eight steps: over the end of the first epoch.
+    let pieces = Workshop::new();
+    pieces.stop.store(true, Ordering::Relaxed);
+    for step in 1..=8 {
+        let error = pieces.train(&settings, step > 1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Runtime, "{error}");
+        assert!(error.to_string().ends_with(&format!("(step: {step})")), "{error}");
+    }
+    pieces.stop.store(false, Ordering::Relaxed);
+    let resumed = pieces.train(&settings, true).unwrap();
+
+    assert_eq!(resumed, expected);
+    for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "README.md"] {
+        let read = |workshop: &Workshop| std::fs::read(workshop.out().join(name)).unwrap();
+        assert_eq!(read(&pieces), read(&whole), "{name}");
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_only_where_it_belongs() {
+    let workshop = Workshop::new();
+    let missing = workshop.train(&settings(), true).unwrap_err();
+    assert_eq!(missing.exit_code(), 2);
+    assert!(missing.to_string().contains("--resume finds no checkpoint"), "{missing}");
+
+    workshop.stop.store(true, Ordering::Relaxed);
+    workshop.train(&settings(), false).unwrap_err();
+    let mut others = settings();
+    others.seed += 1;
+    let refused = workshop.train(&others, true).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().contains("another settings"), "{refused}");
+}
+
+#[test]
+fn the_bundle_in_the_repository_opens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
+    let bundle = Bundle::open(&folder).unwrap();
+    load(bundle, 1);
+}
+
+/// Makes weights large enough to matter, and exact in the 16 bits they are exported in.
+struct Enlarge;
+
+impl ModuleMapper for Enlarge {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let factor = if D == 2 { 6.0 } else { 1.0 };
+        parameter.map(|tensor| {
+            let (device, shape) = (tensor.device(), tensor.shape());
+            let values: Vec<f32> = tensor
+                .into_data()
+                .iter::<f32>()
+                .map(|value| f16::from_f32(factor * value).to_f32())
+                .collect();
+            Tensor::from_data(TensorData::new(values, shape), &device)
+        })
+    }
+}
+
+fn shape_settings() -> Settings {
+    let mut settings = settings();
+    settings.shape.num_hidden_layers = 2;
+    settings.shape.num_attention_heads = 4;
+    settings.shape.prefix_length = 3;
+    settings
+}
+
+fn model(device: &Device) -> FusionCap {
+    device.seed(11);
+    FusionCap::new(&shape_settings().shape, DIM, VOCAB, device).map(&mut Enlarge)
+}
+
+/// Embeddings that 16 bits hold exactly, `[rows, DIM]`.
+fn embeddings(rows: usize) -> Vec<f32> {
+    (0..rows * DIM).map(|index| f16::from_f32((index as f32 * 1.7).sin()).to_f32()).collect()
+}
+
+fn session(bytes: &[u8]) -> Session {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    fusioncap::runtime::session(&Runtime::default(), file.path()).unwrap()
+}
+
+fn floats(value: &ort::value::DynValue) -> Vec<f32> {
+    value.try_extract_tensor::<f32>().unwrap().1.to_vec()
+}
+
+fn assert_close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (left, right) in found.iter().zip(expected) {
+        assert!((left - right).abs() < 1e-3, "{left} is not {right}");
+    }
+}
+
+#[test]
+fn the_exported_prefix_is_the_trained_one() {
+    let device = Device::flex();
+    let (model, settings) = (model(&device), shape_settings());
+    let memory = embeddings(9);
+    let rows = |values: &[f32]| {
+        let shape = [values.len() / DIM, DIM];
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
+    };
+    let images: Vec<f32> = embeddings(12)[9 * DIM..].to_vec();
+    let projected = projection::project(rows(&images), &rows(&memory), 0.2);
+    let expected: Vec<f32> = model.prefix.forward(projected).into_data().iter::<f32>().collect();
+
+    let linear = |layer: &burn::nn::Linear| {
+        let weight: Vec<f32> = layer.weight.val().into_data().iter::<f32>().collect();
+        let bias: Vec<f32> = layer.bias.as_ref().unwrap().val().into_data().iter::<f32>().collect();
+        (weight, bias)
+    };
+    let (inner_weight, inner_bias) = linear(&model.prefix.inner);
+    let (outer_weight, outer_bias) = linear(&model.prefix.outer);
+    let mut session = session(&prefix::write(&prefix::PrefixWeights {
+        embedding_dim: DIM,
+        hidden_size: settings.shape.hidden_size,
+        prefix_length: settings.shape.prefix_length,
+        memory,
+        temperature: 0.2,
+        inner_weight,
+        inner_bias,
+        outer_weight,
+        outer_bias,
+    }));
+    let input = OrtTensor::from_array(([3, DIM], images)).unwrap();
+    let outputs = session.run(ort::inputs!["image_embeds" => input]).unwrap();
+    assert_close(&floats(&outputs["prefix"]), &expected);
+    for row in floats(&outputs["embedding"]).chunks(DIM) {
+        let length: f32 = row.iter().map(|entry| entry * entry).sum();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+}
+
+/// The exported decoder, its cache fed back from step to step.
+struct Exported {
+    session: Session,
+    hidden: usize,
+    past: Vec<f32>,
+    past_shape: Vec<usize>,
+}
+
+/// Candidates of one step, `[images, VOCAB]` each.
+struct Step {
+    scores: Vec<f32>,
+    tokens: Vec<i64>,
+    parents: Vec<i64>,
+}
+
+impl Exported {
+    fn new(model: &FusionCap) -> Self {
+        let settings = shape_settings();
+        let mut weights = export::decoder_weights(model, VOCAB, &settings).unwrap();
+        weights.candidates = VOCAB;
+        let shape = settings.shape;
+        let size = shape.hidden_size / shape.num_attention_heads;
+        Self {
+            session: session(&decoder::write(&weights)),
+            hidden: shape.hidden_size,
+            past: Vec::new(),
+            past_shape: vec![2 * shape.num_hidden_layers, 2, shape.num_attention_heads, 0, size],
+        }
+    }
+
+    /// One step of two images; the padding, 0, is banned.
+    fn step(&mut self, prefix: &[f32], ids: &[i64], parents: &[i64], scores: &[f32]) -> Step {
+        let rows = ids.len();
+        let length = prefix.len() / (rows * self.hidden);
+        let past = (self.past_shape.clone(), self.past.clone());
+        let inputs = ort::inputs![
+            "prefix" =>
+                OrtTensor::from_array(([rows, length, self.hidden], prefix.to_vec())).unwrap(),
+            "input_ids" => OrtTensor::from_array(([rows, 1], ids.to_vec())).unwrap(),
+            "past" => OrtTensor::from_array(past).unwrap(),
+            "parents" => OrtTensor::from_array(([rows], parents.to_vec())).unwrap(),
+            "beam_scores" => OrtTensor::from_array(([2, rows / 2], scores.to_vec())).unwrap(),
+            "banned_ids" => OrtTensor::from_array(([rows, 1], vec![0_i64; rows])).unwrap(),
+        ];
+        let outputs = self.session.run(inputs).unwrap();
+        let integers = |name: &str| outputs[name].try_extract_tensor::<i64>().unwrap().1.to_vec();
+        let (shape, present) = outputs["present"].try_extract_tensor::<f32>().unwrap();
+        self.past_shape = shape.iter().map(|size| *size as usize).collect();
+        self.past = present.to_vec();
+        Step {
+            scores: floats(&outputs["scores"]),
+            tokens: integers("tokens"),
+            parents: integers("candidate_parents"),
+        }
+    }
+}
+
+/// Checks candidates against `expected[row][token]`, the score of every continuation.
+fn assert_best(step: &Step, expected: &[Vec<f32>]) {
+    let beams = expected.len() / 2;
+    for (image, rows) in expected.chunks(beams).enumerate() {
+        let mut best: Vec<f32> = rows.iter().flat_map(|row| &row[1..]).copied().collect();
+        best.sort_by(|left, right| right.total_cmp(left));
+        // With one beam, the banned token is the last candidate.
+        let count = VOCAB.min(best.len());
+        let range = image * VOCAB..image * VOCAB + count;
+        assert_close(&step.scores[range.clone()], &best[..count]);
+        for index in range {
+            let (row, token) = (step.parents[index] as usize, step.tokens[index] as usize);
+            let score = rows[row][token];
+            assert!((step.scores[index] - score).abs() < 1e-3, "row {row}, token {token}");
+        }
+    }
+}
+
+#[test]
+fn the_exported_decoder_is_the_trained_one() {
+    let device = Device::flex();
+    let model = model(&device);
+    let settings = shape_settings();
+    let (length, hidden) = (settings.shape.prefix_length, settings.shape.hidden_size);
+    let prefixes: Vec<f32> = (0..2 * length * hidden).map(|index| (index as f32).cos()).collect();
+    // What burn expects after `texts`, each with the prefix of its image: log-probabilities plus
+    // the score so far.
+    let expected = |texts: &[&[i64]], images: &[usize], scores: &[f32]| -> Vec<Vec<f32>> {
+        let one = |((text, image), score): ((&&[i64], &usize), &f32)| {
+            let values = prefixes[image * length * hidden..(image + 1) * length * hidden].to_vec();
+            let prefix =
+                Tensor::<3>::from_data(TensorData::new(values, [1, length, hidden]), &device);
+            let tokens = TensorData::new(text.to_vec(), [1, text.len()]);
+            let logits = model
+                .decoder
+                .forward(prefix, Tensor::<2, Int>::from_data(tokens, &device))
+                .narrow(1, text.len() - 1, 1);
+            let likely = log_softmax(logits.reshape([VOCAB]), 0);
+            likely.into_data().iter::<f32>().map(|entry| entry + score).collect()
+        };
+        texts.iter().zip(images).zip(scores).map(one).collect()
+    };
+    let mut exported = Exported::new(&model);
+
+    let step = exported.step(&prefixes, &[1, 1], &[0, 1], &[0.0, 0.0]);
+    assert_best(&step, &expected(&[&[1], &[1]], &[0, 1], &[0.0, 0.0]));
+    assert!(step.scores[VOCAB - 1].is_infinite() && step.tokens[VOCAB - 1] == 0);
+
+    // Two beams an image from here on.
+    let scores = [-1.0, -2.5, -0.5, -0.7];
+    let step = exported.step(&[], &[5, 9, 30, 49], &[0, 0, 1, 1], &scores);
+    let texts: [&[i64]; 4] = [&[1, 5], &[1, 9], &[1, 30], &[1, 49]];
+    assert_best(&step, &expected(&texts, &[0, 0, 1, 1], &scores));
+
+    // The beams change places, and one dies out.
+    let step = exported.step(&[], &[7, 8, 3, 4], &[1, 0, 2, 2], &scores);
+    let texts: [&[i64]; 4] = [&[1, 9, 7], &[1, 5, 8], &[1, 30, 3], &[1, 30, 4]];
+    assert_best(&step, &expected(&texts, &[0, 0, 1, 1], &scores));
+}
