@@ -19,6 +19,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::worker::assignment::Polled;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
@@ -87,15 +88,15 @@ impl Consume {
         // Before the record goes on: no transaction may carry it without the group's metadata.
         membership::refresh(consumer, &self.shared, &mut self.membership);
         let mut next = Some(first);
-        for _ in 0..BURST {
-            let Some(polled) = next else {
-                break;
-            };
+        let mut taken = 0;
+        while let Some(polled) = next {
             match polled {
                 Ok(message) => take(&self.shared, &self.publisher, &mut self.backlog, &message),
                 Err(error) => survive(error)?,
             }
-            if self.shared.in_flight() >= self.max_in_flight {
+            taken += 1;
+            // Asked before the next poll: what is polled must be taken, or its offset is skipped.
+            if taken == BURST || self.shared.in_flight() >= self.max_in_flight {
                 break;
             }
             next = consumer.poll(Duration::ZERO);
@@ -295,9 +296,16 @@ fn take(
     borrowed: &BorrowedMessage<'_>,
 ) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
-    let Some(epoch) = shared.assignment.polled(partition, offset) else {
-        tracing::debug!(partition, offset, "dropped a message that will be read again");
-        return;
+    let epoch = match shared.assignment.polled(partition, offset) {
+        Polled::Taken { epoch } => epoch,
+        Polled::Dropped => {
+            tracing::debug!(partition, offset, "dropped a message that will be read again");
+            return;
+        }
+        Polled::WentBack => {
+            tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
+            return;
+        }
     };
     let message = Arc::new(detach(borrowed, epoch));
     let parsed = message::parse(&message.payload, &message.headers, &message.position);
