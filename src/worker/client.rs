@@ -77,6 +77,9 @@ impl Clients {
         let transactional_id = transactional_id(kafka)?;
 
         let mut common = ClientConfig::new();
+        // rust-rdkafka has just asked for the log level, which makes `tracing`'s per-layer filters
+        // drop this thread's next event: better this one than an important one.
+        tracing::info!("kafka clients configured");
         common.set_log_level(RDKafkaLogLevel::Info);
         common.set("client.id", "fusioncap");
         let mut consumer = common.clone();

@@ -14,7 +14,7 @@ use crate::{Expected, assert_exactly_once};
 
 const REFERENCES: usize = 2_000;
 const PICTURES: usize = 300;
-const PARTITIONS: i32 = 6;
+pub const PARTITIONS: i32 = 6;
 /// One reference in fifty is poison.
 const POISON_EVERY: usize = 50;
 
@@ -91,7 +91,7 @@ fn kill_at_work(worker: &mut Worker, cluster: &Cluster, topics: &Topics, produce
 }
 
 /// Puts the pictures, and what is none.
-fn fill(bucket: &Bucket) {
+pub fn fill(bucket: &Bucket) {
     for number in 0..PICTURES {
         bucket.put(&format!("{number}.png"), &picture(number as u32));
     }
@@ -102,7 +102,7 @@ fn fill(bucket: &Bucket) {
 }
 
 /// Produces the references of `numbers`, poison among them; what must become of each.
-async fn produce(
+pub async fn produce(
     cluster: &Cluster,
     topics: &Topics,
     numbers: Range<usize>,

@@ -2,6 +2,7 @@
 
 mod bucket;
 mod faults;
+mod fences;
 mod flow;
 mod kafka;
 mod process;

@@ -1,0 +1,165 @@
+//! Exactly once when a worker is taken for dead, pushed aside, outnumbered, or refused by the
+//! broker: the paths on which transactions abort and partitions are rewound.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, OwnedResourceSpecifier, ResourceSpecifier,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, Producer};
+
+use crate::bucket::Bucket;
+use crate::faults::{PARTITIONS, fill, produce};
+use crate::kafka::{Cluster, Topics};
+use crate::process::{Configuration, Worker};
+use crate::{Expected, assert_exactly_once, shared_cluster};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until `worker` holds references which it has not committed.
+fn await_work(worker: &mut Worker) {
+    let deadline = Instant::now() + PATIENCE;
+    while worker.metric("fusioncap_in_flight") < 16.0 {
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+        assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn await_log(worker: &mut Worker, text: &str, times: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while worker.log().matches(text).count() < times {
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+        assert!(Instant::now() < deadline, "no '{text}':\n{}", worker.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Everything is answered once, committed, and stays so when the workers have stopped.
+fn assert_settled(
+    cluster: &Cluster,
+    topics: &Topics,
+    expected: &HashMap<(i32, i64), Expected>,
+    workers: &mut [&mut Worker],
+) {
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, expected.len(), PATIENCE);
+    assert_exactly_once(&records, expected);
+    for worker in workers {
+        worker.signal("TERM");
+        assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
+    }
+    let committed = cluster.committed(&topics.group, &topics.input, PARTITIONS);
+    assert_eq!(committed, expected.len() as i64, "offsets are where the outputs are");
+    assert_exactly_once(&cluster.read_committed(&both), expected);
+}
+
+/// A worker frozen for longer than its session loses its partitions to another, and comes back
+/// with work in hand that is no longer its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_taken_for_dead_doubles_nothing() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let mut frozen = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let mut other = Configuration::new("two", &cluster, &topics, &bucket).start();
+    frozen.await_ready();
+    other.await_ready();
+    let mut expected = produce(&cluster, &topics, 0..1_200).await;
+    await_work(&mut frozen);
+    frozen.signal("STOP");
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, expected.len(), PATIENCE);
+    assert_exactly_once(&records, &expected);
+
+    frozen.signal("CONT");
+    expected.extend(produce(&cluster, &topics, 1_200..1_600).await);
+    await_log(&mut frozen, "\"partitions assigned\"", 2);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut frozen, &mut other]);
+}
+
+/// Somebody else's producer with the same transactional id fences a worker at work, three times.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fenced_producer_is_replaced() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    worker.await_ready();
+    let mut expected = HashMap::new();
+    for round in 0..3 {
+        expected.extend(produce(&cluster, &topics, round * 300..(round + 1) * 300).await);
+        await_work(&mut worker);
+        let intruder: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &cluster.bootstrap)
+            .set("transactional.id", format!("{}-one", topics.group))
+            .create()
+            .unwrap();
+        intruder.init_transactions(PATIENCE).unwrap();
+        await_log(&mut worker, "\"transactional producer built\"", round + 2);
+    }
+    assert!(worker.metric("fusioncap_transactions_total") > 3.0);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+}
+
+/// The broker refuses every caption for a while: the transactions abort and the partitions are
+/// rewound, until it takes them again.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_records_are_written_later() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    set_largest_record(&cluster, &topics.output, "100").await;
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    worker.await_ready();
+    let expected = produce(&cluster, &topics, 0..200).await;
+    await_log(&mut worker, "\"transaction failed\"", 2);
+    set_largest_record(&cluster, &topics.output, "1000000").await;
+    assert!(worker.log().contains("\"rewinding\""), "{}", worker.log());
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+}
+
+async fn set_largest_record(cluster: &Cluster, topic: &str, bytes: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &cluster.bootstrap).create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+    let changed = admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
+    let expected = OwnedResourceSpecifier::Topic(topic.to_owned());
+    assert_eq!(changed, [Ok(expected)]);
+}
+
+/// Workers join and leave a busy group.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_come_and_go() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let start = |name: &str| {
+        let mut worker = Configuration::new(name, &cluster, &topics, &bucket).start();
+        worker.await_ready();
+        worker
+    };
+    let mut first = start("one");
+    let mut expected = produce(&cluster, &topics, 0..500).await;
+    await_work(&mut first);
+    let mut second = start("two");
+    expected.extend(produce(&cluster, &topics, 500..1_000).await);
+    await_work(&mut second);
+    let mut third = start("three");
+    expected.extend(produce(&cluster, &topics, 1_000..1_500).await);
+    await_work(&mut first);
+    first.signal("TERM");
+    assert!(first.wait(Duration::from_secs(30)).success(), "{}", first.log());
+    expected.extend(produce(&cluster, &topics, 1_500..2_000).await);
+    await_work(&mut third);
+    third.signal("TERM");
+    assert!(third.wait(Duration::from_secs(30)).success(), "{}", third.log());
+    assert_settled(&cluster, &topics, &expected, &mut [&mut second]);
+    for worker in [&first, &second, &third] {
+        let failed = worker.log().matches("\"transaction failed\"").count();
+        assert_eq!(failed, 0, "a rebalance costs no transaction:\n{}", worker.log());
+    }
+}
