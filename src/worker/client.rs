@@ -90,7 +90,11 @@ impl Clients {
             .set("queued.max.messages.kbytes", "8192")
             .set("session.timeout.ms", session.to_string());
         let mut producer = common;
-        producer.set("linger.ms", "5");
+        producer
+            .set("linger.ms", "5")
+            // The broker refuses a transaction while it still ends the one before; with the
+            // default of 100 ms that would be most of the time between two of them.
+            .set("retry.backoff.ms", "20");
         for (name, value) in &kafka.properties {
             consumer.set(name, value);
             producer.set(name, value);

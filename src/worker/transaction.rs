@@ -188,10 +188,7 @@ impl Transactor {
                     producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT)
                 })
             })
-            .and_then(|()| {
-                let limit = self.message_timeout + CALL_TIMEOUT;
-                self.watchdog.watch("flush", || producer.flush(limit))
-            });
+            .and_then(|()| self.await_deliveries(producer));
         if let Err(error) = sent {
             if classify(&error) == Fault::Fatal {
                 return Err(Ended::Unknown(kafka_error("the producer failed", error)));
@@ -232,6 +229,19 @@ impl Transactor {
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
+        }
+        Ok(())
+    }
+
+    /// Waits until every record is delivered or has failed. `flush` would do, but its poll competes
+    /// with the producer's own thread for the deliveries, and sleeps for 100 ms when it loses.
+    fn await_deliveries(&self, producer: &ThreadedProducer<Deliveries>) -> KafkaResult<()> {
+        let deadline = Instant::now() + self.message_timeout + CALL_TIMEOUT;
+        while producer.in_flight_count() > 0 {
+            if Instant::now() > deadline {
+                return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
