@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 
 use fusioncap::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig, TOKENIZER, VISION};
 use fusioncap::config::Runtime;
+use fusioncap::encoder::bert::BertConfig;
 use fusioncap::encoder::text::TextTower;
 use fusioncap::encoder::weights::Weights;
-use fusioncap::encoder::{EncoderConfig, TEXT, random, standin};
+use fusioncap::encoder::{EncoderConfig, TEXT, bert, random, standin, weights};
 use fusioncap::error::{Error, ErrorKind};
 use fusioncap::onnx::graph::{Attribute, Dim, Graph};
 use fusioncap::onnx::proto::DataType;
 use ort::session::Session;
 use ort::value::Tensor;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Result<Session, Error> {
@@ -192,7 +195,86 @@ fn padding_changes_no_sentence() {
     let padded = embed(folder.path(), &["a dog", "a dog runs over the grass to a far away tree"]);
     assert_near(&alone, &padded[..alone.len()]);
     let long = "word ".repeat(100);
-    assert!(embed(folder.path(), &[&long, ""]).iter().take(alone.len()).all(|x| x.is_finite()));
+    let cut = embed(folder.path(), &[&long]);
+    assert!(cut.iter().all(|entry| entry.is_finite()));
+}
+
+const SMALL_BERT: BertConfig = BertConfig {
+    hidden_size: 8,
+    intermediate_size: 16,
+    num_hidden_layers: 2,
+    num_attention_heads: 2,
+    max_position_embeddings: 8,
+    type_vocab_size: 2,
+    vocab_size: 10,
+    layer_norm_eps: 1e-12,
+};
+
+/// Weights for `SMALL_BERT`.
+fn small_bert() -> Weights {
+    let (width, wide) = (SMALL_BERT.hidden_size, SMALL_BERT.intermediate_size);
+    let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+    for (name, rows) in [
+        ("word", SMALL_BERT.vocab_size),
+        ("position", SMALL_BERT.max_position_embeddings),
+        ("token_type", SMALL_BERT.type_vocab_size),
+    ] {
+        shapes.push((format!("embeddings.{name}_embeddings.weight"), vec![rows, width]));
+    }
+    let mut norms = vec!["embeddings.LayerNorm".to_string()];
+    for index in 0..SMALL_BERT.num_hidden_layers {
+        let layer = format!("encoder.layer.{index}");
+        for (part, outputs, inputs) in [
+            ("attention.self.query", width, width),
+            ("attention.self.key", width, width),
+            ("attention.self.value", width, width),
+            ("attention.output.dense", width, width),
+            ("intermediate.dense", wide, width),
+            ("output.dense", width, wide),
+        ] {
+            shapes.push((format!("{layer}.{part}.weight"), vec![outputs, inputs]));
+            shapes.push((format!("{layer}.{part}.bias"), vec![outputs]));
+        }
+        norms.push(format!("{layer}.attention.output.LayerNorm"));
+        norms.push(format!("{layer}.output.LayerNorm"));
+    }
+    for norm in norms {
+        shapes.push((format!("{norm}.weight"), vec![width]));
+        shapes.push((format!("{norm}.bias"), vec![width]));
+    }
+    let mut rng = StdRng::seed_from_u64(5);
+    let tensors = shapes.into_iter().map(|(name, shape)| {
+        let count: usize = shape.iter().product();
+        let data = (0..count).map(|_| rng.random_range(-1.0..1.0)).collect();
+        (name, weights::Tensor { shape, data })
+    });
+    Weights::new(tensors, "small BERT")
+}
+
+#[test]
+fn attention_and_pooling_leave_padding_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.onnx");
+    fs::write(&path, bert::text_tower(&small_bert(), &SMALL_BERT).unwrap()).unwrap();
+    let mut session = open(&path).unwrap();
+    let mut run = |rows: usize, ids: &[i64], mask: &[i64]| {
+        let shape = [rows, ids.len() / rows];
+        let outputs = session
+            .run(ort::inputs![
+                "input_ids" => Tensor::from_array((shape, ids.to_vec())).unwrap(),
+                "attention_mask" => Tensor::from_array((shape, mask.to_vec())).unwrap(),
+            ])
+            .unwrap();
+        ["text_embeds", "token_embeds"]
+            .map(|name| outputs[name].try_extract_tensor::<f32>().unwrap().1.to_vec())
+    };
+    let [text, tokens] = run(1, &[4, 2, 9], &[1, 1, 1]);
+    let [texts, all_tokens] =
+        run(2, &[4, 2, 9, 0, 0, 1, 2, 3, 4, 5], &[1, 1, 1, 0, 0, 1, 1, 1, 1, 1]);
+    assert_near(&text, &texts[..text.len()]);
+    assert_near(&tokens, &all_tokens[..tokens.len()]);
+    let [other_order, _] = run(1, &[2, 4, 9], &[1, 1, 1]);
+    assert!(text.iter().zip(&other_order).any(|(left, right)| (left - right).abs() > 1e-3));
 }
 
 #[test]
@@ -238,7 +320,8 @@ fn a_damaged_encoder_directory_is_an_error_that_names_the_file() {
 }
 
 /// A checkpoint in PyTorch's legacy format (577 bytes): a plain tensor, a transposed view and the
-/// tail of one storage, and a 64-bit counter.
+/// tail of one storage, and a 64-bit counter. Python's pickle wrote it, with classes that only
+/// bear PyTorch's names.
 fn legacy_checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/legacy.pth")
 }

@@ -1,10 +1,11 @@
 //! The stand-in joint encoder: an image classifier and a sentence encoder joined without a
 //! single image-text pair by ConSE (Norouzi et al. 2013, arXiv:1312.5650).
 //!
-//! The classifier says how probable each ImageNet class is; the classes' names, embedded by the
-//! sentence encoder and weighted with those probabilities, place the image among the sentences.
-//! It is done for each cell of the feature map (the local embeddings) and for the mean of the
-//! cells' distributions (the global one).
+//! The classifier says how probable each ImageNet class is; texts about the classes, embedded by
+//! the sentence encoder and weighted with those probabilities, place the image among the
+//! sentences. It is done for each cell of the feature map (the local embeddings) and for the mean
+//! of the cells' distributions (the global one). The classes' embeddings are centred, so an
+//! image's embedding is comparable by cosine only after scaling to unit length.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,243 @@
+//! The records on the three topics against their schemas, and against what producers really send.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use fusioncap::bundle::Bundle;
+use fusioncap::worker::message::{
+    CaptionRecord, DeadLetter, Requests, SourcePosition, Stage, TraceContext, header, parse,
+};
+use fusioncap::{Error, ErrorKind};
+use jsonschema::{Registry, Resource, Validator};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const SCHEMAS: [&str; 5] =
+    ["image-request", "s3-event-notification", "cloud-event", "caption", "dead-letter"];
+
+fn root(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn json_file(path: &str) -> Value {
+    serde_json::from_slice(&fs::read(root(path)).unwrap()).unwrap()
+}
+
+fn schema(name: &str) -> Value {
+    json_file(&format!("schemas/{name}.v1.schema.json"))
+}
+
+fn assert_valid(name: &str, record: &Value) {
+    let resources = SCHEMAS.map(|other| {
+        let value = schema(other);
+        let id = value["$id"].as_str().unwrap().to_owned();
+        (id, Resource::from_contents(value))
+    });
+    let registry = Registry::new().extend(resources).unwrap().prepare().unwrap();
+    let validator: Validator =
+        jsonschema::options().with_registry(&registry).build(&schema(name)).unwrap();
+    let errors: Vec<String> = validator
+        .iter_errors(record)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{name}: {errors:?} in {record}");
+}
+
+fn source() -> SourcePosition {
+    SourcePosition { topic: Arc::from("images.in"), partition: 3, offset: 41 }
+}
+
+fn read(name: &str) -> Requests {
+    let payload = fs::read(root(&format!("tests/data/messages/{name}.json"))).unwrap();
+    parse(&payload, &[], &source()).unwrap()
+}
+
+fn refusal(payload: &str) -> (ErrorKind, String) {
+    let error = parse(payload.as_bytes(), &[], &source()).unwrap_err();
+    (error.kind(), error.chain())
+}
+
+#[test]
+fn real_messages_fit_their_schemas() {
+    assert_valid("image-request", &json_file("tests/data/messages/request.json"));
+    for name in ["aws", "aws-test", "minio", "ceph"] {
+        let message = json_file(&format!("tests/data/messages/{name}.json"));
+        assert_valid("s3-event-notification", &message);
+    }
+    for name in ["cloud-event", "cloud-event-base64", "cloud-event-s3"] {
+        assert_valid("cloud-event", &json_file(&format!("tests/data/messages/{name}.json")));
+    }
+}
+
+#[test]
+fn every_field_has_a_description() {
+    fn check(place: &str, value: &Value) {
+        if let Some(properties) = value.get("properties").and_then(Value::as_object) {
+            for (name, field) in properties {
+                let described = field.get("description").is_some() || field.get("$ref").is_some();
+                assert!(described, "{place}.{name} has no description");
+            }
+        }
+        match value {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, inner)| check(&format!("{place}.{name}"), inner))
+            }
+            Value::Array(items) => items.iter().for_each(|inner| check(place, inner)),
+            _ => {}
+        }
+    }
+    for name in SCHEMAS {
+        check(name, &schema(name));
+    }
+}
+
+#[test]
+fn our_request_is_read() {
+    let requests = read("request");
+    let image = &requests.images[0];
+    assert_eq!((image.bucket.as_str(), image.key.as_str()), ("photos", "2025/cat 1.jpg"));
+    assert_eq!((image.id.as_str(), image.uri().as_str()), ("cat-1", "s3://photos/2025/cat 1.jpg"));
+    assert_eq!(image.version_id.as_deref(), Some("v7"));
+    assert_eq!(image.etag.as_deref(), Some("abc"));
+    assert_eq!(image.attributes["album"], "pets");
+}
+
+#[test]
+fn aws_events_are_read_record_by_record() {
+    let requests = read("aws");
+    assert_eq!(requests.skipped, 1);
+    let keys: Vec<&str> = requests.images.iter().map(|image| image.key.as_str()).collect();
+    assert_eq!(keys, ["red flower, 1.jpg", "café.png"]);
+    assert_eq!(requests.images[0].id, source().id(0));
+    assert_eq!(requests.images[1].id, source().id(2), "the index counts skipped records too");
+    assert_eq!(read("aws-test"), Requests { images: vec![], skipped: 1 });
+}
+
+#[test]
+fn minio_and_ceph_events_are_read() {
+    assert_eq!(read("minio").images[0].key, "a/b.png");
+    let ceph = read("ceph");
+    assert_eq!(ceph.images[0].key, "c.png");
+    assert_eq!(ceph.images[0].version_id, None, "an empty version is none");
+}
+
+#[test]
+fn cloud_events_are_opened() {
+    for (name, key) in
+        [("cloud-event", "d.png"), ("cloud-event-base64", "e.png"), ("cloud-event-s3", "f.png")]
+    {
+        assert_eq!(read(name).images[0].key, key);
+    }
+    let headers = |version: &str| vec![("ce_specversion".to_owned(), version.as_bytes().to_vec())];
+    let payload = br#"{"uri": "s3://photos/g.png"}"#;
+    let binary = parse(payload, &headers("1.0"), &source()).unwrap();
+    assert_eq!(binary.images[0].key, "g.png");
+    let old = parse(payload, &headers("0.3"), &source()).unwrap_err();
+    assert_eq!(old.kind(), ErrorKind::InvalidMessage);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    for (payload, part) in [
+        ("", "empty"),
+        ("{", "JSON"),
+        ("[1]", "image request"),
+        (r#"{"url": "s3://a/b"}"#, "url"),
+        (r#"{"uri": 7}"#, "string"),
+        (r#"{"uri": "s3://a/b", "attributes": {"n": 1}}"#, "string"),
+        (r#"{"Records": 1}"#, "Records"),
+        (r#"{"Records": [{"eventName": "ObjectCreated:Put"}]}"#, "s3"),
+        (r#"{"specversion": "1.0"}"#, "data"),
+    ] {
+        let (kind, text) = refusal(payload);
+        assert_eq!(kind, ErrorKind::InvalidMessage, "{payload}");
+        assert!(text.contains(part) && !text.contains('\n'), "{payload}: {text}");
+    }
+    for uri in ["https://a/b", "s3://a", "s3:///b", "s3://a/"] {
+        assert_eq!(refusal(&json!({"uri": uri}).to_string()).0, ErrorKind::UnsupportedUri, "{uri}");
+    }
+}
+
+#[test]
+fn captions_fit_their_schema() {
+    let bundle = Bundle::open(&root("models/random")).unwrap();
+    let image = read("request").images.remove(0);
+    let mut record = CaptionRecord::new(&source(), &image, &bundle);
+    record.caption = "a cat on a chair".into();
+    record.score = -1.25;
+    record.content_type = "image/jpeg".into();
+    (record.width, record.height) = (451, 300);
+    let plain: Value = serde_json::from_slice(&record.to_json().unwrap()).unwrap();
+    assert_valid("caption", &plain);
+    assert!(plain.get("embedding").is_none());
+    record.embedding = Some(vec![0.6, 0.8]);
+    assert_valid("caption", &serde_json::from_slice(&record.to_json().unwrap()).unwrap());
+    let back: CaptionRecord = serde_json::from_slice(&record.to_json().unwrap()).unwrap();
+    assert_eq!(back, record);
+}
+
+#[test]
+fn dead_letters_of_every_kind_fit_their_schema() {
+    for kind in ErrorKind::DEAD_LETTERS {
+        let error = Error::new(kind, "it went wrong").with("key", "k").because("a cause");
+        let images = read("request").images;
+        for request in [None, images.first()] {
+            let original = (Some(&b"key"[..]), &b"{}"[..]);
+            let letter =
+                DeadLetter::new(&source(), 0, request, &error, (Stage::Fetch, 3), original);
+            let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
+            assert_valid("dead-letter", &value);
+            assert_eq!(value["code"], kind.code());
+        }
+    }
+    let listed = schema("dead-letter")["properties"]["code"]["enum"].as_array().unwrap().len();
+    assert_eq!(listed, ErrorKind::DEAD_LETTERS.len());
+}
+
+#[test]
+fn headers_say_where_a_record_came_from() {
+    let trace = TraceContext::fresh();
+    let headers = header::of(&source(), 2, &trace);
+    let find = |name: &str| {
+        let (_, value) = headers.iter().find(|(found, _)| *found == name).unwrap();
+        String::from_utf8(value.clone()).unwrap()
+    };
+    assert_eq!(find(header::SOURCE_TOPIC), "images.in");
+    assert_eq!(find(header::SOURCE_PARTITION), "3");
+    assert_eq!(find(header::SOURCE_OFFSET), "41");
+    assert_eq!(find(header::SOURCE_INDEX), "2");
+    assert_eq!(find("traceparent"), trace.traceparent);
+}
+
+#[test]
+fn ids_are_the_same_at_every_reading() {
+    assert_eq!(source().id(0), "7551c5a0-8c9e-548d-91a1-454e4576a633");
+    let other = SourcePosition { offset: 42, ..source() };
+    assert_ne!(source().id(0), other.id(0));
+    assert_ne!(source().id(0), source().id(1));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse(&payload, &[], &source());
+    }
+
+    #[test]
+    fn no_json_makes_the_parser_panic(
+        shape in 0..5_usize,
+        text in ".{0,40}",
+        number in any::<i64>(),
+    ) {
+        let payload = match shape {
+            0 => json!({"uri": text, "etag": number}),
+            1 => json!({"uri": text}),
+            2 => json!({"Records": [{"eventName": text, "s3": {"object": {"key": text}}}]}),
+            3 => json!({"specversion": "1.0", "data": text, "data_base64": text}),
+            _ => json!({"Records": [{"eventName": "ObjectCreated:x",
+                "s3": {"bucket": {"name": text}, "object": {"key": text, "eTag": text}}}]}),
+        };
+        let _ = parse(payload.to_string().as_bytes(), &[], &source());
+    }
+}

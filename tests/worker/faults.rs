@@ -1,0 +1,124 @@
+//! Exactly once under faults. Each fault is first shown to have hit work in flight.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, oversized_png, picture, truncated_jpeg, uri};
+use crate::kafka::{Cluster, Topics, deliver};
+use crate::process::{Configuration, Worker};
+use crate::{Expected, assert_exactly_once};
+
+const REFERENCES: usize = 2_000;
+const PICTURES: usize = 300;
+const PARTITIONS: i32 = 6;
+/// One reference in fifty is poison.
+const POISON_EVERY: usize = 50;
+
+/// Two workers, SIGKILL twice, one broker of three killed and started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() {
+    let cluster = Cluster::start(3);
+    let bucket = Bucket::start();
+    let topics = cluster.topics(PARTITIONS).await;
+    let expected = produce(&cluster, &bucket, &topics).await;
+    assert_eq!(expected.len(), REFERENCES);
+
+    let one = Configuration::new("one", &cluster, &topics, &bucket);
+    let two = Configuration::new("two", &cluster, &topics, &bucket);
+    let mut first = one.start();
+    let mut second = two.start();
+    first.await_ready();
+    second.await_ready();
+
+    kill_at_work(&mut first, &cluster, &topics);
+    let mut first = one.start();
+    first.await_ready();
+    if cluster.is_ours() {
+        cluster.broker("kill", 2);
+        cluster.broker("start", 2);
+    }
+    kill_at_work(&mut second, &cluster, &topics);
+    let mut second = two.start();
+
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, REFERENCES, Duration::from_secs(180));
+    assert_exactly_once(&records, &expected);
+    let committed = cluster.committed(&topics.group, &topics.input, PARTITIONS);
+    assert_eq!(committed, REFERENCES as i64, "offsets are where the outputs are");
+    for worker in [&mut first, &mut second] {
+        worker.signal("TERM");
+        let status = worker.wait(Duration::from_secs(30));
+        assert!(status.success(), "{}", worker.log());
+    }
+    let after = cluster.read_committed(&both);
+    assert_exactly_once(&after, &expected);
+}
+
+/// Freezes a busy worker, shows that it holds references which nobody has committed, kills it.
+fn kill_at_work(worker: &mut Worker, cluster: &Cluster, topics: &Topics) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let held = loop {
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+        assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
+        // A gauge, read a moment before the process is frozen: it may only be busier since.
+        let in_flight = worker.metric("fusioncap_in_flight");
+        let answered = worker.metric("fusioncap_captions_total");
+        if in_flight >= 16.0 && answered >= 50.0 {
+            worker.signal("STOP");
+            break in_flight;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let committed = cluster.committed(&topics.group, &topics.input, PARTITIONS);
+    assert!(
+        committed < REFERENCES as i64,
+        "the kill hit idle workers: {committed} are committed, {held} were in flight"
+    );
+    println!("killing a worker with {held} references in flight, {committed} committed");
+    worker.kill();
+}
+
+/// Produces the references, poison among them; what must become of each.
+async fn produce(
+    cluster: &Cluster,
+    bucket: &Bucket,
+    topics: &Topics,
+) -> HashMap<(i32, i64), Expected> {
+    for number in 0..PICTURES {
+        bucket.put(&format!("{number}.png"), &picture(number as u32));
+    }
+    bucket.put("empty.jpg", b"");
+    bucket.put("page.jpg", b"<html></html>");
+    bucket.put("half.jpg", &truncated_jpeg());
+    bucket.put("huge.png", &oversized_png());
+    let poison = [
+        ("no JSON".to_owned(), "invalid_message"),
+        (json!({"uri": uri("missing.png")}).to_string(), "object_not_found"),
+        (json!({"uri": uri("page.jpg")}).to_string(), "not_an_image"),
+        (json!({"uri": uri("half.jpg")}).to_string(), "corrupt_image"),
+        (json!({"uri": uri("empty.jpg")}).to_string(), "empty_object"),
+        (json!({"uri": uri("huge.png")}).to_string(), "image_too_large"),
+    ];
+    let producer = cluster.producer();
+    let deliveries = (0..REFERENCES).map(|number| {
+        let (payload, outcome) = if number % POISON_EVERY == 7 {
+            let (payload, code) = &poison[number / POISON_EVERY % poison.len()];
+            (payload.clone(), Expected::DeadLetter(code))
+        } else {
+            let picture = uri(&format!("{}.png", number % PICTURES));
+            (json!({"uri": picture}).to_string(), Expected::Caption)
+        };
+        let (producer, topic) = (producer.clone(), topics.input.clone());
+        let partition = number as i32 % PARTITIONS;
+        async move {
+            let headers = OwnedHeaders::new();
+            let offset =
+                deliver(&producer, &topic, partition, "k", payload.as_bytes(), headers).await;
+            ((partition, offset), outcome)
+        }
+    });
+    futures::future::join_all(deliveries).await.into_iter().collect()
+}

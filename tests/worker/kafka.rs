@@ -1,0 +1,241 @@
+//! A real Apache Kafka for the tests: started by `scripts/kafka`, or a running one named by
+//! `FUSIONCAP_TEST_KAFKA`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+pub struct Cluster {
+    pub bootstrap: String,
+    state: Option<PathBuf>,
+    brokers: i32,
+}
+
+/// One record as a `read_committed` reader sees it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub key: Option<Vec<u8>>,
+    pub value: serde_json::Value,
+    pub headers: Vec<(String, String)>,
+}
+
+impl Record {
+    pub fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(header, _)| header == name);
+        found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no header {name}"))
+    }
+
+    /// Partition and offset of the reference this record answers, by its headers.
+    pub fn source(&self) -> (i32, i64) {
+        let number = |name| self.header(name).parse::<i64>().unwrap();
+        (number("fusioncap-source-partition") as i32, number("fusioncap-source-offset"))
+    }
+
+    pub fn text(&self, field: &str) -> &str {
+        self.value[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", self.value))
+    }
+}
+
+impl Cluster {
+    /// `brokers` new brokers, gone when this process is; a running cluster if one is named.
+    pub fn start(brokers: i32) -> Self {
+        if let Ok(bootstrap) = std::env::var("FUSIONCAP_TEST_KAFKA") {
+            return Self { bootstrap, state: None, brokers: 1 };
+        }
+        let state = std::env::temp_dir().join(format!("fusioncap-test-{}", uuid::Uuid::new_v4()));
+        let output = script("up", &state)
+            .args(["--brokers", &brokers.to_string()])
+            .args(["--until-exit-of", &std::process::id().to_string()])
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "scripts/kafka up: {errors}");
+        let bootstrap = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        Self { bootstrap, state: Some(state), brokers }
+    }
+
+    /// Whether brokers may be killed: only those this process started.
+    pub fn is_ours(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// Runs `kill`, `stop` or `start` for one broker.
+    pub fn broker(&self, command: &str, number: i32) {
+        let state = self.state.as_deref().expect("a cluster of our own");
+        let status = script(command, state).arg(number.to_string()).status().unwrap();
+        assert!(status.success(), "scripts/kafka {command} {number}");
+    }
+
+    /// Three new topics: references, captions, dead letters.
+    pub async fn topics(&self, partitions: i32) -> Topics {
+        let run = uuid::Uuid::new_v4().simple().to_string();
+        let topics = Topics {
+            input: format!("images.in-{run}"),
+            output: format!("captions.out-{run}"),
+            dead_letters: format!("images.dlq-{run}"),
+            group: format!("captioners-{run}"),
+        };
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let copies = self.brokers.min(3);
+        let new = [(&topics.input, partitions), (&topics.output, 3), (&topics.dead_letters, 1)]
+            .map(|(name, partitions)| {
+                NewTopic::new(name, partitions, TopicReplication::Fixed(copies))
+            });
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+        for result in admin.create_topics(&new, &options).await.unwrap() {
+            result.unwrap();
+        }
+        topics
+    }
+
+    /// Produces one reference to `partition`; its offset.
+    pub async fn produce(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: &str,
+        payload: &[u8],
+        headers: OwnedHeaders,
+    ) -> i64 {
+        let producer: FutureProducer = self.client().create().unwrap();
+        deliver(&producer, topic, partition, key, payload, headers).await
+    }
+
+    /// A producer for many references.
+    pub fn producer(&self) -> FutureProducer {
+        self.client().set("linger.ms", "5").create().unwrap()
+    }
+
+    /// Everything committed in `topics`, read from the start until nothing is left.
+    pub fn read_committed(&self, topics: &[&str]) -> Vec<Record> {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", "reader")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .create()
+            .unwrap();
+        let mut assignment = rdkafka::TopicPartitionList::new();
+        for topic in topics {
+            let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+            for partition in metadata.topics()[0].partitions() {
+                assignment
+                    .add_partition_offset(topic, partition.id(), rdkafka::Offset::Beginning)
+                    .unwrap();
+            }
+        }
+        consumer.assign(&assignment).unwrap();
+        let (mut records, mut ended) = (Vec::new(), 0);
+        let deadline = Instant::now() + TIMEOUT;
+        while ended < assignment.count() {
+            assert!(Instant::now() < deadline, "the reader did not reach the end");
+            match consumer.poll(Duration::from_millis(200)) {
+                None => {}
+                Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
+                Some(Err(error)) => panic!("the reader failed: {error}"),
+                Some(Ok(message)) => records.push(record(&message)),
+            }
+        }
+        records
+    }
+
+    /// Reads until `count` records are committed, or fails after `patience`.
+    pub fn await_records(&self, topics: &[&str], count: usize, patience: Duration) -> Vec<Record> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let records = self.read_committed(topics);
+            if records.len() >= count {
+                return records;
+            }
+            let found = records.len();
+            assert!(Instant::now() < deadline, "{found} of {count} records after {patience:?}");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// Sum over the partitions of what `group` has committed of `topic`.
+    pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> i64 {
+        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        for partition in 0..partitions {
+            list.add_partition(topic, partition);
+        }
+        let offsets = consumer.committed_offsets(list, TIMEOUT).unwrap();
+        offsets
+            .elements()
+            .iter()
+            .filter_map(|element| element.offset().to_raw())
+            .map(|o| o.max(0))
+            .sum()
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap);
+        config
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(state) = &self.state {
+            // The watcher would do it too, a moment later.
+            let _ = script("down", state).status();
+        }
+    }
+}
+
+/// The topics and the group of one test.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    pub input: String,
+    pub output: String,
+    pub dead_letters: String,
+    pub group: String,
+}
+
+pub async fn deliver(
+    producer: &FutureProducer,
+    topic: &str,
+    partition: i32,
+    key: &str,
+    payload: &[u8],
+    headers: OwnedHeaders,
+) -> i64 {
+    let record =
+        FutureRecord::to(topic).partition(partition).key(key).payload(payload).headers(headers);
+    producer.send(record, TIMEOUT).await.map_err(|(error, _)| error).unwrap().offset
+}
+
+fn record(message: &impl Message) -> Record {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers
+            .iter()
+            .map(|header| {
+                let value = header.value.unwrap_or_default();
+                (header.key.to_owned(), String::from_utf8_lossy(value).into_owned())
+            })
+            .collect()
+    });
+    Record {
+        key: message.key().map(<[u8]>::to_vec),
+        value: serde_json::from_slice(message.payload().unwrap()).unwrap(),
+        headers,
+    }
+}
+
+fn script(command: &str, state: &Path) -> Command {
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"));
+    script.arg(command).arg("--state").arg(state);
+    script
+}
