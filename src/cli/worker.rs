@@ -1,11 +1,130 @@
-//! `fusioncap worker`: the worker, run in the foreground until SIGTERM.
+//! `fusioncap worker`: the worker, run in the foreground until SIGTERM or SIGINT.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::Bundle;
+use crate::cli::settings::Settings;
+use crate::config::Config;
+use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::s3::Store;
+use crate::telemetry::{self, Health, Metrics, http};
+use crate::worker;
 
-#[derive(Debug, clap::Args)]
-pub struct WorkerArgs {}
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Where a model from s3:// is kept while the worker runs [default: the temporary directory]
+    #[arg(long, value_name = "DIR", env = "FUSIONCAP_MODEL_DIR")]
+    model_dir: Option<PathBuf>,
+}
 
-pub fn run(_args: WorkerArgs) -> Result<()> {
-    Err(Error::new(ErrorKind::Internal, "this subcommand is not in this build")
-        .with("name", "worker"))
+pub fn run(args: WorkerArgs) -> Result<()> {
+    let config = args.settings.load()?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
+    runtime.block_on(serve(config, args.model_dir))
+}
+
+async fn serve(config: Config, model_dir: Option<PathBuf>) -> Result<()> {
+    let telemetry = telemetry::init()?;
+    let health = Arc::new(Health::default());
+    health.set_not_ready("loading the model");
+    let probes = http::serve(config.http.listen, Arc::clone(&health), telemetry.registry()).await?;
+    let shutdown = CancellationToken::new();
+    let signals = stop_on_signals(shutdown.clone())?;
+    let outcome = work(config, model_dir, telemetry.metrics(), health, shutdown).await;
+    signals.abort();
+    probes.shutdown().await;
+    telemetry.shutdown().await;
+    outcome
+}
+
+async fn work(
+    config: Config,
+    model_dir: Option<PathBuf>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let model = Model::find(&config, model_dir).await?;
+    let settings = config.clone();
+    let dir = model.dir().to_path_buf();
+    let engine = tokio::task::spawn_blocking(move || {
+        let bundle = Bundle::open(&dir)?;
+        Engine::load(bundle, &settings.runtime, &settings.model, settings.batch.size)
+    })
+    .await
+    .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
+    tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
+    health.set_not_ready("joining the consumer group");
+    worker::run(config, engine, metrics, health, shutdown).await?;
+    Ok(())
+}
+
+/// Cancels `shutdown` at the first SIGTERM or SIGINT; the second one ends the process as usual.
+fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandle<()>> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| {
+            Error::new(ErrorKind::Internal, "can't listen to signals").because(error)
+        })
+    };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    Ok(tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = next().await;
+        tracing::info!(signal = name, "shutting down");
+        shutdown.cancel();
+        let name = next().await;
+        tracing::warn!(signal = name, "ending at once: unfinished work is left to a successor");
+        std::process::exit(1);
+    }))
+}
+
+/// The model's directory, removed again if it was fetched.
+enum Model {
+    Local(PathBuf),
+    Fetched(PathBuf),
+}
+
+impl Model {
+    async fn find(config: &Config, model_dir: Option<PathBuf>) -> Result<Self> {
+        let path = &config.model.path;
+        if !path.starts_with("s3://") {
+            return Ok(Self::Local(path.into()));
+        }
+        let parent = model_dir.unwrap_or_else(std::env::temp_dir);
+        let model = Self::Fetched(parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4())));
+        tracing::info!(path, dir = %model.dir().display(), "fetching the model");
+        Store::connect(&config.s3).await?.download_prefix(path, model.dir()).await?;
+        Ok(model)
+    }
+
+    fn dir(&self) -> &Path {
+        match self {
+            Self::Local(dir) | Self::Fetched(dir) => dir,
+        }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        if let Self::Fetched(dir) = self
+            && let Err(error) = std::fs::remove_dir_all(&*dir)
+        {
+            tracing::debug!(%error, dir = %dir.display(), "the fetched model was not removed");
+        }
+    }
 }

@@ -27,6 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use load::Overrides;
 pub use reference::reference;
 pub use secret::{Properties, Secret};
+pub use validate::protected;
 
 /// What the worker runs with.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]

@@ -8,7 +8,7 @@ use super::{Config, Kafka, S3};
 
 /// librdkafka properties on which exactly-once delivery or a field of our own rests, and what
 /// holds instead.
-const PROTECTED: [(&str, &str); 14] = [
+const PROTECTED: [(&str, &str); 18] = [
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("metadata.broker.list", "set kafka.brokers instead"),
     ("group.id", "set kafka.group instead"),
@@ -17,13 +17,22 @@ const PROTECTED: [(&str, &str); 14] = [
     ("enable.auto.commit", "always false: offsets are committed in the transaction"),
     ("auto.commit.enable", "always false: offsets are committed in the transaction"),
     ("enable.auto.offset.store", "always false: offsets are committed in the transaction"),
+    ("offset.store.method", "offsets are committed in the transaction"),
     ("isolation.level", "always read_committed"),
     ("enable.idempotence", "always true"),
     ("acks", "always all"),
     ("request.required.acks", "always all"),
     ("group.protocol", "always classic"),
+    ("group.remote.assignor", "the group protocol is always classic"),
     ("partition.assignment.strategy", "always cooperative-sticky"),
+    ("allow.auto.create.topics", "always false: topics are made by whoever runs Kafka"),
+    ("enable.partition.eof", "the worker follows its topic without end"),
 ];
+
+/// What holds instead of a librdkafka property that may not be set.
+pub fn protected(property: &str) -> Option<&'static str> {
+    PROTECTED.iter().find(|(known, _)| *known == property).map(|(_, instead)| *instead)
+}
 
 /// A value that breaks a rule.
 #[derive(Debug)]
@@ -91,7 +100,7 @@ fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
         }
     }
     for (name, value) in &kafka.properties {
-        if let Some((_, instead)) = PROTECTED.iter().find(|(known, _)| known == name) {
+        if let Some(instead) = protected(name) {
             let path = format!("kafka.properties.{name}");
             return Err(Problem::new(&path, value.as_str(), &format!("not to be set: {instead}")));
         }

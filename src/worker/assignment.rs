@@ -26,15 +26,15 @@ pub struct Assignment {
 struct State {
     partitions: BTreeMap<i32, Partition>,
     last_epoch: u64,
-    /// The transaction has ended, so that committed offsets can be asked for.
-    rewind_allowed: bool,
+    /// A transaction has failed and not ended: committed offsets are not the truth yet.
+    unsettled: bool,
     group: Option<Arc<ConsumerGroupMetadata>>,
 }
 
 struct Partition {
     /// None until it is rewound.
     epoch: Option<u64>,
-    /// First offset polled since it was assigned.
+    /// First offset polled since it was assigned, even if its message was dropped.
     first: Option<i64>,
     /// Offset behind the last one polled under this epoch.
     next: Option<i64>,
@@ -49,13 +49,26 @@ pub struct Rewind {
     pub first: Option<i64>,
 }
 
+/// What becomes of a polled message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// Its work belongs to this epoch.
+    Taken { epoch: u64 },
+    /// Its partition is not owned or waits for its rewind: it will be read again.
+    Dropped,
+    /// Its offset was polled before: its partition now waits for a rewind.
+    WentBack,
+}
+
 impl Assignment {
     /// Adds a partition under a new epoch.
     pub fn assign(&self, partition: i32) -> u64 {
         let mut state = self.lock();
         state.last_epoch += 1;
         let epoch = state.last_epoch;
-        state.partitions.insert(partition, Partition { epoch: Some(epoch), first: None, next: None });
+        state
+            .partitions
+            .insert(partition, Partition { epoch: Some(epoch), first: None, next: None });
         epoch
     }
 
@@ -64,18 +77,26 @@ impl Assignment {
         self.lock().partitions.remove(&partition);
     }
 
-    /// Notes a polled offset. Returns the epoch its work belongs to, or None when it must be
-    /// dropped: the partition is not owned, waits for its rewind, or the offset was polled before.
-    pub fn polled(&self, partition: i32, offset: i64) -> Option<u64> {
+    /// Notes a polled offset, and says what becomes of its message.
+    ///
+    /// An offset that was polled before suspends the partition: either librdkafka has repeated
+    /// messages, or the partition was truncated or made anew. Both end well at the committed
+    /// offset, and neither does otherwise.
+    pub fn polled(&self, partition: i32, offset: i64) -> Polled {
         let mut state = self.lock();
-        let owned = state.partitions.get_mut(&partition)?;
+        let Some(owned) = state.partitions.get_mut(&partition) else {
+            return Polled::Dropped;
+        };
         owned.first.get_or_insert(offset);
-        let epoch = owned.epoch?;
+        let Some(epoch) = owned.epoch else {
+            return Polled::Dropped;
+        };
         if owned.next.is_some_and(|next| offset < next) {
-            return None;
+            owned.epoch = None;
+            return Polled::WentBack;
         }
         owned.next = Some(offset.saturating_add(1));
-        Some(epoch)
+        Polled::Taken { epoch }
     }
 
     /// Whether work of `epoch` on `partition` still counts.
@@ -86,7 +107,7 @@ impl Assignment {
     /// Makes all work in flight stale, until [`Assignment::rewound`].
     pub fn suspend_all(&self) {
         let mut state = self.lock();
-        state.rewind_allowed = false;
+        state.unsettled = true;
         for owned in state.partitions.values_mut() {
             owned.epoch = None;
         }
@@ -94,7 +115,7 @@ impl Assignment {
 
     /// The failed transaction is over: committed offsets are the truth again.
     pub fn allow_rewind(&self) {
-        self.lock().rewind_allowed = true;
+        self.lock().unsettled = false;
     }
 
     /// Whether some partition waits for its rewind.
@@ -105,7 +126,7 @@ impl Assignment {
     /// The partitions to rewind now.
     pub fn to_rewind(&self) -> Vec<Rewind> {
         let state = self.lock();
-        if !state.rewind_allowed {
+        if state.unsettled {
             return Vec::new();
         }
         let suspended = state.partitions.iter().filter(|(_, owned)| owned.epoch.is_none());
@@ -116,7 +137,7 @@ impl Assignment {
     /// suspended anew in the meantime.
     pub fn rewound(&self, partition: i32) {
         let mut state = self.lock();
-        if !state.rewind_allowed {
+        if state.unsettled {
             return;
         }
         state.last_epoch += 1;
@@ -160,8 +181,12 @@ impl Assignment {
 
 impl fmt::Debug for Assignment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let epochs: BTreeMap<i32, Option<u64>> =
-            self.lock().partitions.iter().map(|(&partition, owned)| (partition, owned.epoch)).collect();
+        let epochs: BTreeMap<i32, Option<u64>> = self
+            .lock()
+            .partitions
+            .iter()
+            .map(|(&partition, owned)| (partition, owned.epoch))
+            .collect();
         formatter.debug_struct("Assignment").field("epochs", &epochs).finish_non_exhaustive()
     }
 }
@@ -174,25 +199,30 @@ mod tests {
     fn an_epoch_ends_with_its_assignment() {
         let assignment = Assignment::default();
         let first = assignment.assign(3);
-        assert_eq!(assignment.polled(3, 10), Some(first));
+        assert_eq!(assignment.polled(3, 10), Polled::Taken { epoch: first });
         assert!(assignment.is_current(3, first));
         assignment.remove(3);
         assert!(!assignment.is_current(3, first));
-        assert_eq!(assignment.polled(3, 11), None);
+        assert_eq!(assignment.polled(3, 11), Polled::Dropped);
         let second = assignment.assign(3);
         assert!(second > first);
         assert!(!assignment.is_current(3, first));
-        assert_eq!(assignment.polled(3, 5), Some(second), "it may begin anywhere");
+        assert_eq!(assignment.polled(3, 5), Polled::Taken { epoch: second });
     }
 
     #[test]
-    fn an_offset_is_taken_once() {
+    fn an_offset_that_comes_again_makes_its_partition_move_back() {
         let assignment = Assignment::default();
         let epoch = assignment.assign(0);
-        assert_eq!(assignment.polled(0, 10), Some(epoch));
-        assert_eq!(assignment.polled(0, 10), None);
-        assert_eq!(assignment.polled(0, 9), None);
-        assert_eq!(assignment.polled(0, 12), Some(epoch));
+        assert_eq!(assignment.polled(0, 10), Polled::Taken { epoch });
+        assert_eq!(assignment.polled(0, 12), Polled::Taken { epoch }, "offsets may skip");
+        assert_eq!(assignment.polled(0, 12), Polled::WentBack);
+        assert_eq!(assignment.polled(0, 13), Polled::Dropped);
+        assert!(!assignment.is_current(0, epoch));
+        assert_eq!(assignment.to_rewind(), [Rewind { partition: 0, first: Some(10) }]);
+        assignment.rewound(0);
+        let again = assignment.polled(0, 3);
+        assert!(matches!(again, Polled::Taken { epoch: new } if new > epoch), "{again:?}");
     }
 
     #[test]
@@ -200,14 +230,14 @@ mod tests {
         let assignment = Assignment::default();
         let old = assignment.assign(0);
         assignment.assign(1);
-        assert_eq!(assignment.polled(0, 10), Some(old));
+        assert_eq!(assignment.polled(0, 10), Polled::Taken { epoch: old });
         assignment.suspend_all();
         assert!(assignment.is_suspended());
         assert!(!assignment.is_current(0, old));
-        assert_eq!(assignment.polled(0, 11), None);
+        assert_eq!(assignment.polled(0, 11), Polled::Dropped);
         assert_eq!(assignment.to_rewind(), []);
         assignment.rewound(0);
-        assert_eq!(assignment.polled(0, 11), None, "the transaction is not over yet");
+        assert_eq!(assignment.polled(0, 11), Polled::Dropped, "the transaction is not over yet");
         assignment.allow_rewind();
         let expected =
             [Rewind { partition: 0, first: Some(10) }, Rewind { partition: 1, first: None }];
@@ -215,8 +245,8 @@ mod tests {
         assignment.rewound(0);
         assignment.rewound(1);
         assert!(!assignment.is_suspended());
-        let new = assignment.polled(0, 10).unwrap();
-        assert!(new > old);
+        let again = assignment.polled(0, 10);
+        assert!(matches!(again, Polled::Taken { epoch } if epoch > old), "{again:?}");
     }
 
     #[test]
@@ -224,7 +254,7 @@ mod tests {
         let assignment = Assignment::default();
         assignment.assign(0);
         assignment.suspend_all();
-        assert_eq!(assignment.polled(0, 7), None);
+        assert_eq!(assignment.polled(0, 7), Polled::Dropped);
         assignment.allow_rewind();
         assert_eq!(assignment.to_rewind(), [Rewind { partition: 0, first: Some(7) }]);
     }

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome, Stage};
-use crate::worker::shared::Shared;
+use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome};
+use crate::worker::shared::{Shared, Step};
 
 pub struct Captioner {
     pub engine: Engine,
@@ -42,14 +42,18 @@ impl Captioner {
         let started = Instant::now();
         let pixels: Vec<&[u8]> = batch.iter().map(|image| image.pixels.rgb.as_slice()).collect();
         let captions = self.engine.caption(&pixels)?;
-        self.shared.busy(Stage::Caption, started);
+        self.shared.busy(Step::Caption, started);
         if captions.len() != batch.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
                 .with("images", batch.len())
                 .with("captions", captions.len()));
         }
         tracing::debug!(images = batch.len(), elapsed = ?started.elapsed(), "batch captioned");
-        Ok(batch.into_iter().zip(captions).map(|(image, caption)| captioned(image, caption)).collect())
+        Ok(batch
+            .into_iter()
+            .zip(captions)
+            .map(|(image, caption)| captioned(image, caption))
+            .collect())
     }
 }
 

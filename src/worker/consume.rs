@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -19,12 +19,13 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage, Stage};
+use crate::worker::assignment::Polled;
+use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
-use crate::worker::message::{self, SourcePosition};
+use crate::worker::message::{self, SourcePosition, Stage};
 use crate::worker::rebalance::Rebalancer;
-use crate::worker::shared::Shared;
+use crate::worker::shared::{Shared, Step};
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// While records wait for the fetchers.
@@ -87,20 +88,20 @@ impl Consume {
         // Before the record goes on: no transaction may carry it without the group's metadata.
         membership::refresh(consumer, &self.shared, &mut self.membership);
         let mut next = Some(first);
-        for _ in 0..BURST {
-            let Some(polled) = next else {
-                break;
-            };
+        let mut taken = 0;
+        while let Some(polled) = next {
             match polled {
                 Ok(message) => take(&self.shared, &self.publisher, &mut self.backlog, &message),
                 Err(error) => survive(error)?,
             }
-            if self.shared.in_flight() >= self.max_in_flight {
+            taken += 1;
+            // Asked before the next poll: what is polled must be taken, or its offset is skipped.
+            if taken == BURST || self.shared.in_flight() >= self.max_in_flight {
                 break;
             }
             next = consumer.poll(Duration::ZERO);
         }
-        self.shared.busy(Stage::Consume, started);
+        self.shared.busy(Step::Consume, started);
         Ok(())
     }
 
@@ -204,8 +205,7 @@ impl Consume {
     fn seek(&self, targets: &[(i32, i64)]) -> Result<(), KafkaError> {
         let context = self.consumer.context();
         let numbers = targets.iter().map(|(partition, _)| *partition);
-        let committed =
-            self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
+        let committed = self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
         let mut wanted = context.list([]);
         for &(partition, first) in targets {
             let Some(found) = committed.find_partition(&self.topic, partition) else {
@@ -240,7 +240,7 @@ impl Consume {
     /// Lets what is in flight finish, polling on with everything paused.
     fn drain(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.drain_limit;
-        self.shared.health.set_ready(false);
+        self.shared.health.set_not_ready("draining");
         tracing::info!(in_flight = self.shared.in_flight(), "draining");
         while self.shared.in_flight() > 0
             && Instant::now() < deadline
@@ -262,8 +262,14 @@ impl Consume {
         Ok(())
     }
 
-    /// Leaves the group, within a limit: dropping the consumer would wait without one.
-    pub fn close(self) {
+    /// Waits for the publisher's end, then leaves the group, within a limit: dropping the consumer
+    /// would wait without one.
+    pub fn close(self, publisher_ended: &std::sync::mpsc::Receiver<()>) {
+        // The publisher's own watchdog bounds this.
+        while publisher_ended.try_recv() == Err(TryRecvError::Empty) {
+            // It may be asked to commit once more, by a revocation.
+            let _ = self.consumer.poll(BUSY_POLL);
+        }
         let deadline = Instant::now() + CLOSE_LIMIT;
         if let Err(error) = self.consumer.close_queue() {
             tracing::warn!(%error, "the consumer could not be closed");
@@ -290,9 +296,16 @@ fn take(
     borrowed: &BorrowedMessage<'_>,
 ) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
-    let Some(epoch) = shared.assignment.polled(partition, offset) else {
-        tracing::debug!(partition, offset, "dropped a message that will be read again");
-        return;
+    let epoch = match shared.assignment.polled(partition, offset) {
+        Polled::Taken { epoch } => epoch,
+        Polled::Dropped => {
+            tracing::debug!(partition, offset, "dropped a message that will be read again");
+            return;
+        }
+        Polled::WentBack => {
+            tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
+            return;
+        }
     };
     let message = Arc::new(detach(borrowed, epoch));
     let parsed = message::parse(&message.payload, &message.headers, &message.position);

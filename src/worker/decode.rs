@@ -12,8 +12,9 @@ use crate::config::{Limits, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DecodedPixels, Preprocessor};
 use crate::worker::fetch::check;
-use crate::worker::flow::{DecodedImage, Event, FetchedImage, Outcome, Stage};
-use crate::worker::shared::Shared;
+use crate::worker::flow::{DecodedImage, Event, FetchedImage, Outcome};
+use crate::worker::message::Stage;
+use crate::worker::shared::{Shared, Step};
 
 pub struct Decode {
     pub preprocessor: Preprocessor,
@@ -79,7 +80,7 @@ impl Decode {
         let decoded = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let pixels = self.preprocessor.decode(&bytes, &self.limits);
-            self.shared.busy(Stage::Decode, started);
+            self.shared.busy(Step::Decode, started);
             pixels
         })
         .await;

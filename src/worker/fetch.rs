@@ -14,9 +14,9 @@ use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Store};
-use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced, Stage};
-use crate::worker::message::ImageRequest;
-use crate::worker::shared::{Shared, panicked};
+use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
+use crate::worker::message::{ImageRequest, Stage};
+use crate::worker::shared::{Shared, Step, panicked};
 
 pub struct Fetch {
     pub store: Store,
@@ -95,8 +95,7 @@ impl Fetch {
                          bucket's policy"
                     );
                 }
-                let outcome =
-                    Outcome::failed(origin, Some(request), Stage::Fetch, error, attempts);
+                let outcome = Outcome::failed(origin, Some(request), Stage::Fetch, error, attempts);
                 let _ = self.publisher.send(Event::Finished(vec![outcome]));
             }
         }
@@ -121,7 +120,7 @@ impl Fetch {
             || async {
                 let started = Instant::now();
                 let read = self.store.get(object, self.max_bytes).await;
-                self.shared.busy(Stage::Fetch, started);
+                self.shared.busy(Step::Fetch, started);
                 read
             },
             |error, attempts, pause| {

@@ -9,35 +9,7 @@ use std::time::Instant;
 use crate::engine::Caption;
 use crate::error::Error;
 use crate::image::DecodedPixels;
-use crate::worker::message::{ImageRequest, SourcePosition};
-
-/// The stages, in the order of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    Consume,
-    Fetch,
-    Decode,
-    Batch,
-    Caption,
-    Publish,
-}
-
-impl Stage {
-    pub const ALL: [Stage; 6] =
-        [Self::Consume, Self::Fetch, Self::Decode, Self::Batch, Self::Caption, Self::Publish];
-
-    /// Stable name: it stands in metrics, reports and dead letters.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Consume => "consume",
-            Self::Fetch => "fetch",
-            Self::Decode => "decode",
-            Self::Batch => "batch",
-            Self::Caption => "caption",
-            Self::Publish => "publish",
-        }
-    }
-}
+use crate::worker::message::{ImageRequest, SourcePosition, Stage};
 
 /// A message of the input topic, detached from the consumer's memory.
 #[derive(Debug)]
@@ -160,12 +132,22 @@ impl Outcome {
 #[derive(Debug)]
 pub enum Event {
     /// A message was polled; sent before any of its outcomes.
-    Tracked { partition: i32, epoch: u64, offset: i64, records: usize },
+    Tracked {
+        partition: i32,
+        epoch: u64,
+        offset: i64,
+        records: usize,
+    },
     Finished(Vec<Outcome>),
     /// The partitions are about to go: commit what is finished, forget the rest, then answer.
-    Revoked { partitions: Vec<i32>, done: std::sync::mpsc::SyncSender<()> },
+    Revoked {
+        partitions: Vec<i32>,
+        done: std::sync::mpsc::SyncSender<()>,
+    },
     /// The partitions are gone.
-    Lost { partitions: Vec<i32> },
+    Lost {
+        partitions: Vec<i32>,
+    },
     /// Commit what is finished and end.
     Close,
 }

@@ -56,7 +56,8 @@ fn membership<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<Membersh
         }
         let generation = bindings::rd_kafka_consumer_group_metadata_generation_id(metadata);
         let member = bindings::rd_kafka_consumer_group_metadata_member_id(metadata);
-        let member = if member.is_null() { Vec::new() } else { CStr::from_ptr(member).to_bytes().to_vec() };
+        let member =
+            if member.is_null() { Vec::new() } else { CStr::from_ptr(member).to_bytes().to_vec() };
         bindings::rd_kafka_consumer_group_metadata_destroy(metadata);
         (generation >= 0 && !member.is_empty()).then_some(Membership { generation, member })
     }

@@ -1,16 +1,68 @@
 //! The worker: image references in, captions out, exactly once.
+//!
+//! ```text
+//! consume ─ fetch ─ decode ─ batch ─ caption ─ publish
+//!    └──────────── rewind ◀─ assignment ◀──────┘
+//! ```
+//! `consume`, `caption` and `publish` each own something that blocks (the consumer, the engine,
+//! the producer) and run on threads; the others are tasks. Work moves forward only, through
+//! channels, as the types of `flow`. What flows back is one thing: a failed transaction makes the
+//! work in flight stale in `assignment`, and the consumer goes back to the committed offsets.
+//!
+//! The one thing to know: an offset is committed only in the transaction that carries everything
+//! its message led to (`ledger`, `publish`), and only by whoever owns its partition (`assignment`,
+//! `rebalance`, `membership`). Everything else here may fail at any moment and costs repeated
+//! work, never a lost or a doubled caption.
 
+mod assignment;
+mod batch;
+mod caption;
+mod client;
+mod consume;
+mod decode;
+mod fetch;
+mod flow;
+mod ledger;
+mod membership;
 pub mod message;
+mod output;
+mod publish;
+mod rebalance;
+mod shared;
+mod transaction;
+mod watchdog;
 
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use rdkafka::consumer::BaseConsumer;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::s3::Store;
 use crate::telemetry::{Health, Metrics};
+use crate::worker::batch::Batcher;
+use crate::worker::caption::Captioner;
+use crate::worker::client::Clients;
+use crate::worker::consume::Consume;
+use crate::worker::decode::Decode;
+use crate::worker::fetch::Fetch;
+use crate::worker::flow::Event;
+use crate::worker::output::RecordWriter;
+use crate::worker::publish::Publisher;
+use crate::worker::rebalance::Rebalancer;
+use crate::worker::shared::{Shared, panicked, spawn_thread};
+use crate::worker::transaction::Transactor;
 
 /// What one run of the worker did.
 #[derive(Clone, Debug, Default)]
@@ -26,12 +78,205 @@ pub struct Report {
 }
 
 /// Runs until `shutdown` is cancelled (then drains) or something can't be recovered from.
+///
+/// # Errors
+/// `ErrorKind::Config` for settings that a client refuses; `ErrorKind::Kafka` when no broker
+/// answers, a topic is missing, or transactions fail for good; whatever the engine fails with.
 pub async fn run(
-    _config: Config,
-    _engine: Engine,
-    _metrics: Arc<Metrics>,
-    _health: Arc<Health>,
-    _shutdown: CancellationToken,
+    config: Config,
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
 ) -> Result<Report> {
-    todo!()
+    let started = Instant::now();
+    // Dropping this future ends the threads too.
+    let stop = shutdown.child_token();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let shared = Arc::new(Shared::new(metrics, health));
+    let store = Store::connect(&config.s3).await?;
+    let (publisher, inbox) = std::sync::mpsc::channel();
+    let clients = connect(&config, &shared, &publisher, &stop).await?;
+    let stages = Stages::start(config, engine, store, clients, (publisher, inbox), &shared, stop)?;
+    stages.join(&shared).await;
+    if let Some(error) = shared.take_failure() {
+        return Err(error);
+    }
+    let count = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
+    let report = Report {
+        messages: count(&shared.tally.messages),
+        captions: count(&shared.tally.captions),
+        dead_letters: count(&shared.tally.dead_letters),
+        skipped: count(&shared.tally.skipped),
+        transactions: count(&shared.tally.transactions),
+        elapsed: started.elapsed(),
+        stages: shared.tally.stages(),
+    };
+    tracing::info!(
+        messages = report.messages,
+        captions = report.captions,
+        dead_letters = report.dead_letters,
+        skipped = report.skipped,
+        transactions = report.transactions,
+        "the worker has stopped"
+    );
+    Ok(report)
+}
+
+/// Both Kafka clients, checked and ready.
+async fn connect(
+    config: &Config,
+    shared: &Arc<Shared>,
+    publisher: &Sender<Event>,
+    stop: &CancellationToken,
+) -> Result<(BaseConsumer<Rebalancer>, Transactor)> {
+    let kafka = config.kafka.clone();
+    let topic: Arc<str> = kafka.input_topic.as_str().into();
+    let context = Rebalancer::new(topic, Arc::clone(shared), publisher.clone());
+    let stop = stop.clone();
+    let connecting = tokio::task::spawn_blocking(move || {
+        let clients = Clients::new(&kafka)?;
+        let consumer: BaseConsumer<Rebalancer> =
+            clients.consumer.create_with_context(context).map_err(client::creation_error)?;
+        client::check_topics(&consumer, &kafka)?;
+        let transactor = Transactor::connect(&clients, || stop.is_cancelled())?;
+        tracing::info!(
+            brokers = kafka.brokers,
+            group = kafka.group,
+            transactional_id = clients.transactional_id,
+            input_topic = kafka.input_topic,
+            "connected to kafka"
+        );
+        Ok((consumer, transactor))
+    });
+    connecting.await.map_err(|error| {
+        Error::new(ErrorKind::Internal, "connecting to kafka panicked").because(error)
+    })?
+}
+
+type Heard = tokio::sync::oneshot::Receiver<()>;
+
+/// The running stages.
+struct Stages {
+    consume: Heard,
+    publish: Heard,
+    caption: Heard,
+    tasks: Vec<JoinHandle<()>>,
+    publisher: Sender<Event>,
+}
+
+impl Stages {
+    fn start(
+        config: Config,
+        engine: Engine,
+        store: Store,
+        (consumer, transactor): (BaseConsumer<Rebalancer>, Transactor),
+        (publisher, inbox): (Sender<Event>, Receiver<Event>),
+        shared: &Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        let share = || Arc::clone(shared);
+        let topic: Arc<str> = config.kafka.input_topic.as_str().into();
+        let decode_threads = decode::threads(&config.runtime);
+        let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
+        // References are small: all that may be in flight can wait here. Images are not.
+        let (to_fetch, fetched) = mpsc::channel(config.limits.max_in_flight.max(1));
+        let (to_decode, decoded) = mpsc::channel(decode_threads);
+        let (to_batch, batched) = mpsc::channel(batch_size);
+        let (to_caption, captioned) = mpsc::channel(1);
+        let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
+
+        let publish = Publisher::new(
+            inbox,
+            share(),
+            transactor,
+            RecordWriter::new(&config, engine.bundle().clone()),
+            Arc::clone(&topic),
+            stop.clone(),
+        );
+        let publish = spawn_thread("publish", shared, move || {
+            let outcome = publish.run();
+            drop(publish_ends);
+            outcome
+        })?;
+
+        let decode = Decode {
+            preprocessor: engine.preprocessor().clone(),
+            limits: config.limits,
+            threads: decode_threads,
+            shared: share(),
+            publisher: publisher.clone(),
+            batch: to_batch,
+        };
+        let batcher = Batcher {
+            size: batch_size,
+            linger: Duration::from_millis(config.batch.linger_ms),
+            shared: share(),
+            caption: to_caption,
+        };
+        let fetch = Fetch::new(&config, store, share(), publisher.clone(), to_decode);
+        let tasks = vec![
+            supervise("fetch", share(), fetch.run(fetched)),
+            supervise("decode", share(), decode.run(decoded)),
+            supervise("batch", share(), batcher.run(batched)),
+        ];
+        let captioner = Captioner { engine, shared: share(), publisher: publisher.clone() };
+        let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;
+
+        let mut consume = Consume {
+            consumer,
+            topic,
+            shared: share(),
+            publisher: publisher.clone(),
+            fetch: to_fetch,
+            max_in_flight: config.limits.max_in_flight.max(1),
+            drain_limit: Duration::from_millis(config.runtime.drain_timeout_ms),
+            shutdown: stop,
+            backlog: VecDeque::new(),
+            membership: None,
+            rewinding_since: None,
+        };
+        let consume = spawn_thread("consume", shared, move || {
+            let outcome = consume.run();
+            if outcome.is_err() {
+                // The publisher must not commit what a broken consumer may not own.
+                consume.shared.assignment.suspend_all();
+            }
+            // It has ended already when it failed.
+            let _ = consume.publisher.send(Event::Close);
+            consume.close(&publish_ended);
+            outcome
+        })?;
+        Ok(Self { consume, publish, caption, tasks, publisher })
+    }
+
+    /// Waits for the end: of the consumer, then of the publisher, then of what lies between.
+    async fn join(self, shared: &Shared) {
+        let _ = self.consume.await;
+        // The consumer has said so already, unless it panicked.
+        let _ = self.publisher.send(Event::Close);
+        let _ = self.publish.await;
+        // Whatever they still hold is stale.
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let _ = self.caption.await;
+        shared.assignment.suspend_all();
+    }
+}
+
+/// Runs a stage as a task; a panic ends the run.
+fn supervise(
+    name: &'static str,
+    shared: Arc<Shared>,
+    stage: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if AssertUnwindSafe(stage).catch_unwind().await.is_err() {
+            shared.fail(panicked(name));
+        }
+    })
 }

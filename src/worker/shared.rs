@@ -10,7 +10,35 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Health, Metrics};
 use crate::worker::assignment::Assignment;
-use crate::worker::flow::{Origin, Stage};
+use crate::worker::flow::Origin;
+
+/// The steps of the flow, in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Consume,
+    Fetch,
+    Decode,
+    Batch,
+    Caption,
+    Publish,
+}
+
+impl Step {
+    pub const ALL: [Step; 6] =
+        [Self::Consume, Self::Fetch, Self::Decode, Self::Batch, Self::Caption, Self::Publish];
+
+    /// Stable name: it stands in metrics and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Fetch => "fetch",
+            Self::Decode => "decode",
+            Self::Batch => "batch",
+            Self::Caption => "caption",
+            Self::Publish => "publish",
+        }
+    }
+}
 
 /// Shared by the stages of one run.
 #[derive(Debug)]
@@ -34,7 +62,7 @@ pub struct Tally {
     pub dead_letters: AtomicU64,
     pub skipped: AtomicU64,
     pub transactions: AtomicU64,
-    busy_nanos: [AtomicU64; Stage::ALL.len()],
+    busy_nanos: [AtomicU64; Step::ALL.len()],
 }
 
 impl Shared {
@@ -67,14 +95,14 @@ impl Shared {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Notes time that a stage spent working.
-    pub fn busy(&self, stage: Stage, since: Instant) {
+    /// Notes time that a step spent working.
+    pub fn busy(&self, step: Step, since: Instant) {
         let elapsed = since.elapsed();
         let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(total) = self.tally.busy_nanos.get(stage as usize) {
+        if let Some(total) = self.tally.busy_nanos.get(step as usize) {
             total.fetch_add(nanos, Ordering::Relaxed);
         }
-        let attributes = [KeyValue::new("stage", stage.name())];
+        let attributes = [KeyValue::new("stage", step.name())];
         self.metrics.busy_seconds.add(elapsed.as_secs_f64(), &attributes);
     }
 
@@ -91,10 +119,6 @@ impl Shared {
         self.failed.is_cancelled()
     }
 
-    pub fn failed(&self) -> &CancellationToken {
-        &self.failed
-    }
-
     pub fn take_failure(&self) -> Option<Error> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -104,7 +128,7 @@ impl Tally {
     pub fn stages(&self) -> Vec<(&'static str, Duration)> {
         let times = self.busy_nanos.iter();
         let nanos = times.map(|total| Duration::from_nanos(total.load(Ordering::Relaxed)));
-        Stage::ALL.iter().map(|stage| stage.name()).zip(nanos).collect()
+        Step::ALL.iter().map(|step| step.name()).zip(nanos).collect()
     }
 }
 
@@ -130,7 +154,9 @@ pub fn spawn_thread(
             let _ = through.send(());
         })
         .map_err(|error| {
-            Error::new(ErrorKind::Internal, "can't start a thread").with("name", name).because(error)
+            Error::new(ErrorKind::Internal, "can't start a thread")
+                .with("name", name)
+                .because(error)
         })?;
     Ok(heard)
 }

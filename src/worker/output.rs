@@ -1,0 +1,139 @@
+//! Outcomes to records: what is written to the output and the dead-letter topic.
+//!
+//! A record that is larger than the producer may send would fail its transaction again and again,
+//! so each is made to fit here: a caption that does not fit becomes a dead letter, a dead letter
+//! leaves out the original bytes, which are still at its source offset.
+
+use std::sync::Arc;
+
+use crate::bundle::Bundle;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::worker::flow::{Captioned, Failed, Origin, Outcome};
+use crate::worker::message::{
+    CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
+};
+
+/// librdkafka's default of `message.max.bytes`, below the broker's own.
+const MAX_BYTES: usize = 1_000_000;
+/// Room for headers and framing.
+const MARGIN: usize = 4096;
+
+/// A record, ready to be produced.
+#[derive(Debug)]
+pub struct Record {
+    pub topic: Arc<str>,
+    /// The reference's own key.
+    pub key: Option<Vec<u8>>,
+    pub payload: Vec<u8>,
+    pub headers: Vec<(&'static str, Vec<u8>)>,
+    /// What a dead letter is for; None for a caption.
+    pub code: Option<ErrorKind>,
+}
+
+/// Knows the topics and the model.
+#[derive(Debug)]
+pub struct RecordWriter {
+    captions: Arc<str>,
+    dead_letters: Arc<str>,
+    bundle: Bundle,
+    embeddings: bool,
+    max_bytes: usize,
+}
+
+impl RecordWriter {
+    pub fn new(config: &Config, bundle: Bundle) -> Self {
+        let limit = config.kafka.properties.get("message.max.bytes");
+        Self {
+            captions: config.kafka.output_topic.as_str().into(),
+            dead_letters: config.kafka.dead_letter_topic.as_str().into(),
+            bundle,
+            embeddings: config.model.embeddings,
+            max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
+        }
+    }
+
+    pub fn record(&self, outcome: Outcome) -> Result<Record> {
+        match outcome {
+            Outcome::Captioned(captioned) => self.caption(*captioned),
+            Outcome::Failed(failed) => {
+                let Failed { origin, request, stage, error, attempts } = *failed;
+                self.dead_letter(&origin, request.as_ref(), &error, (stage, attempts.max(1)))
+            }
+        }
+    }
+
+    fn caption(&self, captioned: Captioned) -> Result<Record> {
+        let Captioned { origin, request, object, content_type, width, height, caption } = captioned;
+        let source = &origin.message.position;
+        let etag = object.etag.or_else(|| request.etag.clone());
+        let record = CaptionRecord {
+            version_id: object.version_id.or_else(|| request.version_id.clone()),
+            etag: etag.clone(),
+            content_type: content_type.to_owned(),
+            width,
+            height,
+            caption: caption.text,
+            score: caption.score,
+            embedding: self.embeddings.then_some(caption.embedding),
+            ..CaptionRecord::new(source, &request, &self.bundle)
+        };
+        let payload = record.to_json()?;
+        let key = origin.message.key.clone();
+        if !self.fits(key.as_deref(), &payload) {
+            let error = Error::new(
+                ErrorKind::InvalidMessage,
+                "the caption would not fit into a message with these attributes",
+            )
+            .with("bytes", payload.len())
+            .with("limit", self.max_bytes);
+            return self.dead_letter(&origin, Some(&request), &error, (Stage::Caption, 1));
+        }
+        let mut headers = header::of(source, origin.index, &trace(&origin));
+        if let Some(tag) = etag {
+            headers.push((header::ETAG, tag.into_bytes()));
+        }
+        headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
+        Ok(Record { topic: Arc::clone(&self.captions), key, payload, headers, code: None })
+    }
+
+    fn dead_letter(
+        &self,
+        origin: &Origin,
+        request: Option<&ImageRequest>,
+        error: &Error,
+        tried: (Stage, u32),
+    ) -> Result<Record> {
+        let message = &origin.message;
+        let original = (message.key.as_deref(), message.payload.as_slice());
+        let mut letter =
+            DeadLetter::new(&message.position, origin.index, request, error, tried, original);
+        let mut key = message.key.clone();
+        let mut payload = letter.to_json()?;
+        if !self.fits(key.as_deref(), &payload) {
+            letter.payload_base64 = String::new();
+            letter.key_base64 = None;
+            letter
+                .reason
+                .push_str("; the original bytes do not fit: read them at the source offset");
+            payload = letter.to_json()?;
+            if !self.fits(key.as_deref(), &payload) {
+                key = None;
+            }
+        }
+        let mut headers = header::of(&message.position, origin.index, &trace(origin));
+        headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
+        headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
+        let code = Some(error.kind());
+        Ok(Record { topic: Arc::clone(&self.dead_letters), key, payload, headers, code })
+    }
+
+    fn fits(&self, key: Option<&[u8]>, payload: &[u8]) -> bool {
+        let bytes = payload.len().saturating_add(key.map_or(0, <[u8]>::len));
+        bytes.saturating_add(MARGIN) <= self.max_bytes
+    }
+}
+
+fn trace(origin: &Origin) -> TraceContext {
+    TraceContext::from_headers(&origin.message.headers).unwrap_or_else(TraceContext::fresh)
+}

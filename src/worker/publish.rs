@@ -1,0 +1,290 @@
+//! Commits what is finished, on a thread of its own that owns the ledger and the producer.
+//!
+//! A transaction holds the captions, the dead letters and the offsets of the same messages. It
+//! begins only when all of that is there, so that it is open for milliseconds. When it fails, all
+//! work in flight becomes stale first; then, once the transaction is over for certain, the
+//! consumer may go back to the committed offsets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use opentelemetry::KeyValue;
+use rdkafka::Offset;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::retry::Policy;
+use crate::worker::flow::{Event, Outcome};
+use crate::worker::ledger::{Finished, Ledger, references};
+use crate::worker::output::{Record, RecordWriter};
+use crate::worker::shared::{Shared, Step};
+use crate::worker::transaction::{Ended, Transactor};
+
+/// Transactions that fail in a row before the worker gives up: something is wrong that reading
+/// the same references again won't mend.
+const MAX_FAILURES: u32 = 10;
+
+pub struct Publisher {
+    pub inbox: Receiver<Event>,
+    pub shared: Arc<Shared>,
+    pub transactor: Transactor,
+    pub writer: RecordWriter,
+    pub input_topic: Arc<str>,
+    pub shutdown: CancellationToken,
+    ledger: Ledger<Outcome>,
+    failures: u32,
+}
+
+/// A transaction's contents.
+struct Commit {
+    finished: Vec<Finished<Instant>>,
+    records: Vec<Record>,
+    offsets: TopicPartitionList,
+    group: Arc<ConsumerGroupMetadata>,
+}
+
+impl Publisher {
+    pub fn new(
+        inbox: Receiver<Event>,
+        shared: Arc<Shared>,
+        transactor: Transactor,
+        writer: RecordWriter,
+        input_topic: Arc<str>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let ledger = Ledger::default();
+        Self { inbox, shared, transactor, writer, input_topic, shutdown, ledger, failures: 0 }
+    }
+
+    /// Runs until it is told to close or the run fails.
+    pub fn run(mut self) -> Result<()> {
+        let mut closing = false;
+        while !closing && !self.shared.has_failed() {
+            let Ok(event) = self.inbox.recv() else {
+                break;
+            };
+            closing = self.apply(event)?;
+            while !closing && let Ok(next) = self.inbox.try_recv() {
+                closing = self.apply(next)?;
+            }
+            if !self.shared.has_failed() {
+                self.publish()?;
+            }
+        }
+        self.transactor.close();
+        Ok(())
+    }
+
+    /// Returns whether this was the last event.
+    fn apply(&mut self, event: Event) -> Result<bool> {
+        match event {
+            Event::Tracked { partition, epoch, offset, records } => {
+                self.track(partition, epoch, offset, records);
+            }
+            Event::Finished(outcomes) => {
+                for outcome in outcomes {
+                    let origin = outcome.origin();
+                    let (partition, epoch) = (origin.partition(), origin.epoch());
+                    let (offset, index) = (origin.offset(), origin.index);
+                    if !self.ledger.finish(partition, epoch, offset, index, outcome) {
+                        tracing::debug!(partition, offset, index, "dropped a stale outcome");
+                    }
+                }
+            }
+            Event::Revoked { partitions, done } => {
+                if !self.shared.has_failed() {
+                    self.publish()?;
+                }
+                self.forget(&partitions);
+                // The consumer may have stopped waiting.
+                let _ = done.send(());
+            }
+            Event::Lost { partitions } => self.forget(&partitions),
+            Event::Close => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn track(&mut self, partition: i32, epoch: u64, offset: i64, records: usize) {
+        if !self.shared.assignment.is_current(partition, epoch) {
+            self.shared.leave(references(records));
+            return;
+        }
+        if self.ledger.epoch(partition).is_some_and(|known| known != epoch) {
+            self.forget(&[partition]);
+        }
+        if !self.ledger.track(partition, epoch, offset, records) {
+            tracing::warn!(partition, offset, "a message was polled twice, and dropped");
+            self.shared.leave(references(records));
+        }
+    }
+
+    fn forget(&mut self, partitions: &[i32]) {
+        for &partition in partitions {
+            self.shared.leave(self.ledger.remove(partition));
+        }
+    }
+
+    /// Commits every finished prefix, if there is one.
+    fn publish(&mut self) -> Result<()> {
+        let Some(commit) = self.prepare()? else {
+            return Ok(());
+        };
+        if !self.transactor.is_ready() {
+            // After a commit during which a connection broke: nothing is lost, nothing to rewind.
+            tracing::info!("replacing the transactional producer");
+            self.rebuild()?;
+        }
+        let started = Instant::now();
+        let pairs: Vec<(i32, u64)> =
+            commit.finished.iter().map(|finished| (finished.partition, finished.epoch)).collect();
+        let assignment = &self.shared.assignment;
+        let still_owned =
+            || pairs.iter().all(|&(partition, epoch)| assignment.is_current(partition, epoch));
+        let ended =
+            self.transactor.run(&commit.records, &commit.offsets, &commit.group, still_owned);
+        self.shared.busy(Step::Publish, started);
+        for finished in &commit.finished {
+            self.shared.leave(finished.references);
+        }
+        match ended {
+            Ok(()) => {
+                self.failures = 0;
+                self.account(&commit, started);
+                Ok(())
+            }
+            Err(ended) => self.recover(ended),
+        }
+    }
+
+    /// Takes what is finished and still owned, and makes records of it.
+    fn prepare(&mut self) -> Result<Option<Commit>> {
+        let taken = self.ledger.take_finished();
+        if taken.is_empty() {
+            return Ok(None);
+        }
+        let pairs = taken.iter().map(|finished| (finished.partition, finished.epoch));
+        let (owned, group) = self.shared.assignment.snapshot(pairs);
+        let (taken, stale): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|finished| owned.contains(&finished.partition));
+        for finished in stale {
+            self.shared.leave(finished.references);
+        }
+        if taken.is_empty() {
+            return Ok(None);
+        }
+        let Some(group) = group else {
+            return Err(Error::new(ErrorKind::Internal, "work was finished without a group"));
+        };
+        let mut commit = Commit {
+            finished: Vec::with_capacity(taken.len()),
+            records: Vec::new(),
+            offsets: TopicPartitionList::with_capacity(taken.len()),
+            group,
+        };
+        for part in taken {
+            let offset = Offset::Offset(part.next_offset);
+            commit
+                .offsets
+                .add_partition_offset(&self.input_topic, part.partition, offset)
+                .map_err(|error| {
+                    Error::new(ErrorKind::Internal, "an offset can't be committed").because(error)
+                })?;
+            let mut polled = Vec::with_capacity(part.outcomes.len());
+            for outcome in part.outcomes {
+                polled.push(outcome.origin().message.polled);
+                commit.records.push(self.writer.record(outcome)?);
+            }
+            commit.finished.push(Finished {
+                partition: part.partition,
+                epoch: part.epoch,
+                next_offset: part.next_offset,
+                messages: part.messages,
+                references: part.references,
+                outcomes: polled,
+            });
+        }
+        Ok(Some(commit))
+    }
+
+    fn account(&self, commit: &Commit, started: Instant) {
+        let mut codes: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for kind in commit.records.iter().filter_map(|record| record.code) {
+            *codes.entry(kind.code()).or_default() += 1;
+        }
+        let dead_letters: u64 = codes.values().sum();
+        let captions = commit.records.len() as u64 - dead_letters;
+        let Shared { tally, metrics, .. } = &*self.shared;
+        tally.captions.fetch_add(captions, Ordering::Relaxed);
+        tally.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);
+        tally.transactions.fetch_add(1, Ordering::Relaxed);
+        metrics.captions.add(captions, &[]);
+        for (code, count) in codes {
+            metrics.dead_letters.add(count, &[KeyValue::new("code", code)]);
+        }
+        metrics.transactions.add(1, &[KeyValue::new("outcome", "committed")]);
+        for polled in commit.finished.iter().flat_map(|finished| &finished.outcomes) {
+            metrics.latency_seconds.record(polled.elapsed().as_secs_f64(), &[]);
+        }
+        let offsets: BTreeMap<i32, i64> = commit
+            .finished
+            .iter()
+            .map(|finished| (finished.partition, finished.next_offset))
+            .collect();
+        tracing::info!(
+            captions,
+            dead_letters,
+            ?offsets,
+            elapsed_ms = started.elapsed().as_millis(),
+            "transaction committed"
+        );
+    }
+
+    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind.
+    fn recover(&mut self, ended: Ended) -> Result<()> {
+        self.failures += 1;
+        self.shared.assignment.suspend_all();
+        self.shared.leave(self.ledger.clear());
+        let (outcome, error) = match ended {
+            Ended::Aborted(error) => ("aborted", error),
+            Ended::Unknown(error) => ("fatal", error),
+        };
+        self.shared.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
+        tracing::warn!(
+            outcome,
+            error = error.chain(),
+            failures = self.failures,
+            "transaction failed"
+        );
+        if self.failures >= MAX_FAILURES {
+            return Err(Error::new(ErrorKind::Kafka, "transactions fail again and again")
+                .with("failures", self.failures)
+                .because(error));
+        }
+        if !self.transactor.is_ready() {
+            self.rebuild()?;
+        }
+        self.pause();
+        self.shared.assignment.allow_rewind();
+        Ok(())
+    }
+
+    fn rebuild(&mut self) -> Result<()> {
+        let (shared, shutdown) = (&self.shared, &self.shutdown);
+        self.transactor.replace(|| shared.has_failed() || shutdown.is_cancelled())
+    }
+
+    /// Longer after each failure in a row.
+    fn pause(&self) {
+        let policy = Policy::endless(Duration::from_millis(50), Duration::from_secs(5));
+        let nth = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
+        if let Some(pause) = policy.pauses().nth(nth) {
+            std::thread::sleep(pause);
+        }
+    }
+}

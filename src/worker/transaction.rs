@@ -1,0 +1,372 @@
+//! The transactional producer: one transaction at a time, and what its errors mean.
+//!
+//! Errors come in four kinds (librdkafka's INTRODUCTION.md, "Transactional error handling"):
+//! retriable, where the same call is made again with the same arguments; abortable; fatal; and no
+//! flag at all, which means fatal. Commit and abort stand apart: librdkafka has no KIP-890, so an
+//! end of transaction whose outcome is unknown can still act on a *later* transaction of the same
+//! producer. After any error of theirs, and after a commit during which a connection broke (the
+//! request may have been sent twice), the producer is replaced: `init_transactions` fences
+//! whatever the old one still has on the wire.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::ClientContext;
+use rdkafka::TopicPartitionList;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::util::Timeout;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::retry::Policy;
+use crate::worker::client::{self, Clients};
+use crate::worker::output::Record;
+use crate::worker::watchdog::Watchdog;
+
+/// For one call that may be made again.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// A producer that can't be built for so long ends the worker.
+const BUILD_LIMIT: Duration = Duration::from_secs(300);
+/// How far a stuck call may outlive the transaction that the broker gives up.
+const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
+
+/// How a transaction failed.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was aborted, for certain: the producer can go on.
+    Aborted(Error),
+    /// Its outcome is unknown or the producer is unusable: the producer has to be replaced.
+    Unknown(Error),
+}
+
+/// What an error of the transaction API asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Retriable,
+    Abortable,
+    Fatal,
+}
+
+/// Owns the producer; lives on the publisher's thread.
+pub struct Transactor {
+    config: ClientConfig,
+    transactional_id: String,
+    transaction_timeout: Duration,
+    message_timeout: Duration,
+    watchdog: Watchdog,
+    /// None while there is no usable one.
+    producer: Option<ThreadedProducer<Deliveries>>,
+}
+
+impl Transactor {
+    /// Builds the first producer.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` for settings that librdkafka refuses, `ErrorKind::Kafka` when the
+    /// brokers grant no transactions.
+    pub fn connect(clients: &Clients, stop: impl Fn() -> bool) -> Result<Self> {
+        let mut transactor = Self {
+            config: clients.producer.clone(),
+            transactional_id: clients.transactional_id.clone(),
+            transaction_timeout: clients.transaction_timeout,
+            message_timeout: clients.message_timeout,
+            watchdog: Watchdog::start(clients.transaction_timeout + WATCHDOG_MARGIN)?,
+            producer: None,
+        };
+        transactor.replace(stop)?;
+        Ok(transactor)
+    }
+
+    /// Drops the producer, if there is one, and builds a new one, which ends whatever the old one
+    /// left open. Returns early, without a producer, when `stop` says so.
+    pub fn replace(&mut self, stop: impl Fn() -> bool) -> Result<()> {
+        self.close();
+        let started = Instant::now();
+        let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(5));
+        let mut attempts = 0;
+        for pause in policy.pauses() {
+            if stop() {
+                return Ok(());
+            }
+            attempts += 1;
+            let error = match self.build() {
+                Ok(producer) => {
+                    self.producer = Some(producer);
+                    tracing::info!(
+                        transactional_id = self.transactional_id,
+                        attempts,
+                        "transactional producer built"
+                    );
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if is_hopeless(&error) || started.elapsed() > BUILD_LIMIT {
+                return Err(kafka_error("no transactional producer could be built", error)
+                    .with("kafka.transactional_id", &self.transactional_id));
+            }
+            tracing::warn!(%error, attempts, "the transactional producer will be built again");
+            std::thread::sleep(pause);
+        }
+        Ok(())
+    }
+
+    fn build(&self) -> KafkaResult<ThreadedProducer<Deliveries>> {
+        let producer: ThreadedProducer<Deliveries> =
+            self.config.create_with_context(Deliveries::default())?;
+        let deadline = Instant::now() + self.transaction_timeout;
+        self.again(deadline, "init_transactions", || producer.init_transactions(CALL_TIMEOUT))?;
+        Ok(producer)
+    }
+
+    /// Drops the producer; what it has open is ended by its successor, or by the broker.
+    pub fn close(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            self.watchdog.watch("drop the producer", || drop(producer));
+        }
+    }
+
+    /// One transaction: `records` and `offsets`, all or nothing.
+    ///
+    /// `offsets` must not be empty: an empty list would commit records without offsets.
+    /// `still_owned` is asked once more right before the commit.
+    pub fn run(
+        &mut self,
+        records: &[Record],
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+        still_owned: impl Fn() -> bool,
+    ) -> Result<(), Ended> {
+        if offsets.count() == 0 {
+            return Err(Ended::Unknown(Error::new(
+                ErrorKind::Internal,
+                "a transaction without offsets was refused",
+            )));
+        }
+        let Some(producer) = self.producer.take() else {
+            return Err(Ended::Unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
+        };
+        // Put back only if it may be used again.
+        let outcome = self.attempt(&producer, records, offsets, group, still_owned);
+        match outcome {
+            Ok(Connection::Kept) | Err(Ended::Aborted(_)) => self.producer = Some(producer),
+            Ok(Connection::Broken) | Err(Ended::Unknown(_)) => {
+                self.watchdog.watch("drop the producer", || drop(producer));
+            }
+        }
+        outcome.map(|_| ())
+    }
+
+    /// Whether there is a producer that can begin a transaction.
+    pub fn is_ready(&self) -> bool {
+        self.producer.is_some()
+    }
+
+    fn attempt(
+        &self,
+        producer: &ThreadedProducer<Deliveries>,
+        records: &[Record],
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+        still_owned: impl Fn() -> bool,
+    ) -> Result<Connection, Ended> {
+        let deadline = Instant::now() + self.transaction_timeout;
+        let context = producer.context();
+        context.begin();
+        self.watchdog
+            .watch("begin_transaction", || producer.begin_transaction())
+            .map_err(|error| Ended::Unknown(kafka_error("a transaction can't begin", error)))?;
+        let sent = self
+            .send(producer, records, deadline)
+            .and_then(|()| {
+                self.again(deadline, "send_offsets_to_transaction", || {
+                    producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT)
+                })
+            })
+            .and_then(|()| {
+                let limit = self.message_timeout + CALL_TIMEOUT;
+                self.watchdog.watch("flush", || producer.flush(limit))
+            });
+        if let Err(error) = sent {
+            if classify(&error) == Fault::Fatal {
+                return Err(Ended::Unknown(kafka_error("the producer failed", error)));
+            }
+            return Err(self.abort(producer, kafka_error("the transaction failed", error)));
+        }
+        // Asked before the commit, which would report it too, but with an unknown outcome.
+        if let Some(reason) = context.failure() {
+            let error = Error::new(ErrorKind::Kafka, "a record was not delivered").because(reason);
+            return Err(self.abort(producer, error));
+        }
+        if !still_owned() {
+            let error = Error::new(ErrorKind::Kafka, "a partition was lost before the commit");
+            return Err(self.abort(producer, error));
+        }
+        let disconnects = context.disconnects();
+        self.watchdog
+            .watch("commit_transaction", || producer.commit_transaction(Timeout::Never))
+            .map_err(|error| Ended::Unknown(kafka_error("the commit's outcome is unknown", error)))?;
+        Ok(if context.disconnects() == disconnects { Connection::Kept } else { Connection::Broken })
+    }
+
+    /// Hands the records to librdkafka, which sends them in the background.
+    fn send(
+        &self,
+        producer: &ThreadedProducer<Deliveries>,
+        records: &[Record],
+        deadline: Instant,
+    ) -> KafkaResult<()> {
+        for record in records {
+            loop {
+                let Err((error, _)) = producer.send(base_record(record)) else {
+                    break;
+                };
+                let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+                if !is_full || Instant::now() > deadline {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+
+    fn abort(&self, producer: &ThreadedProducer<Deliveries>, why: Error) -> Ended {
+        let aborted =
+            self.watchdog.watch("abort_transaction", || producer.abort_transaction(Timeout::Never));
+        match aborted {
+            Ok(()) => Ended::Aborted(why),
+            Err(error) => {
+                tracing::warn!(%error, "the abort failed");
+                Ended::Unknown(why)
+            }
+        }
+    }
+
+    /// Makes a retriable call again, with the same arguments, until `deadline`.
+    fn again(
+        &self,
+        deadline: Instant,
+        name: &'static str,
+        call: impl Fn() -> KafkaResult<()>,
+    ) -> KafkaResult<()> {
+        let policy = Policy::endless(Duration::from_millis(50), Duration::from_secs(1));
+        for pause in policy.pauses() {
+            let Err(error) = self.watchdog.watch(name, &call) else {
+                return Ok(());
+            };
+            if classify(&error) != Fault::Retriable || Instant::now() > deadline {
+                return Err(error);
+            }
+            tracing::debug!(%error, call = name, "a kafka call is made again");
+            std::thread::sleep(pause);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the connections held during a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Kept,
+    Broken,
+}
+
+fn base_record(record: &Record) -> BaseRecord<'_, [u8], [u8]> {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for (key, value) in &record.headers {
+        headers = headers.insert(Header { key, value: Some(value.as_slice()) });
+    }
+    let base = BaseRecord::to(&record.topic).payload(record.payload.as_slice()).headers(headers);
+    match &record.key {
+        Some(key) => base.key(key.as_slice()),
+        None => base,
+    }
+}
+
+fn classify(error: &KafkaError) -> Fault {
+    match error {
+        KafkaError::Transaction(error) if error.is_fatal() => Fault::Fatal,
+        KafkaError::Transaction(error) if error.txn_requires_abort() => Fault::Abortable,
+        KafkaError::Transaction(error) if error.is_retriable() => Fault::Retriable,
+        KafkaError::Transaction(_) => Fault::Fatal,
+        // Producing and flushing carry no flags; a fatal state shows at the abort.
+        KafkaError::MessageProduction(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => {
+            Fault::Fatal
+        }
+        _ => Fault::Abortable,
+    }
+}
+
+/// Building it again would end the same way.
+fn is_hopeless(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_))
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                    | RDKafkaErrorCode::ClusterAuthorizationFailed
+                    | RDKafkaErrorCode::InvalidTransactionTimeout
+                    | RDKafkaErrorCode::UnsupportedFeature
+            )
+        )
+}
+
+fn kafka_error(message: &'static str, error: KafkaError) -> Error {
+    match error {
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => {
+            client::creation_error(error)
+        }
+        other => Error::new(ErrorKind::Kafka, message).because(other),
+    }
+}
+
+/// The producer's context: what became of its records and its connections.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    failure: Mutex<Option<String>>,
+    disconnects: AtomicU64,
+}
+
+impl Deliveries {
+    fn begin(&self) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn disconnects(&self) -> u64 {
+        self.disconnects.load(Ordering::Relaxed)
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.disconnects.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, reason, client = "producer", "kafka client error");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let Err((error, message)) = result else {
+            return;
+        };
+        let reason =
+            format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+}
