@@ -75,6 +75,12 @@ impl Cluster {
         assert!(status.success(), "scripts/kafka {command} {number}");
     }
 
+    /// Whether broker `number` accepts connections.
+    pub fn is_listening(&self, number: usize) -> bool {
+        let address = self.bootstrap.split(',').nth(number - 1).expect("a broker of that number");
+        std::net::TcpStream::connect(address).is_ok()
+    }
+
     /// Three new topics: references, captions, dead letters.
     pub async fn topics(&self, partitions: i32) -> Topics {
         let run = uuid::Uuid::new_v4().simple().to_string();
