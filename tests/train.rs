@@ -162,10 +162,13 @@ fn a_folder_with_other_files_becomes_no_bundle() {
 }
 
 #[test]
-fn the_bundle_in_the_repository_opens() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
-    let bundle = Bundle::open(&folder).unwrap();
-    load(bundle, 1);
+fn the_bundles_in_the_repository_load() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    for name in ["random", "tiny"] {
+        let bundle = Bundle::open(&models.join(name)).unwrap();
+        assert_eq!(bundle.config.name, format!("fusioncap-{name}"));
+        load(bundle, 1);
+    }
 }
 
 /// Makes weights large enough to matter, and exact in the 16 bits they are exported in.
