@@ -117,7 +117,7 @@ fn prefix_weights(
         hidden_size: settings.shape.hidden_size,
         prefix_length: settings.shape.prefix_length,
         memory: memory.to_vec(),
-        temperature: settings.temperature,
+        temperature: settings.image_temperature,
         inner_weight: inner.weight,
         inner_bias: inner.bias,
         outer_weight: outer.weight,

@@ -22,6 +22,7 @@ pub struct Settings {
     pub noise_sigma: f32,
     pub memory_size: usize,
     pub temperature: f32,
+    pub image_temperature: f32,
     pub batch_size: usize,
     pub epochs: usize,
     pub learning_rate: f64,
@@ -102,8 +103,12 @@ impl Settings {
         if !(self.noise_sigma >= 0.0 && self.noise_sigma.is_finite()) {
             return Err(out_of_range("noise_sigma", self.noise_sigma, "0 or more"));
         }
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(out_of_range("temperature", self.temperature, "more than 0"));
+        let temperatures =
+            [("temperature", self.temperature), ("image_temperature", self.image_temperature)];
+        for (field, value) in temperatures {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(out_of_range(field, value, "more than 0"));
+            }
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(out_of_range("label_smoothing", self.label_smoothing, "0 to below 1"));
