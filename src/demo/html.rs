@@ -66,7 +66,7 @@ fn header(html: &mut String, report: &DemoReport) {
 
 fn stages(html: &mut String, report: &DemoReport) {
     let longest = report.longest_stage();
-    html.push_str("<section class=\"stages\">\n<h2>Where the time went</h2>\n<dl>\n");
+    html.push_str("<section class=\"stages\">\n<h2>Where the time went <small>(busy time, all threads)</small></h2>\n<dl>\n");
     for (stage, busy) in &report.stages {
         let percent = busy.as_secs_f64() / longest.as_secs_f64().max(f64::EPSILON) * 100.0;
         push(

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use futures::future;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::mocking::MockCluster;
@@ -175,30 +175,21 @@ impl DemoKafka {
         }
     }
 
-    /// Sends `references`, each a key and a JSON object, and waits for every delivery.
+    /// A producer of references; it connects while other things start.
     ///
     /// # Errors
-    /// `ErrorKind::Kafka` if one can't be delivered.
-    pub async fn produce(&self, references: &[(String, String)]) -> Result<()> {
-        let undelivered = |error: KafkaError| {
-            Error::new(ErrorKind::Kafka, "a reference could not be sent")
-                .with("brokers", &self.brokers)
-                .because(error)
-        };
-        let producer: FutureProducer = self
+    /// `ErrorKind::Kafka` if librdkafka refuses.
+    pub fn references(&self) -> Result<References> {
+        let [topic, ..] = self.topics();
+        let producer = self
             .client()
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", PATIENCE.as_millis().to_string())
             .create()
-            .map_err(undelivered)?;
-        let [topic, ..] = self.topics();
-        let deliveries = references.iter().map(|(key, payload)| {
-            producer.send(FutureRecord::to(&topic).key(key).payload(payload), PATIENCE)
-        });
-        for delivery in future::join_all(deliveries).await {
-            delivery.map_err(|(error, _)| undelivered(error))?;
-        }
-        Ok(())
+            .map_err(|error| {
+                Error::new(ErrorKind::Kafka, "can't make a producer").because(error)
+            })?;
+        Ok(References { producer, topic })
     }
 
     /// A reader of both output topics from their beginning.
@@ -216,6 +207,32 @@ impl DemoKafka {
         TopicReader::new(client, topic, &self.name("fusioncap-reader")).map_err(|error| {
             Error::new(ErrorKind::Kafka, "can't read a topic").with("topic", topic).because(error)
         })
+    }
+}
+
+/// The way onto the input topic.
+pub struct References {
+    producer: FutureProducer,
+    topic: String,
+}
+
+impl References {
+    /// Sends `references`, each a key and a JSON object, and waits for every delivery.
+    ///
+    /// # Errors
+    /// `ErrorKind::Kafka` if one can't be delivered.
+    pub async fn send(&self, references: &[(String, String)]) -> Result<()> {
+        let deliveries = references.iter().map(|(key, payload)| {
+            self.producer.send(FutureRecord::to(&self.topic).key(key).payload(payload), PATIENCE)
+        });
+        for delivery in future::join_all(deliveries).await {
+            delivery.map_err(|(error, _)| {
+                Error::new(ErrorKind::Kafka, "a reference could not be sent")
+                    .with("topic", &self.topic)
+                    .because(error)
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -259,20 +276,31 @@ impl Answers {
     }
 }
 
+/// The end of a partition reaches a client as an error: no news to anybody here.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka client error");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
 /// One topic, and which of its partitions have been read to their end.
 struct TopicReader {
-    consumer: StreamConsumer,
+    consumer: StreamConsumer<Quiet>,
     at_end: BTreeSet<i32>,
 }
 
 impl TopicReader {
     fn new(mut client: ClientConfig, topic: &str, group: &str) -> KafkaResult<Self> {
-        let consumer: StreamConsumer = client
+        let consumer: StreamConsumer<Quiet> = client
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
-            .create()?;
+            .create_with_context(Quiet)?;
         let mut partitions = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
             partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
@@ -346,7 +374,8 @@ mod tests {
     async fn the_embedded_kafka_carries_a_transaction() {
         let kafka = DemoKafka::start(None, "test").await.unwrap();
         let settings = kafka.worker_config();
-        kafka.produce(&[("a".into(), r#"{"uri":"s3://b/a"}"#.into())]).await.unwrap();
+        let reference = ("a".to_owned(), r#"{"uri":"s3://b/a"}"#.to_owned());
+        kafka.references().unwrap().send(&[reference]).await.unwrap();
 
         let consumer: StreamConsumer = kafka
             .client()

@@ -162,12 +162,13 @@ async fn follow(
     let references: Vec<_> =
         photos.iter().map(|photo| (photo.id.clone(), photo.reference())).collect();
     let mut waiting: HashSet<_> = photos.iter().map(|photo| photo.id.as_str()).collect();
+    let producer = kafka.references()?;
     let mut answers = kafka.answers()?;
     ready(health).await?;
 
     let counter = progress.count(photos.len());
     let started = Instant::now();
-    kafka.produce(&references).await?;
+    producer.send(&references).await?;
     while !waiting.is_empty() {
         let Ok(answer) = tokio::time::timeout(ANSWER, answers.next()).await else {
             tracing::warn!(missing = waiting.len(), "no answer for a long time; giving up");

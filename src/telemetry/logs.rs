@@ -19,8 +19,10 @@ use crate::error::{Error, ErrorKind, Result};
 const FILTER: &str = "FUSIONCAP_LOG";
 const FORMAT: &str = "FUSIONCAP_LOG_FORMAT";
 
-/// Others' chatter, at `warn` unless `FUSIONCAP_LOG` names them.
-const QUIET: &str = "librdkafka=warn,rdkafka=warn,ort=warn,aws_config=warn,aws_runtime=warn,\
+/// Others' chatter, at `warn` unless `FUSIONCAP_LOG` names them. rust-rdkafka's consumer calls it
+/// an error that a consumer which was closed is closed already when it is dropped.
+const QUIET: &str = "librdkafka=warn,rdkafka=warn,rdkafka::consumer::base_consumer=off,ort=warn,\
+                     aws_config=warn,aws_runtime=warn,\
                      aws_sdk_s3=warn,aws_smithy_runtime=warn,hyper=warn,hyper_util=warn,h2=warn,\
                      tonic=warn,tower=warn,s3s=warn,s3s_fs=warn,opentelemetry=warn,\
                      opentelemetry_sdk=warn,opentelemetry-otlp=warn";
