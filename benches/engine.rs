@@ -15,19 +15,19 @@ fn main() {
 }
 
 /// Full batches at the bundle's own beam width.
-#[divan::bench(args = [1, 4, 8, 32])]
+#[divan::bench(args = [1, 4, 8, 32], sample_count = 20)]
 fn full_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, None);
 }
 
 /// Full batches with greedy search: what beam search costs is the difference.
-#[divan::bench(args = [1, 8, 32])]
+#[divan::bench(args = [1, 8, 32], sample_count = 20)]
 fn full_batch_greedy(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, Some(1));
 }
 
 /// One image in a batch of many: what padding costs.
-#[divan::bench(args = [8])]
+#[divan::bench(args = [8], sample_count = 20)]
 fn padded_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, 1, None);
 }
