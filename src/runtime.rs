@@ -74,12 +74,13 @@ fn configure(settings: &Runtime, environment: &Environment) -> Result<SessionBui
         .map_err(refused)
 }
 
-/// The configured providers, in order; the CPU needs no entry, ONNX Runtime always has it.
+/// The configured providers, in order. The CPU needs no entry: ONNX Runtime always has it, and
+/// it can run every node, so that nothing configured behind it would be used.
 fn providers(settings: &Runtime) -> Result<Vec<ExecutionProviderDispatch>> {
     settings
         .providers
         .iter()
-        .filter(|provider| **provider != Provider::Cpu)
+        .take_while(|provider| **provider != Provider::Cpu)
         .map(|provider| accelerator(*provider, settings))
         .collect()
 }
@@ -113,7 +114,7 @@ fn library(settings: &Runtime) -> Result<PathBuf> {
     if let Some(path) = &settings.library {
         return existing(path.clone(), "runtime.library");
     }
-    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
         return existing(path.into(), "ORT_DYLIB_PATH");
     }
     let beside_executable =

@@ -8,7 +8,12 @@ use std::process::Command;
 use fusioncap::ErrorKind;
 use fusioncap::bundle::{self, Bundle};
 use fusioncap::config::{Limits, Model, Provider, Runtime};
+#[cfg(feature = "demo")]
+use fusioncap::demo::s3::{Credentials, EmbeddedS3};
 use fusioncap::engine::{Caption, Engine};
+use fusioncap::runtime;
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
+use tokenizers::Tokenizer;
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -92,6 +97,83 @@ fn a_wider_beam_never_scores_worse_in_sum() {
     assert!(four >= one, "beams 1: {one}, beams 4: {four}");
 }
 
+/// What a beam of one finds, with nothing of the engine's but the graphs: at each step the
+/// likeliest token that completes no n-gram for the second time.
+fn greedy(bundle: &Bundle, pixels: &[f32], side: usize) -> (Vec<u32>, f32) {
+    let open = |name| runtime::session(&Runtime::default(), &bundle.path(name)).unwrap();
+    let (mut vision, mut prefix) = (open(bundle::VISION), open(bundle::PREFIX));
+    let mut decoder = open(bundle::DECODER);
+    let (config, size) = (&bundle.config, bundle.generation.no_repeat_ngram_size);
+    let input = TensorRef::from_array_view(([1, 3, side, side], pixels)).unwrap();
+    let mut seen = vision.run(ort::inputs!["pixel_values" => input]).unwrap();
+    let wanted: Vec<String> = prefix.inputs().iter().map(|input| input.name().into()).collect();
+    let inputs: Vec<(String, DynValue)> =
+        wanted.into_iter().map(|name| (name.clone(), seen.remove(&name).unwrap())).collect();
+    let mut fed = prefix.run(inputs).unwrap().remove("prefix").unwrap();
+
+    let head_size = config.hidden_size / config.num_attention_heads;
+    let cache = [2 * config.num_hidden_layers, 1, config.num_attention_heads, 0, head_size];
+    let mut past = tensor(cache.to_vec(), Vec::<f32>::new());
+    let (mut said, mut sum) = (Vec::<i64>::new(), 0.0);
+    while said.len() < bundle.generation.max_new_tokens {
+        let mut banned = vec![config.pad_token_id, config.bos_token_id];
+        for id in 0..config.vocab_size as i64 {
+            let mut longer = said.clone();
+            longer.push(id);
+            let ending = longer[longer.len().saturating_sub(size)..].to_vec();
+            let first = id == config.eos_token_id && said.is_empty();
+            let again = said.windows(size).any(|window| *window == ending[..]);
+            if first || again {
+                banned.push(id);
+            }
+        }
+        let last = said.last().copied().unwrap_or(config.bos_token_id);
+        let mut found = decoder
+            .run(ort::inputs![
+                "prefix" => fed,
+                "past" => past,
+                "input_ids" => tensor(vec![1, 1], vec![last]),
+                "parents" => tensor(vec![1], vec![0_i64]),
+                "beam_scores" => tensor(vec![1, 1], vec![0.0_f32]),
+                "banned_ids" => tensor(vec![1, banned.len()], banned),
+            ])
+            .unwrap();
+        past = found.remove("present").unwrap();
+        fed = tensor(vec![1, 0, config.hidden_size], Vec::<f32>::new());
+        sum += found["scores"].try_extract_tensor::<f32>().unwrap().1[0];
+        said.push(found["tokens"].try_extract_tensor::<i64>().unwrap().1[0]);
+        if said.last() == Some(&config.eos_token_id) {
+            break;
+        }
+    }
+    (said.iter().map(|id| u32::try_from(*id).unwrap()).collect(), sum / said.len() as f32)
+}
+
+fn tensor<T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+    shape: Vec<usize>,
+    values: Vec<T>,
+) -> DynValue {
+    Tensor::from_array((shape, values)).unwrap().into_dyn()
+}
+
+#[test]
+fn a_beam_of_one_is_greedy_search() {
+    for model in ["models/random", "models/tiny"] {
+        let mut engine = engine(model, 1, Some(1));
+        let tokenizer = Tokenizer::from_file(engine.bundle().path(bundle::TOKENIZER)).unwrap();
+        let (side, _) = engine.preprocessor().input_size();
+        for photo in photos(&engine).iter().take(4) {
+            let mut pixels = vec![0.0; photo.len()];
+            engine.preprocessor().normalise(photo, &mut pixels);
+            let (tokens, score) = greedy(engine.bundle(), &pixels, side);
+            let expected = tokenizer.decode(&tokens, true).unwrap();
+            let found = caption(&mut engine, &[photo]).remove(0);
+            assert_eq!(found.text, expected.trim(), "{model}");
+            assert!((found.score - score).abs() < 1e-4, "{model}: {} {score}", found.score);
+        }
+    }
+}
+
 #[test]
 fn a_beam_width_the_bundle_cannot_do_is_refused() {
     let path = root("models/random");
@@ -149,6 +231,47 @@ fn a_missing_library_is_named() {
 }
 
 #[test]
+fn a_file_that_is_no_library_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+        .args(["caption", "--model"])
+        .arg(root("models/random"))
+        .arg(root("samples/cat.jpg"))
+        .env("ORT_DYLIB_PATH", root("Cargo.toml"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("Cargo.toml") && errors.contains("1.31"), "{errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn shapes_that_no_graph_has_are_refused() {
+    let copy = tempfile::tempdir().unwrap();
+    copy_tree(&root("models/random"), copy.path());
+    let path = copy.path().join(bundle::CONFIG);
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let open = |field: &str, value: i64| {
+        let mut config = good.clone();
+        config[field] = value.into();
+        fs::write(&path, config.to_string()).unwrap();
+        bundle::seal(copy.path()).unwrap();
+        Bundle::open(copy.path())
+    };
+    for (field, value) in [("num_attention_heads", 0), ("max_length", 0), ("eos_token_id", 700)] {
+        let error = open(field, value).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bundle);
+        assert!(error.to_string().contains(field), "{error}");
+    }
+    let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+    for (field, value) in [("embedding_dim", 33), ("num_candidates", 8)] {
+        let bundle = open(field, value).unwrap();
+        let error = Engine::load(bundle, &Runtime::default(), &settings, 1).err().unwrap();
+        assert!(error.to_string().contains("config.json disagree"), "{error}");
+    }
+}
+
+#[test]
 fn files_are_captioned_in_order_and_what_fails_is_said() {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(root("samples/cat.jpg"), folder.path().join("b.jpg")).unwrap();
@@ -171,6 +294,59 @@ fn files_are_captioned_in_order_and_what_fails_is_said() {
         assert!(line["path"].as_str().unwrap().ends_with(name), "{text}");
         assert!(line["score"].as_f64().unwrap() < 0.0, "{text}");
     }
+}
+
+#[test]
+fn text_keeps_captions_and_failures_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(root("samples/cat.jpg"), folder.path().join("cat.jpg")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+        .args(["caption", "--format", "text", "--beams", "2", "--model"])
+        .arg(root("models/random"))
+        .args([folder.path().join("missing.jpg"), folder.path().join("cat.jpg")])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let (text, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("cat.jpg: "), "{text}");
+    assert!(errors.contains("missing.jpg: no caption: can't read the file"), "{errors}");
+}
+
+#[cfg(feature = "demo")]
+#[test]
+fn a_prefix_in_s3_is_captioned() {
+    let store = tempfile::tempdir().unwrap();
+    let below = store.path().join("photos/2025");
+    fs::create_dir_all(&below).unwrap();
+    for name in ["cat.jpg", "rocket", "notes.txt"] {
+        fs::copy(root("samples/cat.jpg"), below.join(name)).unwrap();
+    }
+    let server = EmbeddedS3::start(store.path(), Credentials::random()).unwrap();
+    let caption = |path: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+            .args(["caption", "--model"])
+            .arg(root("models/random"))
+            .args(["--endpoint", &server.endpoint(), path])
+            .env("AWS_ACCESS_KEY_ID", &server.credentials().access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", server.credentials().secret_access_key.reveal())
+            .env("AWS_REGION", "us-east-1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text, errors)
+    };
+    let (code, text, errors) = caption("s3://photos/2025/");
+    assert_eq!(code, Some(0), "{errors}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("s3://photos/2025/cat.jpg"), "{text}");
+    let (_, named, errors) = caption("s3://photos/2025/rocket");
+    assert!(named.contains("2025/rocket") && named.contains("caption"), "{named}{errors}");
+    let (code, _, errors) = caption("s3://");
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("s3://bucket/key"), "{errors}");
 }
 
 fn copy_tree(from: &Path, to: &Path) {

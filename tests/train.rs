@@ -2,8 +2,8 @@
 #![cfg(feature = "train")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation::log_softmax;
@@ -25,6 +25,9 @@ use tempfile::TempDir;
 
 const VOCAB: usize = 50;
 const DIM: usize = 24;
+
+/// burn draws first weights from one generator a process: tests that draw them take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
@@ -58,6 +61,7 @@ impl Workshop {
     }
 
     fn train(&self, settings: &Settings, resume: bool) -> Result<Vec<Epoch>> {
+        let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
         train::run(&Request {
             encoder: self.folder.path().join("encoder"),
             corpora: vec![fixture("captions.txt")],
@@ -148,10 +152,23 @@ fn a_checkpoint_goes_on_only_where_it_belongs() {
 }
 
 #[test]
-fn the_bundle_in_the_repository_opens() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
-    let bundle = Bundle::open(&folder).unwrap();
-    load(bundle, 1);
+fn a_folder_with_other_files_becomes_no_bundle() {
+    let workshop = Workshop::new();
+    std::fs::create_dir(workshop.out()).unwrap();
+    std::fs::write(workshop.out().join("thesis.tex"), "years of work").unwrap();
+    let refused = workshop.train(&settings(), false).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().starts_with("--out holds files"), "{refused}");
+}
+
+#[test]
+fn the_bundles_in_the_repository_load() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    for name in ["random", "tiny"] {
+        let bundle = Bundle::open(&models.join(name)).unwrap();
+        assert_eq!(bundle.config.name, format!("fusioncap-{name}"));
+        load(bundle, 1);
+    }
 }
 
 /// Makes weights large enough to matter, and exact in the 16 bits they are exported in.
@@ -181,6 +198,7 @@ fn shape_settings() -> Settings {
 }
 
 fn model(device: &Device) -> FusionCap {
+    let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     device.seed(11);
     FusionCap::new(&shape_settings().shape, DIM, VOCAB, device).map(&mut Enlarge)
 }

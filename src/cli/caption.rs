@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DecodedPixels, Preprocessor};
 use crate::s3::{Location, ObjectRef, Store};
 
+const SCHEME: &str = "s3://";
 /// File names that a folder's images end in.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff"];
 
@@ -78,8 +79,13 @@ impl Image {
 /// # Errors
 /// `ErrorKind::Config` for what was asked wrongly; `Io` at the end if an image has no caption.
 pub fn run(args: CaptionArgs) -> Result<()> {
-    let tokio =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+    // Files are read and decoded on the blocking threads: more than cores would only cost memory.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(cores)
+        .enable_all()
+        .build()
+        .map_err(|error| {
             Error::new(ErrorKind::Io, "can't start the async runtime").because(error)
         })?;
     tokio.block_on(caption(args))
@@ -97,7 +103,7 @@ async fn caption(args: CaptionArgs) -> Result<()> {
         endpoint: args.endpoint.clone(),
         ..S3::default()
     };
-    let store = match args.paths.iter().any(|path| path.starts_with("s3://")) {
+    let store = match args.paths.iter().any(|path| path.starts_with(SCHEME)) {
         true => Some(Store::connect(&s3).await?),
         false => None,
     };
@@ -110,10 +116,10 @@ async fn caption(args: CaptionArgs) -> Result<()> {
         if batch.is_empty() {
             break;
         }
-        let (lines, failed) = answer(&mut engine, &batch, args.format)?;
-        missing += failed;
-        bar.inc(batch.len() as u64);
-        bar.suspend(|| super::print(&lines))?;
+        let answers = answer(&mut engine, batch)?;
+        missing += answers.iter().filter(|(_, outcome)| outcome.is_err()).count();
+        bar.inc(answers.len() as u64);
+        bar.suspend(|| report(&answers, args.format))?;
     }
     bar.finish_and_clear();
     if missing > 0 {
@@ -188,53 +194,47 @@ async fn decode(
     })
 }
 
-/// The lines of one batch, and how many of them tell of a failure.
-fn answer(
-    engine: &mut Engine,
-    batch: &[(String, Result<DecodedPixels>)],
-    format: Format,
-) -> Result<(String, usize)> {
-    let pixels: Vec<&[u8]> = batch
-        .iter()
-        .filter_map(|(_, decoded)| decoded.as_ref().ok().map(|pixels| pixels.rgb.as_slice()))
-        .collect();
+/// What became of an image, by the name it was asked for with.
+type Answer = (String, Result<Caption>);
+
+/// Captions what was decoded; the order stays.
+fn answer(engine: &mut Engine, batch: Vec<(String, Result<DecodedPixels>)>) -> Result<Vec<Answer>> {
+    let decoded = batch.iter().filter_map(|(_, decoded)| decoded.as_ref().ok());
+    let pixels: Vec<&[u8]> = decoded.map(|image| image.rgb.as_slice()).collect();
     let captions = if pixels.is_empty() { Vec::new() } else { engine.caption(&pixels)? };
-    let mut remaining = captions.iter();
-    let (mut lines, mut failed) = (String::new(), 0);
-    for (path, decoded) in batch {
-        let outcome = match decoded {
-            Ok(_) => Ok(remaining.next()),
-            Err(error) => {
-                failed += 1;
-                Err(error.chain())
-            }
-        };
-        lines.push_str(&line(path, outcome, format)?);
-        lines.push('\n');
-    }
-    Ok((lines, failed))
+    let mut remaining = captions.into_iter();
+    let mut next =
+        || remaining.next().ok_or_else(|| Error::new(ErrorKind::Internal, "an image was left out"));
+    Ok(batch.into_iter().map(|(path, decoded)| (path, decoded.and_then(|_| next()))).collect())
 }
 
-fn line(
-    path: &str,
-    outcome: std::result::Result<Option<&Caption>, String>,
-    format: Format,
-) -> Result<String> {
-    let (caption, error) = match outcome {
-        Ok(caption) => (caption, None),
-        Err(reason) => (None, Some(reason)),
-    };
-    if format == Format::Text {
-        return Ok(match (caption, error) {
-            (Some(caption), _) => format!("{path}: {} ({:.2})", caption.text, caption.score),
-            (None, reason) => format!("{path}: no caption: {}", reason.unwrap_or_default()),
-        });
+/// JSON lines hold the failures too; of text, they go to stderr.
+fn report(answers: &[Answer], format: Format) -> Result<()> {
+    let mut lines = String::new();
+    for (path, outcome) in answers {
+        match (outcome, format) {
+            (_, Format::Json) => lines.push_str(&json(path, outcome)?),
+            (Ok(caption), Format::Text) => {
+                lines.push_str(&format!("{path}: {} ({:.2})", caption.text, caption.score));
+            }
+            (Err(error), Format::Text) => {
+                // When stderr is closed, the exit code is all that is left to say.
+                let _ = writeln!(std::io::stderr(), "{path}: no caption: {}", error.chain());
+                continue;
+            }
+        }
+        lines.push('\n');
     }
+    super::print(&lines)
+}
+
+fn json(path: &str, outcome: &Result<Caption>) -> Result<String> {
+    let caption = outcome.as_ref().ok();
     let record = Line {
         path,
         caption: caption.map(|caption| caption.text.as_str()),
         score: caption.map(|caption| caption.score),
-        error,
+        error: outcome.as_ref().err().map(Error::chain),
     };
     serde_json::to_string(&record)
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write a line").because(error))
@@ -244,9 +244,13 @@ fn line(
 async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for path in paths {
-        if let (Some(store), Ok(location)) = (store, path.parse::<Location>()) {
+        if let Some(store) = store.filter(|_| path.starts_with(SCHEME)) {
+            let location: Location = path.parse().map_err(|error| {
+                Error::new(ErrorKind::Config, "PATH is wrong").with("value", path).because(error)
+            })?;
             for entry in store.list(&location.bucket, &location.key).await? {
-                if is_image(Path::new(&entry.key)) {
+                // What is named in full needs no extension.
+                if entry.key == location.key || is_image(Path::new(&entry.key)) {
                     let bucket = location.bucket.clone();
                     images.push(Image::Object(Location { bucket, key: entry.key }));
                 }
@@ -273,13 +277,15 @@ fn search(folder: &Path, images: &mut Vec<Image>) -> Result<()> {
     let failed = |error| {
         Error::new(ErrorKind::Io, "can't list").with("path", folder.display()).because(error)
     };
-    let mut paths = Vec::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
-        paths.push(entry.map_err(failed)?.path());
+        let entry = entry.map_err(failed)?;
+        // A link to a folder is no folder here: links can go in circles.
+        found.push((entry.path(), entry.file_type().map_err(failed)?.is_dir()));
     }
-    paths.sort();
-    for path in paths {
-        if path.is_dir() {
+    found.sort();
+    for (path, is_folder) in found {
+        if is_folder {
             search(&path, images)?;
         } else if is_image(&path) {
             images.push(Image::File(path));

@@ -101,10 +101,10 @@ enum Model {
 
 impl Model {
     async fn find(config: &Config, model_dir: Option<PathBuf>) -> Result<Self> {
-        let path = &config.model.path;
-        if !path.starts_with("s3://") {
-            return Ok(Self::Local(path.into()));
+        if let Some(dir) = config.model.directory()? {
+            return Ok(Self::Local(dir.into()));
         }
+        let path = &config.model.path;
         let parent = model_dir.unwrap_or_else(std::env::temp_dir);
         let model = Self::Fetched(parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4())));
         tracing::info!(path, dir = %model.dir().display(), "fetching the model");

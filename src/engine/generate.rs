@@ -3,6 +3,9 @@
 //!
 //! Row `image * width + beam` of the decoder is that beam of that image. Images beyond the real
 //! ones are padding: their rows run along and are never looked at.
+//!
+//! The rules are those of Hugging Face's beam search with `early_stopping=False`, but for one: a
+//! caption cut off by the length limit is taken only if none of the image's captions ended.
 
 use crate::bundle::{GenerationConfig, ModelConfig};
 
@@ -51,7 +54,9 @@ struct Beam {
 
 #[derive(Debug, Default)]
 struct Image {
+    /// Best first.
     live: Vec<Beam>,
+    /// At most as many as beams, best first.
     finished: Vec<Hypothesis>,
     done: bool,
 }
@@ -73,7 +78,7 @@ impl<'a> Search<'a> {
 
     /// Whether every image has its caption.
     pub fn is_done(&self) -> bool {
-        let longest = self.settings.max_new_tokens.min(self.model.max_length - 1);
+        let longest = self.settings.max_new_tokens.min(self.model.max_length.saturating_sub(1));
         self.steps >= longest || self.images.iter().all(|image| image.done)
     }
 
@@ -127,22 +132,9 @@ impl<'a> Search<'a> {
         banned
     }
 
-    /// The best caption of each image.
+    /// The best caption of each image; an empty one if the decoder found none.
     pub fn finish(self) -> Vec<Hypothesis> {
-        let penalty = self.settings.length_penalty;
-        self.images
-            .into_iter()
-            .map(|image| {
-                let unfinished = image.live.into_iter().map(|beam| Hypothesis {
-                    length: beam.tokens.len(),
-                    log_probability: beam.score,
-                    tokens: beam.tokens,
-                });
-                let choices: Vec<Hypothesis> =
-                    if image.finished.is_empty() { unfinished.collect() } else { image.finished };
-                best(choices, penalty)
-            })
-            .collect()
+        self.images.into_iter().map(Image::best).collect()
     }
 
     fn per_row<T: Copy>(&self, rows: usize, empty: T, read: impl Fn(&Beam) -> T) -> Vec<T> {
@@ -168,7 +160,9 @@ impl Image {
         let mut next: Vec<Beam> = Vec::with_capacity(width);
         let continuations = found.scores.iter().zip(found.tokens).zip(found.parents);
         for (rank, ((score, token), parent)) in continuations.enumerate() {
-            if *score <= DEAD / 2.0 || next.len() == width {
+            // A score that is no number fails this test too.
+            let possible = *score > DEAD / 2.0;
+            if !possible || next.len() == width {
                 break;
             }
             let parent = usize::try_from(*parent).unwrap_or(0);
@@ -177,7 +171,8 @@ impl Image {
                 // An end that ranks below the beams would be chosen for its shortness alone.
                 if rank < width {
                     let tokens = said.to_vec();
-                    self.finished.push(Hypothesis { tokens, log_probability: *score, length });
+                    let hypothesis = Hypothesis { tokens, log_probability: *score, length };
+                    self.keep(hypothesis, settings);
                 }
                 continue;
             }
@@ -188,35 +183,37 @@ impl Image {
         self.done = self.live.is_empty() || self.is_decided(settings, length);
     }
 
-    /// Whether no living beam can overtake the finished captions any more.
+    /// Places a finished caption by rank, behind its equals, and drops what is beyond the beams.
+    fn keep(&mut self, hypothesis: Hypothesis, settings: &GenerationConfig) {
+        let penalty = settings.length_penalty;
+        let rank = hypothesis.ranking(penalty);
+        let place = self.finished.partition_point(|other| other.ranking(penalty) >= rank);
+        self.finished.insert(place, hypothesis);
+        self.finished.truncate(settings.num_beams);
+    }
+
+    /// Whether no living beam, as it stands, outranks the worst of the finished captions.
     fn is_decided(&self, settings: &GenerationConfig, length: usize) -> bool {
         if self.finished.len() < settings.num_beams {
             return false;
         }
         let penalty = settings.length_penalty;
-        let worst = self
-            .finished
-            .iter()
-            .map(|hypothesis| hypothesis.ranking(penalty))
-            .fold(f32::INFINITY, f32::min);
-        let hope = self.live.iter().map(|beam| beam.score).fold(f32::NEG_INFINITY, f32::max);
-        hope / (length as f32).powf(penalty) <= worst
+        let (Some(worst), Some(hope)) = (self.finished.last(), self.live.first()) else {
+            return true;
+        };
+        hope.score / (length as f32).powf(penalty) <= worst.ranking(penalty)
     }
-}
 
-/// The highest-ranking one; the earliest of equals.
-fn best(choices: Vec<Hypothesis>, penalty: f32) -> Hypothesis {
-    let none = Hypothesis { tokens: Vec::new(), log_probability: 0.0, length: 0 };
-    choices
-        .into_iter()
-        .reduce(|champion, challenger| {
-            if challenger.ranking(penalty) > champion.ranking(penalty) {
-                challenger
-            } else {
-                champion
-            }
-        })
-        .unwrap_or(none)
+    fn best(self) -> Hypothesis {
+        let cut_off = |beam: Beam| Hypothesis {
+            length: beam.tokens.len(),
+            log_probability: beam.score,
+            tokens: beam.tokens,
+        };
+        let none = Hypothesis { tokens: Vec::new(), log_probability: 0.0, length: 0 };
+        let finished = self.finished.into_iter().next();
+        finished.or_else(|| self.live.into_iter().next().map(cut_off)).unwrap_or(none)
+    }
 }
 
 /// The tokens that would complete an n-gram which `tokens` already holds.
@@ -297,6 +294,45 @@ mod tests {
             step(&mut search, &[-1.0], &[5], &[0]);
         }
         assert_eq!(search.finish()[0].tokens, [5; 6]);
+    }
+
+    #[test]
+    fn of_more_finished_captions_than_beams_the_worst_is_forgotten() {
+        let (model, settings) = (model(), settings(2, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        step(&mut search, &[-1.0, -1.5], &[5, 6], &[0, 0]);
+        step(&mut search, &[-1.2, -8.0, -9.0], &[8, EOS, 9], &[0, 1, 1]);
+        step(&mut search, &[-1.3, -9.0, -9.3], &[3, EOS, 4], &[0, 1, 1]);
+        assert!(!search.is_done());
+        // The finished rank -8 / 2, -9 / 3 and now -1.6 / 4; the living -14 / 4 beats only -8 / 2.
+        step(&mut search, &[-1.6, -14.0, -15.0], &[EOS, 4, 5], &[0, 0, 1]);
+        assert!(search.is_done());
+        assert_eq!(search.finish()[0].tokens, [5, 8, 3]);
+    }
+
+    #[test]
+    fn a_long_caption_is_preferred_as_far_as_the_penalty_says() {
+        let (model, long, short) = (model(), settings(2, 1.0), settings(2, 0.0));
+        let run = |settings: &GenerationConfig| {
+            let mut search = Search::new(&model, settings, 1);
+            step(&mut search, &[-1.0, -1.1], &[5, 6], &[0, 0]);
+            step(&mut search, &[-1.2, -1.4, -9.0], &[EOS, 8, 9], &[0, 1, 1]);
+            step(&mut search, &[-1.5, -8.0, -9.0], &[EOS, 3, 4], &[0, 0, 1]);
+            search.finish().remove(0).tokens
+        };
+        assert_eq!(run(&long), [6, 8]);
+        assert_eq!(run(&short), [5]);
+    }
+
+    #[test]
+    fn scores_that_are_no_numbers_give_an_empty_caption() {
+        let (model, settings) = (model(), settings(2, 1.0));
+        let mut search = Search::new(&model, &settings, 1);
+        step(&mut search, &[f32::NAN, f32::NAN], &[5, 6], &[0, 0]);
+        assert!(search.is_done());
+        let caption = search.finish().remove(0);
+        assert!(caption.tokens.is_empty());
+        assert_eq!(caption.mean(), 0.0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
 use generate::Hypothesis;
-use session::Sessions;
+use session::{Encoded, Sessions};
 
 /// One image's caption.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,16 +101,16 @@ impl Engine {
         }
         padding.fill(0.0);
 
-        let encoded = self.sessions.encode(&self.pixels, [self.batch_size, 3, height, width])?;
-        let embeddings = encoded.embeddings.clone();
+        let dim = self.bundle.config.embedding_dim;
+        let shape = [self.batch_size, 3, height, width];
+        let Encoded { prefix, embeddings } = self.sessions.encode(&self.pixels, shape, dim)?;
         let hypotheses = self.sessions.generate(
             &self.bundle,
             &self.generation,
-            encoded,
+            prefix,
             images.len(),
             self.batch_size,
         )?;
-        let dim = self.bundle.config.embedding_dim;
         hypotheses
             .iter()
             .zip(embeddings.chunks_exact(dim))
@@ -119,6 +119,9 @@ impl Engine {
     }
 
     fn read(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
+        if hypothesis.tokens.is_empty() {
+            tracing::warn!(model = self.bundle.digest(), "the model has no caption for an image");
+        }
         let ids: Vec<u32> =
             hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         let text = self.tokenizer.decode(&ids, true).map_err(|error| {

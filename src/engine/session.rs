@@ -4,8 +4,8 @@
 //! next one's `past`. Only the few best candidates of each image come back to the host.
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::{IoBinding, Session};
-use ort::value::{DynValue, Tensor, TensorRef};
+use ort::session::{IoBinding, Session, SessionOutputs};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 
 use super::generate::{Candidates, Hypothesis, Search};
 use crate::bundle::{Bundle, DECODER, GenerationConfig, PREFIX, VISION};
@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Sessions {
     vision: Session,
     prefix: Session,
+    /// Which of the vision tower's outputs the prefix is made from.
+    prefix_inputs: Vec<String>,
     decoder: Session,
     binding: IoBinding,
     /// Where the cache stays.
@@ -24,7 +26,7 @@ pub struct Sessions {
 
 /// A batch's prefix for the decoder and the embeddings it came from.
 pub struct Encoded {
-    prefix: DynValue,
+    pub prefix: DynValue,
     /// Unit length, row-major `[batch, embedding_dim]`.
     pub embeddings: Vec<f32>,
 }
@@ -32,11 +34,13 @@ pub struct Encoded {
 impl Sessions {
     pub fn load(bundle: &Bundle, runtime: &Runtime) -> Result<Self> {
         let open = |name| crate::runtime::session(runtime, &bundle.path(name));
-        let decoder = open(DECODER)?;
+        let (vision, prefix, decoder) = (open(VISION)?, open(PREFIX)?, open(DECODER)?);
+        let prefix_inputs = prefix.inputs().iter().map(|input| input.name().to_owned()).collect();
         let binding = decoder.create_binding().map_err(failed)?;
         Ok(Self {
-            vision: open(VISION)?,
-            prefix: open(PREFIX)?,
+            vision,
+            prefix,
+            prefix_inputs,
             decoder,
             binding,
             device: cache_device(runtime)?,
@@ -44,41 +48,38 @@ impl Sessions {
         })
     }
 
-    /// Encodes `pixels`, row-major `[batch, 3, height, width]`.
-    pub fn encode(&mut self, pixels: &[f32], shape: [usize; 4]) -> Result<Encoded> {
+    /// Encodes `pixels`, row-major `[batch, 3, height, width]`, to embeddings of `dim` entries.
+    pub fn encode(&mut self, pixels: &[f32], shape: [usize; 4], dim: usize) -> Result<Encoded> {
         let input = TensorRef::from_array_view((shape, pixels)).map_err(failed)?;
         let mut seen = self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?;
-        let needed: Vec<String> =
-            self.prefix.inputs().iter().map(|input| input.name().to_owned()).collect();
-        let mut inputs = Vec::with_capacity(needed.len());
-        for name in needed {
-            let value = take(&mut seen, &name)?;
-            inputs.push((name, value));
+        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
+        for name in &self.prefix_inputs {
+            inputs.push((name.as_str(), take(&mut seen, name)?));
         }
         let mut mapped = self.prefix.run(inputs).map_err(failed)?;
-        let embedding = take(&mut mapped, "embedding")?;
-        let (_, values) = embedding.try_extract_tensor::<f32>().map_err(failed)?;
-        Ok(Encoded { embeddings: values.to_vec(), prefix: take(&mut mapped, "prefix")? })
+        let embeddings = read(&mut mapped, "embedding", shape[0] * dim)?;
+        Ok(Encoded { embeddings, prefix: take(&mut mapped, "prefix")? })
     }
 
-    /// Finds captions for the first `images` of the `batch` images encoded.
+    /// Finds captions for the first `images` of the `batch` images that `prefix` came from.
     pub fn generate(
         &mut self,
         bundle: &Bundle,
         settings: &GenerationConfig,
-        encoded: Encoded,
+        prefix: DynValue,
         images: usize,
         batch: usize,
     ) -> Result<Vec<Hypothesis>> {
         let model = &bundle.config;
         let head_size = model.hidden_size / model.num_attention_heads;
         let cache = [2 * model.num_hidden_layers, batch, model.num_attention_heads, 0, head_size];
-        let banned = model.max_length;
+        // The special tokens, and at most one for each token said.
+        let banned = model.max_length + 2;
         let mut search = Search::new(model, settings, images);
 
         // The prefix and the begin token: one row an image.
         let mut step = Step {
-            prefix: encoded.prefix,
+            prefix,
             past: empty(&cache)?,
             input_ids: vec![model.bos_token_id; batch],
             parents: (0..batch as i64).collect(),
@@ -87,7 +88,7 @@ impl Sessions {
         };
         let mut width = 1;
         loop {
-            let found = self.run(step, [batch, width], banned)?;
+            let found = self.run(step, [batch, width], banned, model.num_candidates)?;
             search.advance(found.by_image(model.num_candidates).take(images));
             if search.is_done() {
                 return Ok(search.finish());
@@ -107,7 +108,13 @@ impl Sessions {
     }
 
     /// One decoder step over `[images, beams]`.
-    fn run(&mut self, step: Step, [images, beams]: [usize; 2], banned: usize) -> Result<Found> {
+    fn run(
+        &mut self,
+        step: Step,
+        [images, beams]: [usize; 2],
+        banned: usize,
+        candidates: usize,
+    ) -> Result<Found> {
         let rows = images * beams;
         let bind_all = |binding: &mut IoBinding| -> ort::Result<()> {
             let input_ids = Tensor::from_array(([rows, 1], step.input_ids))?;
@@ -130,9 +137,9 @@ impl Sessions {
         bind_all(&mut self.binding).map_err(failed)?;
         let mut outputs = self.decoder.run_binding(&self.binding).map_err(failed)?;
         Ok(Found {
-            scores: read(&take(&mut outputs, "scores")?)?,
-            tokens: read(&take(&mut outputs, "tokens")?)?,
-            parents: read(&take(&mut outputs, "candidate_parents")?)?,
+            scores: read(&mut outputs, "scores", images * candidates)?,
+            tokens: read(&mut outputs, "tokens", images * candidates)?,
+            parents: read(&mut outputs, "candidate_parents", images * candidates)?,
             present: take(&mut outputs, "present")?,
         })
     }
@@ -184,20 +191,32 @@ fn empty(shape: &[usize]) -> Result<DynValue> {
     Ok(tensor.into_dyn())
 }
 
-fn take(outputs: &mut ort::session::SessionOutputs<'_>, name: &str) -> Result<DynValue> {
+fn take(outputs: &mut SessionOutputs<'_>, name: &str) -> Result<DynValue> {
     outputs.remove(name).ok_or_else(|| {
         Error::new(ErrorKind::Bundle, "a graph of the bundle lacks an output").with("output", name)
     })
 }
 
-fn read<T: ort::value::PrimitiveTensorElementType + Copy>(value: &DynValue) -> Result<Vec<T>> {
-    let (_, data) = value.try_extract_tensor::<T>().map_err(failed)?;
-    Ok(data.to_vec())
+/// An output's values, `count` of them if graph and configuration are of one mind.
+fn read<T: PrimitiveTensorElementType + Copy>(
+    outputs: &mut SessionOutputs<'_>,
+    name: &str,
+    count: usize,
+) -> Result<Vec<T>> {
+    let value = take(outputs, name)?;
+    let (shape, data) = value.try_extract_tensor::<T>().map_err(failed)?;
+    if data.len() == count {
+        return Ok(data.to_vec());
+    }
+    Err(Error::new(ErrorKind::Bundle, "a graph of the bundle and config.json disagree")
+        .with("output", name)
+        .with("shape", format!("{shape:?}"))
+        .with("expected values", count))
 }
 
-/// The memory of the first accelerator configured, or the host's.
+/// The memory of the provider that comes first.
 fn cache_device(runtime: &Runtime) -> Result<MemoryInfo<'static>> {
-    if runtime.providers.iter().all(|provider| *provider == Provider::Cpu) {
+    if runtime.providers.first().is_none_or(|provider| *provider == Provider::Cpu) {
         return cpu();
     }
     MemoryInfo::new(

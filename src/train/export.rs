@@ -15,8 +15,8 @@ use super::settings::Settings;
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
 use crate::bundle::{
-    self, CARD, CONFIG, DECODER, GENERATION_CONFIG, ModelConfig, PREFIX, PREPROCESSOR_CONFIG,
-    TOKENIZER, VISION,
+    self, CARD, CONFIG, DECODER, GENERATION_CONFIG, MANIFEST, ModelConfig, PREFIX,
+    PREPROCESSOR_CONFIG, TOKENIZER, VISION,
 };
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,7 +26,7 @@ use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use crate::onnx::prefix::{self, PrefixWeights};
 
 /// Candidates a decoder step returns: twice the widest beam.
-const CANDIDATES: usize = 16;
+pub const CANDIDATES: usize = 16;
 
 /// What a bundle is made of.
 pub struct Parts<'a> {
@@ -37,6 +37,21 @@ pub struct Parts<'a> {
     /// Row-major `[captions, embedding_dim]`.
     pub memory: &'a [f32],
     pub outcome: &'a Outcome,
+}
+
+/// Checks, before hours of training, that `out` can become a bundle: it is not there yet, empty,
+/// or a bundle to be replaced.
+///
+/// # Errors
+/// `ErrorKind::Config` if `out` holds something else, which the manifest would then list.
+pub fn check(out: &Path) -> Result<()> {
+    let Ok(mut entries) = fs::read_dir(out) else { return Ok(()) };
+    if entries.next().is_none() || out.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "--out holds files that are no bundle")
+        .with("path", out.display())
+        .with("allowed", "a new or empty folder, or a bundle to replace"))
 }
 
 /// Writes the bundle to `request.out` and seals it.
@@ -102,7 +117,7 @@ fn prefix_weights(
         hidden_size: settings.shape.hidden_size,
         prefix_length: settings.shape.prefix_length,
         memory: memory.to_vec(),
-        temperature: settings.temperature,
+        temperature: settings.image_temperature,
         inner_weight: inner.weight,
         inner_bias: inner.bias,
         outer_weight: outer.weight,

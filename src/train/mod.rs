@@ -54,6 +54,7 @@ pub struct Request {
 /// happen. A stop ends with `ErrorKind::Runtime` after a checkpoint is written.
 pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
+    export::check(&request.out)?;
     let encoder = EncoderConfig::open(&request.encoder)?;
     let corpus = Corpus::read(&request.corpora, settings)?;
     info!(

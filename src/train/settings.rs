@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::export::CANDIDATES;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Shape;
@@ -21,6 +22,7 @@ pub struct Settings {
     pub noise_sigma: f32,
     pub memory_size: usize,
     pub temperature: f32,
+    pub image_temperature: f32,
     pub batch_size: usize,
     pub epochs: usize,
     pub learning_rate: f64,
@@ -69,10 +71,25 @@ impl Settings {
             ("shape.num_attention_heads", shape.num_attention_heads, 1),
             ("shape.prefix_length", shape.prefix_length, 1),
             ("shape.max_length", shape.max_length, 4),
+            ("shape.intermediate_size", shape.intermediate_size, 1),
+            ("generation.num_beams", self.generation.num_beams, 1),
+            ("generation.max_new_tokens", self.generation.max_new_tokens, 1),
         ];
         for (field, value, least) in positive {
             if value < least {
                 return Err(out_of_range(field, value, format!("at least {least}")));
+            }
+        }
+        // Token ids are kept in 16 bits.
+        let most = [
+            ("vocab_size", self.vocab_size, usize::from(u16::MAX)),
+            ("generation.num_beams", self.generation.num_beams, CANDIDATES / 2),
+            // The begin token takes a position too.
+            ("generation.max_new_tokens", self.generation.max_new_tokens, shape.max_length - 1),
+        ];
+        for (field, value, limit) in most {
+            if value > limit {
+                return Err(out_of_range(field, value, format!("at most {limit}")));
             }
         }
         if !shape.hidden_size.is_multiple_of(shape.num_attention_heads) {
@@ -86,8 +103,12 @@ impl Settings {
         if !(self.noise_sigma >= 0.0 && self.noise_sigma.is_finite()) {
             return Err(out_of_range("noise_sigma", self.noise_sigma, "0 or more"));
         }
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(out_of_range("temperature", self.temperature, "more than 0"));
+        let temperatures =
+            [("temperature", self.temperature), ("image_temperature", self.image_temperature)];
+        for (field, value) in temperatures {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(out_of_range(field, value, "more than 0"));
+            }
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(out_of_range("label_smoothing", self.label_smoothing, "0 to below 1"));
@@ -150,5 +171,10 @@ mod tests {
         let heads = load("[shape]\nnum_attention_heads = 7").unwrap_err();
         assert_eq!(heads.exit_code(), 2);
         assert!(heads.to_string().contains("shape.num_attention_heads"), "{heads}");
+        let long = load("[generation]\nmax_new_tokens = 32").unwrap_err().to_string();
+        assert!(
+            long.contains("generation.max_new_tokens") && long.contains("at most 31"),
+            "{long}"
+        );
     }
 }

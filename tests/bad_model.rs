@@ -1,0 +1,114 @@
+//! A model that is missing or damaged, and an ONNX Runtime that is not there: exit codes and
+//! what stderr says.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use fusioncap::bundle;
+use tempfile::TempDir;
+
+fn fusioncap(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments);
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A bundle whose configuration is sound and whose graphs are none.
+fn sealed_bundle() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("onnx")).unwrap();
+    let files = [
+        (
+            bundle::CONFIG,
+            r#"{"model_type": "fusioncap", "name": "none", "version": "0", "embedding_dim": 4,
+                "num_patches": 1, "prefix_length": 1, "hidden_size": 4,
+                "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8, "max_length": 8,
+                "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "num_candidates": 2}"#,
+        ),
+        (
+            bundle::GENERATION_CONFIG,
+            r#"{"num_beams": 1, "max_new_tokens": 4, "length_penalty": 1.0,
+                "no_repeat_ngram_size": 0}"#,
+        ),
+        (
+            bundle::PREPROCESSOR_CONFIG,
+            r#"{"size": 8, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}"#,
+        ),
+        (bundle::TOKENIZER, "{}"),
+        (bundle::VISION, "none"),
+        (bundle::PREFIX, "none"),
+        (bundle::DECODER, "none"),
+    ];
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    bundle::seal(dir.path()).unwrap();
+    dir
+}
+
+fn worker(model: &str) -> Command {
+    fusioncap(&["worker", "--brokers", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--model", model])
+}
+
+fn caption(model: &str) -> Command {
+    let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples/cat.jpg");
+    fusioncap(&["caption", "--model", model, photo.to_str().unwrap()])
+}
+
+#[test]
+fn a_missing_model_is_a_wrong_configuration() {
+    for (mut command, name) in [(worker("no/such"), "model.path"), (caption("no/such"), "no/such")]
+    {
+        let output = command.output().unwrap();
+        let errors = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        let last = errors.lines().last().unwrap();
+        assert!(last.starts_with("error: ") && last.contains(name), "{errors}");
+    }
+}
+
+#[test]
+fn a_damaged_model_names_the_file_and_the_digests() {
+    let model = sealed_bundle();
+    fs::write(model.path().join(bundle::DECODER), "nome").unwrap();
+    let path = model.path().to_str().unwrap();
+    for mut command in [worker(path), caption(path)] {
+        let output = command.output().unwrap();
+        let errors = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("error: a file of the bundle is damaged"), "{errors}");
+        assert!(errors.contains("onnx/decoder.onnx") && errors.contains("sha256"), "{errors}");
+    }
+}
+
+#[test]
+fn a_model_that_lacks_a_file_names_it() {
+    let model = sealed_bundle();
+    fs::remove_file(model.path().join(bundle::TOKENIZER)).unwrap();
+    let output = caption(model.path().to_str().unwrap()).output().unwrap();
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("missing") && errors.contains("tokenizer.json"), "{errors}");
+}
+
+#[test]
+fn a_missing_onnx_runtime_names_the_library_and_the_variable() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/random");
+    for mut command in [worker(path), caption(path)] {
+        let output = command.env("ORT_DYLIB_PATH", "/no/such/libonnxruntime.so").output().unwrap();
+        let errors = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("/no/such/libonnxruntime.so"), "{errors}");
+        assert!(errors.contains("ORT_DYLIB_PATH"), "{errors}");
+    }
+}
