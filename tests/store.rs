@@ -1,0 +1,95 @@
+//! The object store's client against a real S3 server: what is read, and what each refusal means.
+
+use std::fs;
+use std::path::Path;
+
+use fusioncap::ErrorKind;
+use fusioncap::config::{S3, Secret};
+use fusioncap::demo::s3::{Credentials, EmbeddedS3};
+use fusioncap::s3::{Entry, ObjectRef, Store};
+
+const LIMIT: u64 = 1000;
+
+/// A server whose bucket `lake` holds `files`; the folder goes with it.
+fn serve(files: &[(&str, &[u8])]) -> (EmbeddedS3, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    for (key, bytes) in files {
+        let path = folder.path().join("lake").join(key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    (EmbeddedS3::start(folder.path(), Credentials::random()).unwrap(), folder)
+}
+
+async fn kind(store: &Store, object: ObjectRef<'_>) -> ErrorKind {
+    let error = store.get(object, LIMIT).await.unwrap_err();
+    assert!(error.to_string().contains(object.key), "{error}");
+    error.kind()
+}
+
+fn lake(key: &str) -> ObjectRef<'_> {
+    ObjectRef { bucket: "lake", key, version_id: None, etag: None }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_is_read_whole_or_refused() {
+    let (large, largest) = (vec![7; 1001], vec![7; 1000]);
+    let (server, _folder) =
+        serve(&[("a b.jpg", b"bytes"), ("empty", b""), ("large", &large), ("largest", &largest)]);
+    let store = Store::connect(&server.client_config()).await.unwrap();
+    assert_eq!(store.get(lake("a b.jpg"), LIMIT).await.unwrap().bytes, b"bytes");
+    assert_eq!(store.get(lake("largest"), LIMIT).await.unwrap().bytes.len(), 1000);
+    assert_eq!(kind(&store, lake("missing")).await, ErrorKind::ObjectNotFound);
+    assert_eq!(kind(&store, lake("empty")).await, ErrorKind::EmptyObject);
+    assert_eq!(kind(&store, lake("large")).await, ErrorKind::ObjectTooLarge);
+    let changed = ObjectRef { etag: Some("\"another\""), ..lake("a b.jpg") };
+    assert_eq!(kind(&store, changed).await, ErrorKind::EtagMismatch);
+    let elsewhere = ObjectRef { bucket: "elsewhere", ..lake("a b.jpg") };
+    assert_eq!(kind(&store, elsewhere).await, ErrorKind::ObjectNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_and_a_dead_server_are_told_apart() {
+    let (server, _folder) = serve(&[("a.jpg", b"bytes")]);
+    let settings = server.client_config();
+    let wrong = S3 { secret_access_key: Some(Secret::new("wrong")), ..settings.clone() };
+    let store = Store::connect(&wrong).await.unwrap();
+    assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::AccessDenied);
+    let nobody = S3 { endpoint: Some("http://127.0.0.1:1".into()), ..settings };
+    let store = Store::connect(&nobody).await.unwrap();
+    assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::FetchUnavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_becomes_a_directory() {
+    let files: [(&str, &[u8]); 4] = [
+        ("models/tiny/config.json", b"{}"),
+        ("models/tiny/onnx/vision.onnx", b"weights"),
+        ("models/tiny/empty", b""),
+        ("models/tiny2/config.json", b"other"),
+    ];
+    let (server, _folder) = serve(&files);
+    let store = Store::connect(&server.client_config()).await.unwrap();
+    let mut found = store.list("lake", "models/tiny/").await.unwrap();
+    found.sort_by(|left, right| left.key.cmp(&right.key));
+    let entry = |key: &str, bytes| Entry { key: key.into(), bytes };
+    let expected = [
+        entry("models/tiny/config.json", 2),
+        entry("models/tiny/empty", 0),
+        entry("models/tiny/onnx/vision.onnx", 7),
+    ];
+    assert_eq!(found, expected);
+
+    let folder = tempfile::tempdir().unwrap();
+    let read = |path: &Path| fs::read(path).unwrap();
+    for (name, uri) in [("a", "s3://lake/models/tiny"), ("b", "s3://lake/models/tiny/")] {
+        let dir = folder.path().join(name);
+        store.download_prefix(uri, &dir).await.unwrap();
+        assert_eq!(read(&dir.join("config.json")), b"{}");
+        assert_eq!(read(&dir.join("onnx/vision.onnx")), b"weights");
+        assert_eq!(read(&dir.join("empty")), b"");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
+    }
+    let error = store.download_prefix("s3://lake/nothing", folder.path()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ObjectNotFound);
+}
