@@ -34,8 +34,7 @@ LABEL org.opencontainers.image.title="fusioncap" \
 # libstdc++6 is ONNX Runtime's, the others are the binary's.
 RUN apt-get update && apt-get install --yes --no-install-recommends \
         ca-certificates libcurl4 libssl3 libstdc++6 zlib1g \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin fusioncap
+    && rm -rf /var/lib/apt/lists/*
 COPY LICENSE /usr/share/doc/fusioncap/
 COPY models/tiny /usr/share/fusioncap/models/tiny
 COPY --from=onnxruntime /src/.tools/onnxruntime/lib /usr/local/lib/onnxruntime

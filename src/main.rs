@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // ONNX Runtime keeps a device id and reports usage unless told not to before it is loaded.
+    // SAFETY: the process has no other thread yet.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
     fusioncap::cli::main()
 }

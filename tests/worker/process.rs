@@ -88,6 +88,10 @@ impl Worker {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -96,7 +100,7 @@ impl Worker {
 
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(status.success());
     }
@@ -126,11 +130,15 @@ impl Worker {
         }
     }
 
-    /// The sum of a metric over its labels, 0 where it is absent.
+    /// The sum of a metric over its labels, or one series, `name{label="value"}`; 0 where it is
+    /// absent.
     pub fn metric(&self, name: &str) -> f64 {
         let answer = self.get("/metrics").unwrap_or_default();
-        let lines = answer.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        answer
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// The answer to a plain GET, or nothing while nobody listens.
