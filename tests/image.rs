@@ -103,6 +103,51 @@ fn a_truncated_image_is_refused() {
     }
 }
 
+/// Wherever a JPEG is cut: libjpeg only warns, and Pillow's users get grey.
+#[test]
+fn a_jpeg_cut_anywhere_is_refused() {
+    for name in ["astronaut-progressive.jpg", "coffee-q50-420.jpg", "cat-exif6.jpg"] {
+        let bytes = fs::read(Path::new(FIXTURES).join(name)).unwrap();
+        for length in (2..bytes.len()).step_by(709).chain([bytes.len() - 3, bytes.len() - 2]) {
+            let kind = refusal(&bytes[..length]);
+            // With two bytes left, nothing says JPEG yet.
+            let wanted = if length == 2 { ErrorKind::NotAnImage } else { ErrorKind::CorruptImage };
+            assert_eq!(kind, wanted, "{name} cut to {length} of {}", bytes.len());
+        }
+    }
+}
+
+/// Stray bytes before a marker are forgiven, but not together with a cut.
+#[test]
+fn stray_bytes_in_a_jpeg_do_no_harm_unless_it_is_cut() {
+    let good = fs::read(Path::new(FIXTURES).join("china-640x427.jpg")).unwrap();
+    let right = clip().decode(&good, &Limits::default()).unwrap().rgb;
+    // Behind the first segment, whose length stands at 4, and before the end marker.
+    let header = 4 + usize::from(u16::from_be_bytes([good[4], good[5]]));
+    for place in [header, good.len() - 2] {
+        let mut strayed = good.clone();
+        strayed.splice(place..place, [0; 5]);
+        let found = clip().decode(&strayed, &Limits::default()).unwrap().rgb;
+        let furthest = found.iter().zip(&right).map(|(one, other)| one.abs_diff(*other)).max();
+        assert!(furthest <= Some(4), "stray bytes at {place}: {furthest:?}");
+        let cut = &strayed[..strayed.len() * 2 / 3];
+        assert_eq!(refusal(cut), ErrorKind::CorruptImage, "stray bytes at {place}");
+    }
+}
+
+/// 60,000 x 1 pixels are few, but resized to a shortest edge of 224 they would be 9 GB.
+#[test]
+fn a_line_of_pixels_is_decoded_without_growing() {
+    for (width, height) in [(60_000, 1), (1, 60_000)] {
+        let line = image::RgbImage::from_pixel(width, height, image::Rgb([200, 100, 50]));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        line.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        let pixels = clip().decode(bytes.get_ref(), &Limits::default()).unwrap();
+        assert_eq!(pixels.rgb.len(), 224 * 224 * 3);
+        assert!(pixels.rgb.chunks(3).all(|pixel| pixel == [200, 100, 50]));
+    }
+}
+
 #[test]
 fn a_png_that_claims_too_many_pixels_is_refused_unread() {
     let mut bytes = fs::read(Path::new(FIXTURES).join("cat-451x300.png")).unwrap();

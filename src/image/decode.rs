@@ -1,6 +1,7 @@
 //! Any supported encoding -> upright 8-bit RGB.
 //!
-//! JPEGs go through libjpeg-turbo, everything else through the `image` crate. The number of pixels is checked against the header before anything is decoded.
+//! JPEGs go through libjpeg-turbo, everything else through the `image` crate. The number of pixels
+//! is checked against the header before anything is decoded.
 
 use std::io::Cursor;
 
@@ -14,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes a decoder may allocate for each pixel that the limit allows.
 const BYTES_PER_PIXEL: u64 = 16;
+/// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
+const MAX_EDGE: u32 = 1 << 20;
 
 pub struct Decoded {
     pub rgb: RgbImage,
@@ -34,34 +37,58 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<Decoded> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|error| undecodable(error, bytes))?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > max_pixels {
-        return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
-            .with("size", format!("{width} x {height}"))
-            .with("limits.max_pixels", max_pixels));
-    }
-    if width == 0 || height == 0 {
-        return Err(Error::new(ErrorKind::CorruptImage, "the image has no pixels"));
-    }
+    check_size(width, height, max_pixels)?;
     // A broken EXIF block is no reason to lose the image.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let rgb = match format {
-        ImageFormat::Jpeg => jpeg(bytes)?,
+        ImageFormat::Jpeg => match jpeg(bytes, max_pixels)? {
+            Some(rgb) => rgb,
+            None => flatten(pixels(decoder, bytes)?),
+        },
         _ => flatten(pixels(decoder, bytes)?),
     };
     Ok(Decoded { rgb: upright(rgb, orientation), content_type })
+}
+
+fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
+    let size = format!("{width} x {height}");
+    if width == 0 || height == 0 {
+        return Err(
+            Error::new(ErrorKind::CorruptImage, "the image has no pixels").with("size", size)
+        );
+    }
+    if width.max(height) > MAX_EDGE {
+        return Err(Error::new(ErrorKind::ImageTooLarge, "an edge of the image is too long")
+            .with("size", size)
+            .with("longest", MAX_EDGE));
+    }
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
+            .with("size", size)
+            .with("limits.max_pixels", max_pixels));
+    }
+    Ok(())
 }
 
 fn pixels(decoder: impl ImageDecoder, bytes: &[u8]) -> Result<DynamicImage> {
     DynamicImage::from_decoder(decoder).map_err(|error| undecodable(error, bytes))
 }
 
-/// A JPEG by libjpeg-turbo.
-fn jpeg(bytes: &[u8]) -> Result<RgbImage> {
+/// A JPEG by libjpeg-turbo; None where only the other decoder gets past its header.
+fn jpeg(bytes: &[u8], max_pixels: u64) -> Result<Option<RgbImage>> {
     let corrupt = |error: turbojpeg::Error| {
         Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").because(error)
     };
     let mut decompressor = Decompressor::new().map_err(corrupt)?;
-    let header = decompressor.read_header(bytes).map_err(corrupt)?;
+    let header = match decompressor.read_header(bytes) {
+        Ok(header) => header,
+        Err(error) if is_harmless(&error, bytes) => return Ok(None),
+        Err(error) => return Err(corrupt(error)),
+    };
+    // Checked again: two parsers may read one hostile header differently.
+    let edge = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    let (width, height) = (edge(header.width), edge(header.height));
+    check_size(width, height, max_pixels)?;
     let format = match header.colorspace {
         Colorspace::CMYK | Colorspace::YCCK => PixelFormat::CMYK,
         _ => PixelFormat::RGB,
@@ -77,16 +104,28 @@ fn jpeg(bytes: &[u8]) -> Result<RgbImage> {
     };
     match decompressor.decompress(bytes, target) {
         Ok(()) => {}
-        // Stray bytes between segments are common and do no harm.
-        Err(turbojpeg::Error::TurboJpegError(message)) if message.contains("extraneous bytes") => {}
+        Err(error) if is_harmless(&error, bytes) => {}
         Err(error) => return Err(corrupt(error)),
     }
     if format == PixelFormat::CMYK {
         pixels = pixels.as_chunks().0.iter().flat_map(|ink| without_ink(*ink)).collect();
     }
-    let edge = |length: usize| u32::try_from(length).unwrap_or(0);
-    RgbImage::from_raw(edge(header.width), edge(header.height), pixels)
+    RgbImage::from_raw(width, height, pixels)
         .ok_or_else(|| Error::new(ErrorKind::Internal, "a JPEG's buffer has the wrong size"))
+        .map(Some)
+}
+
+/// Whether `error` is a warning of stray bytes between segments, which are common and do no harm.
+/// libjpeg tells its first warning only, so whether the file also ends too early is looked up.
+fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
+    let turbojpeg::Error::TurboJpegError(message) = error else { return false };
+    message.contains("extraneous bytes") && is_ended(bytes)
+}
+
+/// Whether an end-of-image marker follows the last start of a scan.
+fn is_ended(bytes: &[u8]) -> bool {
+    let mut markers = bytes.windows(2).rev().filter(|pair| matches!(pair, [0xff, 0xd9 | 0xda]));
+    markers.next() == Some([0xff, 0xd9].as_slice())
 }
 
 /// RGB of a CMYK pixel as JPEGs hold it, inverted by Adobe's convention: what each ink lets

@@ -97,18 +97,13 @@ impl Preprocessor {
     fn decode_unguarded(&self, bytes: &[u8], limits: &Limits) -> Result<DecodedPixels> {
         let Decoded { rgb, content_type } = decode::decode(bytes, limits.max_pixels)?;
         let (source_width, source_height) = rgb.dimensions();
-        let resized = match self.resized {
-            Some(size) => resize::resize(rgb, size, self.filter)?,
-            None => rgb,
-        };
-        let (height, width) = self.input;
-        let cropped = resize::centre_crop(resized, width, height);
-        Ok(DecodedPixels { source_width, source_height, content_type, rgb: cropped.into_raw() })
+        let fitted = resize::fit(rgb, self.resized, self.input, self.filter)?;
+        Ok(DecodedPixels { source_width, source_height, content_type, rgb: fitted.into_raw() })
     }
 
     /// Writes `rgb` into `tensor` as normalised planes, `[3, height, width]`.
     pub fn normalise(&self, rgb: &[u8], tensor: &mut [f32]) {
-        let plane = rgb.len() / 3;
+        let plane = (rgb.len() / 3).max(1);
         for (channel, values) in tensor.chunks_exact_mut(plane).enumerate().take(3) {
             let (scale, shift) = (self.scale[channel], self.shift[channel]);
             for (value, pixel) in values.iter_mut().zip(rgb.chunks_exact(3)) {

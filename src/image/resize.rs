@@ -38,12 +38,63 @@ impl Filter {
     }
 }
 
-/// `source` at `size`.
-pub fn resize(source: RgbImage, size: Size, filter: Filter) -> Result<RgbImage> {
-    let (width, height) = target(source.dimensions(), size);
-    if source.dimensions() == (width, height) {
-        return Ok(source);
+/// `source` at `size` (as it is without one), and of that the middle `width x height`; what it
+/// lacks is black.
+///
+/// Only the part that the crop keeps is ever computed: resized whole, an image of 60,000 x 1
+/// pixels would have 13 million columns.
+pub fn fit(
+    source: RgbImage,
+    size: Option<Size>,
+    (height, width): (u32, u32),
+    filter: Filter,
+) -> Result<RgbImage> {
+    let unchanged = (u64::from(source.width()), u64::from(source.height()));
+    let resized = size.map_or(unchanged, |size| target(source.dimensions(), size));
+    if resized == unchanged {
+        return Ok(centre_crop(source, width, height));
     }
+    let across = Span::kept(source.width(), resized.0, width);
+    let down = Span::kept(source.height(), resized.1, height);
+    let kept = if source.width() > width && source.height() < down.pixels {
+        // Columns first: the other way round, a long and flat image would grow before it shrinks.
+        let narrow = convolve(&source, across, Span::whole(source.height()), filter)?;
+        convolve(&narrow, Span::whole(narrow.width()), down, filter)?
+    } else {
+        convolve(&source, across, down, filter)?
+    };
+    Ok(centre_crop(kept, width, height))
+}
+
+/// A stretch of one axis of the source, and the pixels it becomes.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    /// In pixels of the source.
+    start: f64,
+    length: f64,
+    pixels: u32,
+}
+
+impl Span {
+    fn whole(length: u32) -> Self {
+        Self { start: 0.0, length: f64::from(length), pixels: length }
+    }
+
+    /// The middle `wanted` of the `resized` pixels that `source` pixels become, or all of them.
+    fn kept(source: u32, resized: u64, wanted: u32) -> Self {
+        match u32::try_from(resized) {
+            Ok(pixels) if pixels <= wanted => Self { pixels, ..Self::whole(source) },
+            _ => {
+                let scale = f64::from(source) / resized as f64;
+                let start = ((resized - u64::from(wanted)) / 2) as f64 * scale;
+                let length = (f64::from(wanted) * scale).min(f64::from(source) - start);
+                Self { start, length, pixels: wanted }
+            }
+        }
+    }
+}
+
+fn convolve(source: &RgbImage, across: Span, down: Span, filter: Filter) -> Result<RgbImage> {
     let failed = |error: String| {
         Error::new(ErrorKind::CorruptImage, "the image can't be resized")
             .with("size", format!("{} x {}", source.width(), source.height()))
@@ -51,26 +102,28 @@ pub fn resize(source: RgbImage, size: Size, filter: Filter) -> Result<RgbImage> 
     };
     let view = ImageRef::new(source.width(), source.height(), source.as_raw(), PixelType::U8x3)
         .map_err(|error| failed(error.to_string()))?;
-    let mut resized = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter.kernel()));
+    let mut resized = Image::new(across.pixels, down.pixels, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter.kernel())).crop(
+        across.start,
+        down.start,
+        across.length,
+        down.length,
+    );
     Resizer::new()
         .resize(&view, &mut resized, &options)
         .map_err(|error| failed(error.to_string()))?;
-    RgbImage::from_raw(width, height, resized.into_vec())
+    RgbImage::from_raw(across.pixels, down.pixels, resized.into_vec())
         .ok_or_else(|| Error::new(ErrorKind::Internal, "a resized buffer has the wrong size"))
 }
 
 /// Width and height after resizing; the longer edge is rounded down, as Hugging Face's
 /// `get_resize_output_image_size` does.
-fn target((width, height): (u32, u32), size: Size) -> (u32, u32) {
+fn target((width, height): (u32, u32), size: Size) -> (u64, u64) {
     let shortest = match size {
-        Size::Exact { height, width } => return (width, height),
-        Size::Square(edge) | Size::ShortestEdge { shortest_edge: edge } => edge,
+        Size::Exact { height, width } => return (u64::from(width), u64::from(height)),
+        Size::Square(edge) | Size::ShortestEdge { shortest_edge: edge } => u64::from(edge),
     };
-    let scaled = |long: u32, short: u32| {
-        let length = u64::from(shortest) * u64::from(long) / u64::from(short.max(1));
-        u32::try_from(length).unwrap_or(u32::MAX)
-    };
+    let scaled = |long: u32, short: u32| shortest * u64::from(long) / u64::from(short.max(1));
     if width <= height {
         (shortest, scaled(height, width))
     } else {
@@ -78,17 +131,14 @@ fn target((width, height): (u32, u32), size: Size) -> (u32, u32) {
     }
 }
 
-/// The middle `width x height` of `source`; what it lacks is black.
-pub fn centre_crop(source: RgbImage, width: u32, height: u32) -> RgbImage {
+/// The middle `width x height` of `source`; what it lacks is black. Odd pixels are placed as
+/// Hugging Face's `center_crop` places them.
+fn centre_crop(source: RgbImage, width: u32, height: u32) -> RgbImage {
     if source.dimensions() == (width, height) {
         return source;
     }
-    if source.width() >= width && source.height() >= height {
-        let (left, top) = ((source.width() - width) / 2, (source.height() - height) / 2);
-        return imageops::crop_imm(&source, left, top, width, height).to_image();
-    }
     let mut canvas = RgbImage::new(width, height);
-    let offset = |outer: u32, inner: u32| (i64::from(outer) - i64::from(inner)).div_euclid(2);
+    let offset = |outer: u32, inner: u32| -(i64::from(inner) - i64::from(outer)).div_euclid(2);
     let (left, top) = (offset(width, source.width()), offset(height, source.height()));
     imageops::replace(&mut canvas, &source, left, top);
     canvas
@@ -112,5 +162,47 @@ mod tests {
         let cropped = centre_crop(white, 4, 4);
         assert_eq!(cropped.get_pixel(0, 0).0, [0; 3]);
         assert_eq!(cropped.get_pixel(1, 1).0, [255; 3]);
+    }
+
+    /// What `transformers.image_transforms.center_crop` gives: the odd pixel of padding comes
+    /// first, the odd pixel that is cut off comes last.
+    #[test]
+    fn odd_pixels_lie_where_hugging_face_has_them() {
+        let row = RgbImage::from_fn(3, 1, |x, _| image::Rgb([u8::try_from(x).unwrap() + 1; 3]));
+        let reds = |image: RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<u8>>();
+        assert_eq!(reds(centre_crop(row.clone(), 4, 1)), [0, 1, 2, 3]);
+        assert_eq!(reds(centre_crop(row.clone(), 2, 1)), [1, 2]);
+        assert_eq!(reds(centre_crop(row, 2, 2)), [0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn fitting_equals_resizing_then_cropping() {
+        let photo = RgbImage::from_fn(451, 300, |x, y| {
+            image::Rgb([x, y, x * y].map(|value| u8::try_from(value * 7 % 251).unwrap()))
+        });
+        let size = Size::ShortestEdge { shortest_edge: 64 };
+        let fitted = fit(photo.clone(), Some(size), (48, 56), Filter::Bicubic).unwrap();
+        let whole = convolve(
+            &photo,
+            Span { pixels: 96, ..Span::whole(451) },
+            Span { pixels: 64, ..Span::whole(300) },
+            Filter::Bicubic,
+        );
+        let cropped = centre_crop(whole.unwrap(), 56, 48);
+        let furthest = fitted.iter().zip(cropped.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(furthest.unwrap() <= 1, "{furthest:?}");
+    }
+
+    #[test]
+    fn a_line_of_pixels_costs_no_more_than_it_keeps() {
+        let squash = Size::Exact { height: 320, width: 320 };
+        for size in [Size::ShortestEdge { shortest_edge: 320 }, squash] {
+            for (width, height) in [(1_000_000, 1), (1, 1_000_000)] {
+                let line = RgbImage::from_pixel(width, height, image::Rgb([9; 3]));
+                let fitted = fit(line, Some(size), (320, 320), Filter::Bicubic).unwrap();
+                assert_eq!(fitted.dimensions(), (320, 320));
+                assert!(fitted.iter().all(|value| *value == 9));
+            }
+        }
     }
 }

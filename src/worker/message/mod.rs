@@ -25,6 +25,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// The UUIDv5 namespace of derived ids (RFC 9562).
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_b7a0_52c4_5e0f_9a3b_7d1c_4e8f_2b60);
 
+/// Longest field that names an image, in bytes: S3's own limit of a key. Dead letters and headers
+/// repeat these fields, and a record that outgrows what Kafka takes could never be published.
+const MAX_FIELD_BYTES: usize = 1024;
+
 /// Where a message came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcePosition {
@@ -34,7 +38,7 @@ pub struct SourcePosition {
 }
 
 impl SourcePosition {
-    /// The id of the image at `index` of this message, the same at every reading.
+    /// The id of the image at `index` among those of this message, the same at every reading.
     pub fn id(&self, index: usize) -> String {
         let name = format!("{}/{}/{}/{index}", self.topic, self.partition, self.offset);
         Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()
@@ -58,6 +62,26 @@ impl ImageRequest {
     /// `s3://bucket/key`
     pub fn uri(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
+    }
+
+    fn check_lengths(&self) -> Result<()> {
+        let fields = [
+            ("id", Some(&self.id)),
+            ("bucket", Some(&self.bucket)),
+            ("key", Some(&self.key)),
+            ("version_id", self.version_id.as_ref()),
+            ("etag", self.etag.as_ref()),
+        ];
+        for (name, value) in fields {
+            let bytes = value.map_or(0, String::len);
+            if bytes > MAX_FIELD_BYTES {
+                return Err(invalid("a field is too long")
+                    .with("field", name)
+                    .with("bytes", bytes)
+                    .with("allowed", MAX_FIELD_BYTES));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -93,11 +117,13 @@ pub fn parse(
 
 /// Our request or an S3 event notification.
 fn parse_plain(message: Value, source: &SourcePosition) -> Result<Requests> {
-    if s3_event::is_notification(&message) {
-        return s3_event::parse(message, source);
-    }
-    let image = request::parse(message, source)?;
-    Ok(Requests { images: vec![image], skipped: 0 })
+    let requests = if s3_event::is_notification(&message) {
+        s3_event::parse(message, source)?
+    } else {
+        Requests { images: vec![request::parse(message, source)?], skipped: 0 }
+    };
+    requests.images.iter().try_for_each(ImageRequest::check_lengths)?;
+    Ok(requests)
 }
 
 fn json(payload: &[u8]) -> Result<Value> {

@@ -14,6 +14,9 @@ use super::{ImageRequest, SourcePosition, TraceContext};
 use crate::bundle::Bundle;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Longest reason of a dead letter, in characters: a cause may quote the message.
+const MAX_REASON: usize = 1000;
+
 /// A caption (`schemas/caption.v1.schema.json`).
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct CaptionRecord {
@@ -94,7 +97,7 @@ impl DeadLetter {
             id: request.map_or_else(|| source.id(index), |image| image.id.clone()),
             uri: request.map(ImageRequest::uri),
             code: error.kind().code().to_owned(),
-            reason: error.chain(),
+            reason: one_line(&error.chain()),
             stage,
             attempts,
             source_topic: source.topic.to_string(),
@@ -176,6 +179,12 @@ pub mod header {
         }
         headers
     }
+}
+
+/// `text` on one line, cut where it grows too long.
+fn one_line(text: &str) -> String {
+    let plain = |character: char| if character.is_control() { ' ' } else { character };
+    text.chars().take(MAX_REASON).map(plain).collect()
 }
 
 fn now() -> String {

@@ -76,7 +76,8 @@ pub fn parse(mut message: Value, source: &SourcePosition) -> Result<Requests> {
         if !creates_object(&fields.event_name) {
             return Err(invalid("an event record has no event name").with("record", index));
         }
-        requests.images.push(image(fields, index, source)?);
+        let id = source.id(requests.images.len());
+        requests.images.push(image(fields, index, id)?);
     }
     Ok(requests)
 }
@@ -86,7 +87,7 @@ fn creates_object(event: &str) -> bool {
     event.strip_prefix("s3:").unwrap_or(event).starts_with("ObjectCreated:")
 }
 
-fn image(record: Record, index: usize, source: &SourcePosition) -> Result<ImageRequest> {
+fn image(record: Record, index: usize, id: String) -> Result<ImageRequest> {
     let Entity { bucket, object } = record.s3;
     let spaced = object.key.replace('+', " ");
     let key = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).map_err(|error| {
@@ -97,7 +98,7 @@ fn image(record: Record, index: usize, source: &SourcePosition) -> Result<ImageR
     }
     let present = |text: Option<String>| text.filter(|value| !value.is_empty());
     Ok(ImageRequest {
-        id: source.id(index),
+        id,
         bucket: bucket.name,
         key,
         version_id: present(object.version_id),

@@ -5,6 +5,9 @@ use uuid::Uuid;
 pub const TRACEPARENT: &str = "traceparent";
 pub const TRACESTATE: &str = "tracestate";
 
+/// Longest state passed on, in bytes: what the specification asks for at least (3.3.1.5).
+const MAX_STATE: usize = 512;
+
 /// The trace that a message belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
@@ -21,7 +24,8 @@ impl TraceContext {
             value.and_then(|(_, bytes)| String::from_utf8(bytes.clone()).ok())
         };
         let traceparent = find(TRACEPARENT).filter(|text| is_valid(text))?;
-        Some(Self { traceparent, tracestate: find(TRACESTATE) })
+        let tracestate = find(TRACESTATE).filter(|state| state.len() <= MAX_STATE);
+        Some(Self { traceparent, tracestate })
     }
 
     /// A new, sampled trace.
@@ -65,5 +69,14 @@ mod tests {
             assert_eq!(TraceContext::from_headers(&headers(wrong)), None, "{wrong}");
         }
         assert!(is_valid(&TraceContext::fresh().traceparent));
+    }
+
+    #[test]
+    fn a_state_too_long_to_pass_on_is_dropped() {
+        let mut sent = headers("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        sent.push((TRACESTATE.to_owned(), vec![b'a'; MAX_STATE]));
+        assert!(TraceContext::from_headers(&sent).unwrap().tracestate.is_some());
+        sent[1].1.push(b'a');
+        assert_eq!(TraceContext::from_headers(&sent).unwrap().tracestate, None);
     }
 }
