@@ -6,10 +6,10 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/lib/libonnxruntime.so.$(OR
 target = $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 
-.PHONY: help demo test lint model onnxruntime kafka-jars bench clean
+.PHONY: help demo test lint model model-random onnxruntime kafka-jars bench clean
 
 help: ## What there is to make
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captions on the terminal
 	cargo build --release --quiet
@@ -35,6 +35,13 @@ model: onnxruntime ## Rebuild models/tiny from packages and the corpus (about ha
 	$(target)/release/fusioncap encoder standin --packages .cache/packages --out .cache/encoder
 	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny $(if $(wildcard .cache/train/checkpoint/state.json),--resume) \
 		--corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
+
+model-random: onnxruntime ## Rebuild models/random, for tests in which the model is not the point
+	cargo build --release --features train
+	$(target)/release/fusioncap encoder random --out .cache/encoder-random
+	$(target)/release/fusioncap train --encoder .cache/encoder-random --out models/random \
+		--cache .cache/train-random --settings tests/fixtures/train/random.toml \
+		--corpus tests/fixtures/train/captions.txt
 
 onnxruntime: setup
 	@[ -e "$(ORT_DYLIB_PATH)" ] || scripts/onnxruntime
