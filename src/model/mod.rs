@@ -5,12 +5,14 @@
 //! image's embedding in the same place. What makes the exchange possible stands in one file each:
 //! [`noise`] blurs the text embedding by the width of the gap between the modalities,
 //! [`projection`] rewrites either embedding as a mixture of remembered captions and maps it to
-//! prefix tokens, [`decoder`] is the language model that reads them. Local features (queries over
-//! token states and image patches) will be a fourth file beside these.
+//! prefix tokens, [`local`] adds what single things show, [`decoder`] is the language model that
+//! reads the prefix. Each of the first three is a switch: noise alone is CapDec, projection alone
+//! is DeCap, all three are FusionCap.
 //!
 //! Knows nothing of corpora, files or ONNX: `train` feeds it and writes it out.
 
 pub mod decoder;
+pub mod local;
 pub mod noise;
 pub mod projection;
 
@@ -19,7 +21,9 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use decoder::Decoder;
-use projection::PrefixNetwork;
+use local::{LocalModule, LocalSettings, Locals};
+use noise::{Draws, NoiseNetwork, NoiseSettings};
+use projection::{PrefixNetwork, ProjectionSettings, project, unit_length};
 
 /// Sizes of a FusionCap.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
@@ -37,25 +41,109 @@ pub struct Shape {
     pub max_length: usize,
 }
 
+/// What a FusionCap is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    pub shape: &'a Shape,
+    pub noise: &'a NoiseSettings,
+    pub projection: &'a ProjectionSettings,
+    pub local: &'a LocalSettings,
+    /// Width of the joint space.
+    pub embedding_dim: usize,
+    pub vocab_size: usize,
+}
+
 /// The trainable parts.
 #[derive(Module, Debug)]
 pub struct FusionCap {
+    pub noise: Option<NoiseNetwork>,
     pub prefix: PrefixNetwork,
+    pub local: Option<LocalModule>,
     pub decoder: Decoder,
 }
 
+/// What captions and nouns of the corpus look like in the joint space; unit length, not trained.
+#[derive(Clone, Debug)]
+pub struct Banks {
+    /// `[captions, dim]`
+    pub memory: Tensor<2>,
+    /// `[nouns, dim]`
+    pub nouns: Option<Tensor<2>>,
+}
+
+/// What the captions of a batch are conditioned on.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// Unit length, `[batch, dim]`.
+    pub embeddings: Tensor<2>,
+    pub draws: Draws,
+    pub locals: Option<Locals>,
+}
+
+/// What the model says of a batch.
+pub struct Output {
+    /// Of each next token, `[batch, tokens, vocab]`.
+    pub logits: Tensor<3>,
+    /// What learned noise costs: see [`noise::Noised`].
+    pub divergence: Option<Tensor<1>>,
+}
+
 impl FusionCap {
-    pub fn new(shape: &Shape, embedding_dim: usize, vocab_size: usize, device: &Device) -> Self {
+    pub fn new(plan: &Plan<'_>, device: &Device) -> Self {
+        let dim = plan.embedding_dim;
+        let learned = plan.noise.kind == noise::Kind::Learned;
+        let inputs = if plan.projection.enabled && plan.projection.keep_embedding { 2 } else { 1 };
         Self {
-            prefix: PrefixNetwork::new(shape, embedding_dim, device),
-            decoder: Decoder::new(shape, vocab_size, device),
+            noise: learned.then(|| NoiseNetwork::new(plan.noise, dim, device)),
+            prefix: PrefixNetwork::new(plan.shape, dim, inputs, device),
+            local: plan.local.enabled.then(|| LocalModule::new(plan.shape, dim, device)),
+            decoder: Decoder::new(plan.shape, plan.vocab_size, device),
         }
     }
 
-    /// Logits `[batch, tokens, vocab]` of each next token after `tokens` `[batch, tokens]`, for
-    /// captions conditioned on `projected` embeddings `[batch, embedding_dim]`.
-    pub fn forward(&self, projected: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
-        let prefix = self.prefix.forward(projected);
-        self.decoder.forward(prefix, tokens)
+    /// Reads `tokens` `[batch, tokens]` of captions of which `conditions` tell.
+    pub fn forward(
+        &self,
+        plan: &Plan<'_>,
+        banks: &Banks,
+        conditions: Conditions,
+        tokens: Tensor<2, Int>,
+    ) -> Output {
+        let Conditions { embeddings, draws, locals } = conditions;
+        let noised = noise::apply(
+            plan.noise,
+            self.noise.as_ref(),
+            embeddings,
+            &draws,
+            banks.nouns.as_ref(),
+        );
+        let temperature = plan.projection.temperature;
+        let prefix = self.read(plan, &banks.memory, noised.embeddings, locals, temperature);
+        Output { logits: self.decoder.forward(prefix, tokens), divergence: noised.divergence }
+    }
+
+    /// The prefix `[batch, prefix_length, hidden]` for `embeddings` `[batch, dim]` of either
+    /// modality.
+    pub fn read(
+        &self,
+        plan: &Plan<'_>,
+        memory: &Tensor<2>,
+        embeddings: Tensor<2>,
+        locals: Option<Locals>,
+        temperature: f32,
+    ) -> Tensor<3> {
+        let projection = plan.projection;
+        let mut inputs = Vec::with_capacity(2);
+        if projection.enabled {
+            inputs.push(project(embeddings.clone(), memory, temperature));
+        }
+        if !projection.enabled || projection.keep_embedding {
+            inputs.push(unit_length(embeddings));
+        }
+        let prefix = self.prefix.forward(inputs);
+        match (&self.local, locals) {
+            (Some(local), Some(locals)) => local.fuse(prefix, &locals),
+            _ => prefix,
+        }
     }
 }

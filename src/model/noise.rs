@@ -2,38 +2,211 @@
 //!
 //! An image's embedding lies near its caption's, not on it. Training the decoder on embeddings
 //! blurred by Gaussian noise as wide as that gap makes it indifferent to the difference (CapDec,
-//! Nukrai, Mokady and Globerson 2022, arXiv:2211.00575, with variance 0.016 for CLIP). Here the
-//! scale is fixed; FusionCap's noise network, which learns it, takes this module's place.
+//! Nukrai, Mokady and Globerson 2022, arXiv:2211.00575, with variance 0.016 for CLIP). How wide
+//! the gap is differs from caption to caption, so a small network predicts the scale of each
+//! entry. The loss alone would drive it to zero, where captions are easiest to tell: a KL term
+//! anchors it to the fixed prior, as in a variational autoencoder (Kingma and Welling 2014,
+//! arXiv:1312.6114), and a floor ends what the term can't.
 
-use rand::Rng;
-use rand_distr::{Distribution, StandardNormal};
+use burn::module::Module;
+use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::tensor::activation::{gelu, softplus};
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
-/// Adds Gaussian noise of standard deviation `sigma` to every entry of `embeddings`.
-pub fn blur(embeddings: &mut [f32], sigma: f32, generator: &mut impl Rng) {
-    if sigma == 0.0 {
-        return;
+use super::projection::{project, unit_length};
+
+/// Where the noise on a caption's embedding comes from.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// No noise.
+    None,
+    /// The same scale everywhere (CapDec).
+    Fixed,
+    /// The embedding is moved a random way towards the mixture of its nearest nouns, as an
+    /// encoder that knows an image by its classes would have it, then blurred as `Fixed` does.
+    Mixture,
+    /// A network predicts the scale.
+    Learned,
+}
+
+/// The `[noise]` table of the settings.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct NoiseSettings {
+    pub kind: Kind,
+    pub sigma: f32,
+    pub floor: f32,
+    pub kl_weight: f32,
+    pub mixture: f32,
+    pub mixture_temperature: f32,
+}
+
+/// What chance adds to a batch, drawn outside so that a step can be done again.
+#[derive(Clone, Debug)]
+pub struct Draws {
+    /// Standard normal, `[batch, dim]`.
+    pub normal: Tensor<2>,
+    /// Uniform from 0 to 1, `[batch, 1]`.
+    pub uniform: Tensor<2>,
+}
+
+/// Predicts the noise's standard deviation for every entry of an embedding.
+#[derive(Module, Debug)]
+pub struct NoiseNetwork {
+    inner: Linear,
+    outer: Linear,
+    sigma: f32,
+    floor: f32,
+}
+
+impl NoiseNetwork {
+    const HIDDEN: usize = 64;
+
+    /// Before training the scale is the prior's, `settings.sigma`, everywhere.
+    pub fn new(settings: &NoiseSettings, embedding_dim: usize, device: &Device) -> Self {
+        Self {
+            inner: LinearConfig::new(embedding_dim, Self::HIDDEN).init(device),
+            outer: LinearConfig::new(Self::HIDDEN, embedding_dim)
+                .with_initializer(Initializer::Zeros)
+                .init(device),
+            sigma: settings.sigma,
+            floor: settings.floor,
+        }
     }
-    for entry in embeddings {
-        let noise: f32 = StandardNormal.sample(generator);
-        *entry += sigma * noise;
+
+    /// Standard deviations `[batch, dim]` for `embeddings` `[batch, dim]`, none below
+    /// `floor * sigma`.
+    pub fn scale(&self, embeddings: Tensor<2>) -> Tensor<2> {
+        let [_, dim] = embeddings.dims();
+        let spread = embeddings.mul_scalar((dim as f32).sqrt());
+        let logits = self.outer.forward(gelu(self.inner.forward(spread)));
+        let above = softplus(logits, 1.0).div_scalar(std::f32::consts::LN_2);
+        above.mul_scalar((1.0 - self.floor) * self.sigma).add_scalar(self.floor * self.sigma)
+    }
+
+    /// KL divergence of the predicted from the prior's Gaussian, in nats, mean over entries.
+    pub fn divergence(&self, scale: Tensor<2>) -> Tensor<1> {
+        let ratio = scale.div_scalar(self.sigma);
+        let squares = ratio.clone().square().mul_scalar(0.5);
+        (squares - ratio.log()).sub_scalar(0.5).mean()
+    }
+}
+
+/// A batch of noised embeddings, and what the noise costs.
+pub struct Noised {
+    /// `[batch, dim]`
+    pub embeddings: Tensor<2>,
+    /// KL divergence from the prior, in nats an entry, if the scale is learned.
+    pub divergence: Option<Tensor<1>>,
+}
+
+/// Noises unit-length `embeddings` `[batch, dim]`. `nouns` `[nouns, dim]` are what
+/// [`Kind::Mixture`] mixes; `network` is what [`Kind::Learned`] asks.
+pub fn apply(
+    settings: &NoiseSettings,
+    network: Option<&NoiseNetwork>,
+    embeddings: Tensor<2>,
+    draws: &Draws,
+    nouns: Option<&Tensor<2>>,
+) -> Noised {
+    let fixed = || draws.normal.clone().mul_scalar(settings.sigma);
+    match (settings.kind, network, nouns) {
+        (Kind::None, _, _) => Noised { embeddings, divergence: None },
+        (Kind::Learned, Some(network), _) => {
+            let scale = network.scale(embeddings.clone());
+            Noised {
+                embeddings: embeddings + draws.normal.clone() * scale.clone(),
+                divergence: Some(network.divergence(scale)),
+            }
+        }
+        (Kind::Mixture, _, Some(nouns)) => {
+            let mixture = project(embeddings.clone(), nouns, settings.mixture_temperature);
+            let share = draws.uniform.clone().mul_scalar(settings.mixture);
+            let mixed = embeddings.clone() + (mixture - embeddings) * share;
+            Noised { embeddings: unit_length(mixed) + fixed(), divergence: None }
+        }
+        _ => Noised { embeddings: embeddings + fixed(), divergence: None },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
+    use burn::tensor::TensorData;
 
-    use super::blur;
+    use super::*;
+
+    const DIM: usize = 200;
+
+    fn settings(kind: Kind) -> NoiseSettings {
+        NoiseSettings {
+            kind,
+            sigma: 0.5,
+            floor: 0.25,
+            kl_weight: 0.1,
+            mixture: 1.0,
+            mixture_temperature: 0.05,
+        }
+    }
+
+    fn rows(values: Vec<f32>, device: &Device) -> Tensor<2> {
+        let count = values.len() / DIM;
+        Tensor::from_data(TensorData::new(values, [count, DIM]), device)
+    }
+
+    /// Embeddings of unit length and draws for them.
+    fn inputs(device: &Device) -> (Tensor<2>, Draws) {
+        let values = (0..4 * DIM).map(|index| (index as f32 * 0.7).sin()).collect();
+        let normal = rows((0..4 * DIM).map(|index| (index as f32 * 1.3).cos()).collect(), device);
+        let uniform = Tensor::from_data(TensorData::new(vec![1.0_f32; 4], [4, 1]), device);
+        (unit_length(rows(values, device)), Draws { normal, uniform })
+    }
+
+    fn values(tensor: Tensor<2>) -> Vec<f32> {
+        tensor.into_data().iter::<f32>().collect()
+    }
 
     #[test]
-    fn the_noise_has_the_scale_asked_for() {
-        let mut embeddings = vec![0.0; 20_000];
-        blur(&mut embeddings, 0.5, &mut StdRng::seed_from_u64(1));
-        let mean = embeddings.iter().sum::<f32>() / 20_000.0;
-        let variance =
-            embeddings.iter().map(|entry| (entry - mean).powi(2)).sum::<f32>() / 20_000.0;
-        assert!(mean.abs() < 0.02, "mean {mean}");
-        assert!((variance - 0.25).abs() < 0.02, "variance {variance}");
+    fn each_kind_adds_what_it_says() {
+        let device = Device::flex();
+        let (embeddings, draws) = inputs(&device);
+        let noised = |kind| {
+            values(apply(&settings(kind), None, embeddings.clone(), &draws, None).embeddings)
+        };
+        let (clean, normal) = (values(embeddings.clone()), values(draws.normal.clone()));
+        assert_eq!(noised(Kind::None), clean);
+        for ((noisy, clean), normal) in noised(Kind::Fixed).iter().zip(&clean).zip(&normal) {
+            assert!((noisy - clean - 0.5 * normal).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_mixture_leads_to_the_nearest_noun() {
+        let device = Device::flex();
+        let (embeddings, mut draws) = inputs(&device);
+        draws.normal = draws.normal.zeros_like();
+        let opposite = embeddings.clone().slice([0..1]).neg();
+        let nouns = Tensor::cat(vec![embeddings.clone().slice([1..2]), opposite], 0);
+        let moved =
+            apply(&settings(Kind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
+        let cosines = values((moved.embeddings * embeddings.slice([1..2])).sum_dim(1));
+        assert!(cosines[1] > 0.99, "{cosines:?}");
+    }
+
+    #[test]
+    fn the_learned_scale_begins_at_the_prior_and_stays_above_its_floor() {
+        let device = Device::flex();
+        let (embeddings, _) = inputs(&device);
+        let mut network = NoiseNetwork::new(&settings(Kind::Learned), DIM, &device);
+        let first = network.scale(embeddings.clone());
+        assert!(network.divergence(first.clone()).into_scalar::<f32>().abs() < 1e-5);
+        assert!(values(first).iter().all(|scale| (scale - 0.5).abs() < 1e-5));
+
+        let bias = network.outer.bias.take().map(|bias| bias.map(|bias| bias.sub_scalar(50.0)));
+        network.outer.bias = bias;
+        let least = network.scale(embeddings);
+        assert!(network.divergence(least.clone()).into_scalar::<f32>() > 0.5);
+        assert!(values(least).iter().all(|scale| (scale - 0.125).abs() < 1e-5));
     }
 }

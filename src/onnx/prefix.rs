@@ -1,63 +1,274 @@
-//! `prefix.onnx`: an image's embedding, rewritten as a mixture of remembered captions, becomes
-//! the decoder's prefix. The arithmetic is that of `model::projection`.
+//! `prefix.onnx`: an image's embeddings become the decoder's prefix. The arithmetic is that of
+//! `model`: [`crate::model::projection`] for the whole, [`crate::model::local`] for its parts.
+//!
+//! What stands for a caption's nouns here is what the patches look like: each patch is read as a
+//! mixture of nouns, and the nouns that most of the image is made of are the local embeddings.
+//! Where training read token states instead, they are the patches nearest to the whole.
 
-use super::graph::{Dim, Graph};
+use super::decoder::Linear;
+use super::graph::{Attribute, Dim, Graph, Value};
 use super::proto::DataType;
 
-/// The prefix network's weights as plain arrays, row-major.
+/// The weights as plain arrays, row-major.
 pub struct PrefixWeights {
     pub embedding_dim: usize,
     pub hidden_size: usize,
     pub prefix_length: usize,
+    pub alignment: Option<Alignment>,
+    pub projection: Option<Projection>,
+    /// From the projected embedding, or the embedding, or both side by side.
+    pub inner: Linear,
+    pub outer: Linear,
+    pub local: Option<Local>,
+}
+
+/// Moves images' unit-length embeddings to where captions' are: `scale * v + shift`.
+pub struct Alignment {
+    /// `[embedding_dim]`
+    pub scale: Vec<f32>,
+    /// `[embedding_dim]`
+    pub shift: Vec<f32>,
+}
+
+pub struct Projection {
     /// `[captions, embedding_dim]`, unit length.
     pub memory: Vec<f32>,
     pub temperature: f32,
-    /// `[embedding_dim, prefix_length * hidden_size]`
-    pub inner_weight: Vec<f32>,
-    pub inner_bias: Vec<f32>,
-    /// `[prefix_length * hidden_size, prefix_length * hidden_size]`
-    pub outer_weight: Vec<f32>,
-    pub outer_bias: Vec<f32>,
+    /// Whether `inner` reads the embedding too.
+    pub keep_embedding: bool,
 }
 
-/// Writes `image_embeds` `[batch, embedding_dim]` -> `prefix`
-/// `[batch, prefix_length, hidden_size]`, `embedding` `[batch, embedding_dim]` of unit length.
+/// The local module.
+pub struct Local {
+    pub items: usize,
+    /// Local embeddings an image has.
+    pub patches: usize,
+    /// As what patches are read; absent: as themselves.
+    pub nouns: Option<NounTable>,
+    pub heads: usize,
+    /// `[prefix_length, hidden_size]`
+    pub queries: Vec<f32>,
+    pub query: Linear,
+    pub key_value: Linear,
+    /// `[1, 2 * hidden_size]`
+    pub nothing: Vec<f32>,
+    pub output: Linear,
+    pub gate: Linear,
+}
+
+pub struct NounTable {
+    /// `[nouns, embedding_dim]`, unit length.
+    pub embeddings: Vec<f32>,
+    pub temperature: f32,
+}
+
+const BATCH: Dim = Dim::Free("batch");
+
+/// Writes `image_embeds` `[batch, embedding_dim]`, and with a local module `patch_embeds`
+/// `[batch, patches, embedding_dim]`, -> `prefix` `[batch, prefix_length, hidden_size]` and
+/// `embedding` `[batch, embedding_dim]` of unit length; with a local module also
+/// `local_attention` `[batch, prefix_length, patches]`, where each query looked.
 pub fn write(weights: &PrefixWeights) -> Vec<u8> {
     let dim = weights.embedding_dim;
-    let width = weights.prefix_length * weights.hidden_size;
-    let captions = weights.memory.len() / dim;
+    let (length, hidden) = (weights.prefix_length, weights.hidden_size);
     let mut graph = Graph::new("prefix");
-    let batch = Dim::Free("batch");
-    let image = graph.input("image_embeds", DataType::Float, &[batch, Dim::Fixed(dim)]);
+    let image = graph.input("image_embeds", DataType::Float, &[BATCH, Dim::Fixed(dim)]);
     let embedding = graph.unit_length(&image);
+    let aligned = match &weights.alignment {
+        Some(alignment) => align(&mut graph, alignment, &embedding),
+        None => embedding.clone(),
+    };
+    let read = match &weights.projection {
+        Some(projection) => project(&mut graph, projection, dim, &aligned),
+        None => aligned.clone(),
+    };
+    let mut prefix = prefix_tokens(&mut graph, weights, &read);
+    if let Some(local) = &weights.local {
+        let shape = [BATCH, Dim::Fixed(local.patches), Dim::Fixed(dim)];
+        let patches = graph.input("patch_embeds", DataType::Float, &shape);
+        let found = locals(&mut graph, local, dim, &patches, &embedding);
+        let fused = fuse(&mut graph, weights, local, &prefix, &found);
+        prefix = fused.prefix;
+        graph.output(
+            "local_attention",
+            &fused.attention,
+            DataType::Float,
+            &[BATCH, Dim::Fixed(length), Dim::Fixed(local.patches)],
+        );
+    }
+    let shape = [BATCH, Dim::Fixed(length), Dim::Fixed(hidden)];
+    graph.output("prefix", &prefix, DataType::Float, &shape);
+    graph.output("embedding", &embedding, DataType::Float, &[BATCH, Dim::Fixed(dim)]);
+    graph.finish()
+}
 
-    let memory = graph.weight("memory", &[captions, dim], &weights.memory);
-    let columns = graph.transpose(&memory, &[1, 0]);
-    let cosines = graph.matmul(&embedding, &columns);
-    let temperature = graph.scalar(weights.temperature);
-    let scaled = graph.div(&cosines, &temperature);
-    let mixture = graph.softmax(&scaled);
+fn align(graph: &mut Graph, alignment: &Alignment, embedding: &str) -> Value {
+    let dim = alignment.scale.len();
+    let scale = graph.floats(&[dim], &alignment.scale);
+    let shift = graph.floats(&[dim], &alignment.shift);
+    let scaled = graph.mul(embedding, &scale);
+    let moved = graph.add(&scaled, &shift);
+    graph.unit_length(&moved)
+}
+
+fn project(graph: &mut Graph, projection: &Projection, dim: usize, embedding: &str) -> Value {
+    let captions = projection.memory.len() / dim;
+    let memory = graph.weight("memory", &[captions, dim], &projection.memory);
+    let mixture = mixture(graph, embedding, &memory, projection.temperature);
     let mixed = graph.matmul(&mixture, &memory);
     let projected = graph.unit_length(&mixed);
+    if projection.keep_embedding {
+        return graph.concat(&[&projected, embedding], 1);
+    }
+    projected
+}
 
-    let gain = graph.scalar((dim as f32).sqrt());
-    let spread = graph.mul(&projected, &gain);
-    let inner_weight = graph.weight("inner.weight", &[dim, width], &weights.inner_weight);
-    let inner_bias = graph.weight("inner.bias", &[width], &weights.inner_bias);
-    let inner = graph.linear(&spread, &inner_weight, &inner_bias);
+/// How much of each row of `bank` `[rows, dim]` is in `embeddings` `[.., dim]`: `[.., rows]`.
+fn mixture(graph: &mut Graph, embeddings: &str, bank: &str, temperature: f32) -> Value {
+    let columns = graph.transpose(bank, &[1, 0]);
+    let cosines = graph.matmul(embeddings, &columns);
+    let temperature = graph.scalar(temperature);
+    let scaled = graph.div(&cosines, &temperature);
+    graph.softmax(&scaled)
+}
+
+fn prefix_tokens(graph: &mut Graph, weights: &PrefixWeights, read: &str) -> Value {
+    let gain = graph.scalar((weights.embedding_dim as f32).sqrt());
+    let spread = graph.mul(read, &gain);
+    let inner = apply(graph, "inner", &weights.inner, &spread);
     let activated = graph.gelu(&inner);
-    let outer_weight = graph.weight("outer.weight", &[width, width], &weights.outer_weight);
-    let outer_bias = graph.weight("outer.bias", &[width], &weights.outer_bias);
-    let flat = graph.linear(&activated, &outer_weight, &outer_bias);
+    let flat = apply(graph, "outer", &weights.outer, &activated);
     let (length, hidden) = (weights.prefix_length, weights.hidden_size);
-    let prefix = graph.reshape(&flat, &[-1, length as i64, hidden as i64]);
+    graph.reshape(&flat, &[-1, length as i64, hidden as i64])
+}
 
-    graph.output(
-        "prefix",
-        &prefix,
-        DataType::Float,
-        &[batch, Dim::Fixed(length), Dim::Fixed(hidden)],
-    );
-    graph.output("embedding", &embedding, DataType::Float, &[batch, Dim::Fixed(dim)]);
-    graph.finish()
+fn apply(graph: &mut Graph, name: &str, layer: &Linear, input: &str) -> Value {
+    let outputs = layer.bias.len();
+    let inputs = layer.weight.len() / outputs;
+    let weight = graph.weight(&format!("{name}.weight"), &[inputs, outputs], &layer.weight);
+    let bias = graph.weight(&format!("{name}.bias"), &[outputs], &layer.bias);
+    graph.linear(input, &weight, &bias)
+}
+
+/// What the local queries may attend to.
+struct Found {
+    /// `[batch, items, dim]`, unit length.
+    embeddings: Value,
+    /// `[batch, items, patches]`: where in the image each of them is; a row sums to 1.
+    places: Value,
+}
+
+fn locals(graph: &mut Graph, local: &Local, dim: usize, patches: &str, whole: &str) -> Found {
+    let units = graph.unit_length(patches);
+    match &local.nouns {
+        Some(table) => nouns(graph, local, table, dim, &units),
+        None => nearest_patches(graph, local, &units, whole),
+    }
+}
+
+fn nouns(graph: &mut Graph, local: &Local, table: &NounTable, dim: usize, patches: &str) -> Found {
+    let count = table.embeddings.len() / dim;
+    let bank = graph.weight("nouns", &[count, dim], &table.embeddings);
+    let likely = mixture(graph, patches, &bank, table.temperature); // [batch, patches, nouns]
+    let by_noun = graph.transpose(&likely, &[0, 2, 1]);
+    let across = graph.ints(&[2]);
+    let share =
+        graph.node("ReduceMean", &[&by_noun, &across], &[("keepdims", Attribute::Int(0))]);
+    let chosen = top(graph, &share, local.items.min(count));
+    let embeddings = graph.gather(&bank, &chosen, 0);
+    let maps = gather_rows(graph, &by_noun, &chosen, local.patches);
+    let sums = graph.node("ReduceSum", &[&maps, &across], &[]);
+    let places = graph.div(&maps, &sums);
+    Found { embeddings, places }
+}
+
+fn nearest_patches(graph: &mut Graph, local: &Local, patches: &str, whole: &str) -> Found {
+    let column = graph.unsqueeze(whole, &[2]);
+    let cosines = graph.matmul(patches, &column);
+    let flat = graph.squeeze(&cosines, &[2]);
+    let chosen = top(graph, &flat, local.items.min(local.patches));
+    let depth = graph.int(local.patches as i64);
+    let values = graph.floats(&[2], &[0.0, 1.0]);
+    let places = graph.node("OneHot", &[&chosen, &depth, &values], &[]);
+    let embeddings = graph.matmul(&places, patches);
+    Found { embeddings, places }
+}
+
+/// Indices of the `count` largest entries of each row of `scores`.
+fn top(graph: &mut Graph, scores: &str, count: usize) -> Value {
+    let count = graph.ints(&[count as i64]);
+    let [_, indices] = graph.node_multi("TopK", &[scores, &count], &[("axis", Attribute::Int(-1))]);
+    indices
+}
+
+/// Rows of `table` `[batch, rows, width]` at `indices` `[batch, count]`: `[batch, count, width]`.
+fn gather_rows(graph: &mut Graph, table: &str, indices: &str, width: usize) -> Value {
+    let column = graph.unsqueeze(indices, &[2]);
+    let repeat = graph.ints(&[1, 1, width as i64]);
+    let tiled = graph.node("Tile", &[&column, &repeat], &[]);
+    graph.node("GatherElements", &[table, &tiled], &[("axis", Attribute::Int(1))])
+}
+
+struct Fused {
+    /// `[batch, prefix_length, hidden]`
+    prefix: Value,
+    /// `[batch, prefix_length, patches]`
+    attention: Value,
+}
+
+fn fuse(
+    graph: &mut Graph,
+    weights: &PrefixWeights,
+    local: &Local,
+    prefix: &str,
+    found: &Found,
+) -> Fused {
+    let (length, hidden) = (weights.prefix_length as i64, weights.hidden_size as i64);
+    let gain = graph.scalar((weights.embedding_dim as f32).sqrt());
+    let spread = graph.mul(&found.embeddings, &gain);
+    let things = apply(graph, "local.key_value", &local.key_value, &spread);
+    let nothing = graph.weight("local.nothing", &[1, 1, 2 * hidden as usize], &local.nothing);
+    let batch = graph.size_of(prefix, 0);
+    let rest = graph.ints(&[1, 2 * hidden]);
+    let shape = graph.concat(&[&batch, &rest], 0);
+    let nothings = graph.node("Expand", &[&nothing, &shape], &[]);
+    let all = graph.concat(&[&nothings, &things], 1); // [batch, 1 + items, 2 * hidden]
+
+    let asked = apply(graph, "local.query", &local.query, prefix);
+    let queries = graph.weight("local.queries", &[length as usize, hidden as usize], &local.queries);
+    let query = graph.add(&asked, &queries);
+    let heads = local.heads as i64;
+    let size = hidden / heads;
+    let split = graph.ints(&[hidden, hidden]);
+    let [keys, values] =
+        graph.node_multi("Split", &[&all, &split], &[("axis", Attribute::Int(2))]);
+    let mut by_head = |states: &str, order: &[i64]| {
+        let apart = graph.reshape(states, &[0, -1, heads, size]);
+        graph.transpose(&apart, order)
+    };
+    let (query, keys, values) =
+        (by_head(&query, &[0, 2, 1, 3]), by_head(&keys, &[0, 2, 3, 1]), by_head(&values, &[0, 2, 1, 3]));
+    let products = graph.matmul(&query, &keys);
+    let root = graph.scalar((size as f32).sqrt());
+    let scores = graph.div(&products, &root);
+    let attention = graph.softmax(&scores); // [batch, heads, length, 1 + items]
+    let mixed = graph.matmul(&attention, &values);
+    let in_order = graph.transpose(&mixed, &[0, 2, 1, 3]);
+    let joined = graph.reshape(&in_order, &[0, length, hidden]);
+    let finding = apply(graph, "local.output", &local.output, &joined);
+
+    let both = graph.concat(&[prefix, &finding], 2);
+    let logits = apply(graph, "local.gate", &local.gate, &both);
+    let gate = graph.node("Sigmoid", &[&logits], &[]);
+    let added = graph.mul(&gate, &finding);
+    Fused { prefix: graph.add(prefix, &added), attention: looked(graph, &attention, found) }
+}
+
+/// Where in the image the queries looked, mean over the heads; what went to "nothing" is missing.
+fn looked(graph: &mut Graph, attention: &str, found: &Found) -> Value {
+    let heads = graph.ints(&[1]);
+    let mean = graph.node("ReduceMean", &[attention, &heads], &[("keepdims", Attribute::Int(0))]);
+    let (from, to, axis) = (graph.ints(&[1]), graph.ints(&[i64::MAX]), graph.ints(&[2]));
+    let things = graph.node("Slice", &[&mean, &from, &to, &axis], &[]);
+    graph.matmul(&things, &found.places)
 }

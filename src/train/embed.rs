@@ -11,9 +11,10 @@ use crate::encoder::text::TextTower;
 use crate::encoder::{EncoderConfig, TEXT};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Unit-length embeddings of `captions`, row-major `[captions, embedding_dim]`, from the cache in
+/// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`, from the cache in
 /// `folder` if the same encoder has embedded the same captions before.
 pub fn embed(
+    what: &'static str,
     encoder_dir: &Path,
     encoder: &EncoderConfig,
     captions: &[String],
@@ -37,7 +38,7 @@ pub fn embed(
         return Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect());
     }
     let mut tower = TextTower::open(encoder_dir, encoder.text_max_length, runtime)?;
-    let mut progress = Progress::new("embedding captions", captions.len());
+    let mut progress = Progress::new(what, captions.len());
     let embeddings = tower.embed_with(captions, |done| progress.update(done, ""))?;
     progress.finish();
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();

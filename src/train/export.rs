@@ -11,6 +11,7 @@ use tokenizers::Tokenizer;
 
 use super::Request;
 use super::corpus::Corpus;
+use super::locals::NounBank;
 use super::settings::Settings;
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
@@ -22,8 +23,9 @@ use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::FusionCap;
 use crate::model::decoder::{Block, EPSILON};
+use crate::model::local::{LocalModule, Source};
 use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
-use crate::onnx::prefix::{self, PrefixWeights};
+use crate::onnx::prefix::{self, Local, NounTable, PrefixWeights, Projection};
 
 /// Candidates a decoder step returns: twice the widest beam.
 pub const CANDIDATES: usize = 16;
@@ -36,6 +38,7 @@ pub struct Parts<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Row-major `[captions, embedding_dim]`.
     pub memory: &'a [f32],
+    pub nouns: &'a NounBank,
     pub outcome: &'a Outcome,
 }
 
@@ -56,7 +59,7 @@ pub fn check(out: &Path) -> Result<()> {
 
 /// Writes the bundle to `request.out` and seals it.
 pub fn write(parts: &Parts<'_>) -> Result<()> {
-    let Parts { request, encoder, tokenizer, memory, outcome, .. } = parts;
+    let Parts { request, tokenizer, outcome, .. } = parts;
     let settings = &request.settings;
     let out = &request.out;
     let model = &outcome.model;
@@ -65,10 +68,7 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         let target = out.join(name);
         fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
     }
-    write_file(
-        &out.join(PREFIX),
-        &prefix::write(&prefix_weights(model, memory, encoder, settings)?),
-    )?;
+    write_file(&out.join(PREFIX), &prefix::write(&prefix_weights(parts)?))?;
     let vocab_size = tokenizer.get_vocab_size(true);
     write_file(
         &out.join(DECODER),
@@ -105,23 +105,44 @@ fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
     }
 }
 
-fn prefix_weights(
-    model: &FusionCap,
-    memory: &[f32],
-    encoder: &EncoderConfig,
-    settings: &Settings,
-) -> Result<PrefixWeights> {
-    let (inner, outer) = (linear(&model.prefix.inner)?, linear(&model.prefix.outer)?);
+/// The prefix network of `model` as plain arrays.
+fn prefix_weights(parts: &Parts<'_>) -> Result<PrefixWeights> {
+    let settings = &parts.request.settings;
+    let (model, projection) = (&parts.outcome.model, &settings.projection);
+    let local = model.local.as_ref().map(|module| local_weights(parts, module)).transpose()?;
     Ok(PrefixWeights {
-        embedding_dim: encoder.embedding_dim,
+        embedding_dim: parts.encoder.embedding_dim,
         hidden_size: settings.shape.hidden_size,
         prefix_length: settings.shape.prefix_length,
-        memory: memory.to_vec(),
-        temperature: settings.image_temperature,
-        inner_weight: inner.weight,
-        inner_bias: inner.bias,
-        outer_weight: outer.weight,
-        outer_bias: outer.bias,
+        alignment: None,
+        projection: projection.enabled.then(|| Projection {
+            memory: parts.memory.to_vec(),
+            temperature: projection.image_temperature,
+            keep_embedding: projection.keep_embedding,
+        }),
+        inner: linear(&model.prefix.inner)?,
+        outer: linear(&model.prefix.outer)?,
+        local,
+    })
+}
+
+fn local_weights(parts: &Parts<'_>, module: &LocalModule) -> Result<Local> {
+    let settings = &parts.request.settings;
+    let nouns = (settings.local.source == Source::Nouns).then(|| NounTable {
+        embeddings: parts.nouns.embeddings.clone(),
+        temperature: settings.local.temperature,
+    });
+    Ok(Local {
+        items: settings.local.items,
+        patches: parts.encoder.num_patches,
+        nouns,
+        heads: settings.shape.num_attention_heads,
+        queries: values(&module.queries)?,
+        query: linear(&module.query)?,
+        key_value: linear(&module.key_value)?,
+        nothing: values(&module.nothing)?,
+        output: linear(&module.output)?,
+        gate: linear(&module.gate)?,
     })
 }
 

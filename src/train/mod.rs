@@ -1,14 +1,19 @@
 //! Training from text alone: a corpus of captions and an encoder directory in, a bundle out.
 //!
 //! ```text
-//! corpus ─ tokenizer ─ embed ─ trainer (checkpoints) ─ export
+//! corpus ─ tokenizer ─ embed ─ memory ┐
+//!    └──── nouns ───── embed ─ locals ┴ examples ─ trainer (checkpoints) ─ export
 //! ```
 //! May use `model`, `onnx`, `encoder` and the common ground; never `worker` or `engine`.
 
 pub mod checkpoint;
 pub mod corpus;
 pub mod embed;
+pub mod examples;
 pub mod export;
+pub mod locals;
+pub mod memory;
+pub mod nouns;
 pub mod progress;
 pub mod settings;
 pub mod tokenizer;
@@ -19,9 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::index;
+use tokenizers::Tokenizer;
 use tracing::info;
 
 use crate::config::Runtime;
@@ -29,8 +32,11 @@ use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
+use examples::Examples;
+use locals::NounBank;
+use nouns::Nouns;
 use settings::Settings;
-use trainer::{Epoch, Examples, Trainer};
+use trainer::{Epoch, Trainer};
 
 /// What to train from and where to write it.
 pub struct Request {
@@ -65,14 +71,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     );
     make_folder(&request.cache)?;
     let tokenizer = tokenizer::train(&corpus.captions, settings.vocab_size)?;
-    let all: Vec<String> = corpus.captions.iter().chain(&corpus.held_out).cloned().collect();
-    let embeddings =
-        embed::embed(&request.encoder, &encoder, &all, &request.cache, &request.runtime)?;
-    let dim = encoder.embedding_dim;
-    let memory = memory(&embeddings[..corpus.captions.len() * dim], dim, settings);
-    let tokens = tokenizer::encode(&tokenizer, &all, settings.shape.max_length)?;
-    let examples = Examples::new(tokens, embeddings, dim, corpus.captions.len());
-    let vocab_size = tokenizer.get_vocab_size(true);
+    let (examples, memory) = examples(request, &encoder, &corpus, &tokenizer)?;
     let checkpoints = Checkpoints::new(
         &request.cache,
         Run {
@@ -81,7 +80,9 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
             encoder: format!("{} {}", encoder.name, encoder.version),
         },
     );
-    let trainer = Trainer::new(settings, examples, &memory, vocab_size, checkpoints, &request.stop);
+    let vocab_size = tokenizer.get_vocab_size(true);
+    let trainer =
+        Trainer::new(settings, &examples, &memory, vocab_size, checkpoints, &request.stop);
     let outcome = trainer.run(request.resume)?;
     export::write(&export::Parts {
         request,
@@ -89,19 +90,40 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
         corpus: &corpus,
         tokenizer: &tokenizer,
         memory: &memory,
+        nouns: &examples.nouns,
         outcome: &outcome,
     })?;
     Ok(outcome.curve)
 }
 
-/// A memory for the projection: `memory_size` captions' embeddings drawn from the corpus.
-fn memory(embeddings: &[f32], dim: usize, settings: &Settings) -> Vec<f32> {
-    let captions = embeddings.len() / dim;
-    let size = settings.memory_size.min(captions);
-    let mut generator = StdRng::seed_from_u64(settings.seed);
-    let mut chosen = index::sample(&mut generator, captions, size).into_vec();
-    chosen.sort_unstable();
-    chosen.iter().flat_map(|row| &embeddings[row * dim..(row + 1) * dim]).copied().collect()
+/// The corpus as the trainer takes it, and the projection's memory.
+fn examples(
+    request: &Request,
+    encoder: &EncoderConfig,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+) -> Result<(Examples, Vec<f32>)> {
+    let settings = &request.settings;
+    let dim = encoder.embedding_dim;
+    let embed = |what, texts: &[String]| {
+        embed::embed(what, &request.encoder, encoder, texts, &request.cache, &request.runtime)
+    };
+    let all: Vec<String> = corpus.captions.iter().chain(&corpus.held_out).cloned().collect();
+    let embeddings = embed("embedding captions", &all)?;
+    let split = corpus.captions.len();
+    let memory =
+        memory::build(&embeddings[..split * dim], dim, &settings.projection, settings.seed);
+    let found = Nouns::find(&all, &settings.local);
+    info!(nouns = found.names.len(), "found the nouns");
+    let noun_embeddings = embed("embedding nouns", &found.names)?;
+    let examples = Examples {
+        tokens: tokenizer::encode(tokenizer, &all, settings.shape.max_length)?,
+        embeddings,
+        dim,
+        split,
+        nouns: NounBank::new(found, noun_embeddings, dim),
+    };
+    Ok((examples, memory))
 }
 
 fn make_folder(path: &Path) -> Result<()> {

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::export::CANDIDATES;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Shape;
+use crate::model::local::LocalSettings;
+use crate::model::noise::NoiseSettings;
+use crate::model::projection::ProjectionSettings;
+use crate::model::{Plan, Shape};
 
 /// The defaults, with what each one means.
 pub const DEFAULTS: &str = include_str!("settings.toml");
@@ -19,10 +22,6 @@ pub const DEFAULTS: &str = include_str!("settings.toml");
 pub struct Settings {
     pub seed: u64,
     pub vocab_size: usize,
-    pub noise_sigma: f32,
-    pub memory_size: usize,
-    pub temperature: f32,
-    pub image_temperature: f32,
     pub batch_size: usize,
     pub epochs: usize,
     pub learning_rate: f64,
@@ -34,6 +33,9 @@ pub struct Settings {
     pub min_words: usize,
     pub max_words: usize,
     pub checkpoint_steps: usize,
+    pub noise: NoiseSettings,
+    pub projection: ProjectionSettings,
+    pub local: LocalSettings,
     pub shape: Shape,
     pub generation: GenerationConfig,
 }
@@ -58,11 +60,26 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The model that these settings describe.
+    pub fn plan(&self, embedding_dim: usize, vocab_size: usize) -> Plan<'_> {
+        Plan {
+            shape: &self.shape,
+            noise: &self.noise,
+            projection: &self.projection,
+            local: &self.local,
+            embedding_dim,
+            vocab_size,
+        }
+    }
+
     fn validate(&self) -> Result<()> {
         let shape = &self.shape;
         let positive = [
             ("vocab_size", self.vocab_size, 260),
-            ("memory_size", self.memory_size, 1),
+            ("projection.memory_size", self.projection.memory_size, 1),
+            ("local.items", self.local.items, 1),
+            ("local.nouns", self.local.nouns, 1),
+            ("local.noun_count", self.local.noun_count, 1),
             ("batch_size", self.batch_size, 1),
             ("checkpoint_steps", self.checkpoint_steps, 1),
             ("held_out", self.held_out, 1),
@@ -100,21 +117,47 @@ impl Settings {
                 allowed,
             ));
         }
-        if !(self.noise_sigma >= 0.0 && self.noise_sigma.is_finite()) {
-            return Err(out_of_range("noise_sigma", self.noise_sigma, "0 or more"));
-        }
-        let temperatures =
-            [("temperature", self.temperature), ("image_temperature", self.image_temperature)];
-        for (field, value) in temperatures {
+        self.validate_numbers()
+    }
+
+    fn validate_numbers(&self) -> Result<()> {
+        let (noise, projection, local) = (&self.noise, &self.projection, &self.local);
+        let positive = [
+            ("learning_rate", self.learning_rate),
+            ("noise.mixture_temperature", noise.mixture_temperature.into()),
+            ("projection.temperature", projection.temperature.into()),
+            ("projection.image_temperature", projection.image_temperature.into()),
+            ("local.temperature", local.temperature.into()),
+        ];
+        for (field, value) in positive {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(out_of_range(field, value, "more than 0"));
             }
         }
+        let not_negative = [
+            ("noise.sigma", noise.sigma),
+            ("noise.kl_weight", noise.kl_weight),
+            ("local.sigma", local.sigma),
+        ];
+        for (field, value) in not_negative {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(out_of_range(field, value, "0 or more"));
+            }
+        }
+        let shares = [
+            ("noise.floor", noise.floor),
+            ("noise.mixture", noise.mixture),
+            ("local.dropout", local.dropout),
+            ("local.swap", local.swap),
+            ("local.empty", local.empty),
+        ];
+        for (field, value) in shares {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(out_of_range(field, value, "0 to 1"));
+            }
+        }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(out_of_range("label_smoothing", self.label_smoothing, "0 to below 1"));
-        }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return Err(out_of_range("learning_rate", self.learning_rate, "more than 0"));
         }
         Ok(())
     }

@@ -1,0 +1,123 @@
+//! Local features: what single things an image shows, beside what it is as a whole.
+//!
+//! Learned queries attend to a set of local embeddings and bring back one finding for each token
+//! of the prefix; a gate decides how much of it to add (after MacCap, Qiu et al. 2024,
+//! arXiv:2401.02347, which reads an image's patches beside its whole). In training the local
+//! embeddings are a caption's nouns, or the states of its tokens, each with noise of its own; at
+//! inference they come from the image's patches (`onnx::prefix`).
+
+use burn::module::{Module, Param};
+use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::Shape;
+
+/// What stands for an image's patches in training.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The embeddings of the caption's nouns.
+    Nouns,
+    /// The text tower's states of the caption's tokens.
+    Tokens,
+}
+
+/// The `[local]` table of the settings.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct LocalSettings {
+    pub enabled: bool,
+    pub source: Source,
+    pub items: usize,
+    pub sigma: f32,
+    pub dropout: f32,
+    pub swap: f32,
+    pub distractors: usize,
+    pub empty: f32,
+    pub nouns: usize,
+    pub noun_count: usize,
+    pub temperature: f32,
+}
+
+/// Local embeddings of a batch.
+#[derive(Clone, Debug)]
+pub struct Locals {
+    /// `[batch, items, dim]`
+    pub embeddings: Tensor<3>,
+    /// `[batch, items]`, true where there is none.
+    pub absent: Tensor<2, Bool>,
+}
+
+/// Queries, the attention with which they read local embeddings, and the gate.
+#[derive(Module, Debug)]
+pub struct LocalModule {
+    /// `[prefix_length, hidden]`
+    pub queries: Param<Tensor<2>>,
+    /// From the global prefix: what a query looks for depends on what is known already.
+    pub query: Linear,
+    /// `[dim, 2 * hidden]`: key and value of a local embedding.
+    pub key_value: Linear,
+    /// `[1, 2 * hidden]`: key and value of "nothing", which is always there to attend to.
+    pub nothing: Param<Tensor<2>>,
+    pub output: Linear,
+    /// From a prefix token and the finding beside it.
+    pub gate: Linear,
+    heads: usize,
+}
+
+impl LocalModule {
+    pub fn new(shape: &Shape, embedding_dim: usize, device: &Device) -> Self {
+        let width = shape.hidden_size;
+        let small = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+        Self {
+            queries: Initializer::Normal { mean: 0.0, std: 1.0 }
+                .init([shape.prefix_length, width], device),
+            query: linear(width, width),
+            key_value: linear(embedding_dim, 2 * width),
+            nothing: small.init([1, 2 * width], device),
+            output: linear(width, width),
+            gate: linear(2 * width, width),
+            heads: shape.num_attention_heads,
+        }
+    }
+
+    /// `prefix` `[batch, prefix_length, hidden]` with what the queries find in `locals` added.
+    pub fn fuse(&self, prefix: Tensor<3>, locals: &Locals) -> Tensor<3> {
+        let found = self.find(prefix.clone(), locals);
+        let gate = sigmoid(self.gate.forward(Tensor::cat(vec![prefix.clone(), found.clone()], 2)));
+        prefix + gate * found
+    }
+
+    fn find(&self, prefix: Tensor<3>, locals: &Locals) -> Tensor<3> {
+        let [batch, items, dim] = locals.embeddings.dims();
+        let [_, length, width] = prefix.dims();
+        let size = width / self.heads;
+        let device = prefix.device();
+        // Entries of a unit vector are small; bring them to unit variance.
+        let spread = locals.embeddings.clone().mul_scalar((dim as f32).sqrt());
+        let nothing = self.nothing.val().unsqueeze::<3>().expand([batch, 1, 2 * width]);
+        let key_value = Tensor::cat(vec![nothing, self.key_value.forward(spread)], 1);
+        let heads = |states: Tensor<3>, count: usize| {
+            states.reshape([batch, count, self.heads, size]).swap_dims(1, 2)
+        };
+        let query = self.query.forward(prefix) + self.queries.val().unsqueeze::<3>();
+        let keys = heads(key_value.clone().narrow(2, 0, width), items + 1);
+        let values = heads(key_value.narrow(2, width, width), items + 1);
+        let scores =
+            heads(query, length).matmul(keys.swap_dims(2, 3)).div_scalar((size as f32).sqrt());
+        let present = Tensor::<2, Bool>::full([batch, 1], false, &device);
+        let absent = Tensor::cat(vec![present, locals.absent.clone()], 1);
+        let mask = absent.reshape([batch, 1, 1, items + 1]).expand([
+            batch,
+            self.heads,
+            length,
+            items + 1,
+        ]);
+        let attention = softmax(scores.mask_fill(mask, -1e9), 3);
+        let mixed = attention.matmul(values).swap_dims(1, 2).reshape([batch, length, width]);
+        self.output.forward(mixed)
+    }
+}

@@ -1,0 +1,190 @@
+//! The corpus as the trainer takes it: captions as tokens beside their embeddings and nouns,
+//! drawn into batches.
+//!
+//! Everything random comes from the seed and the step, never from what ran before, so that an
+//! interrupted run continues exactly where it stopped.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
+
+use super::locals::NounBank;
+use super::settings::Settings;
+use super::tokenizer::PAD;
+use crate::model::Conditions;
+use crate::model::local::Locals;
+use crate::model::noise::Draws;
+
+/// Batches among which captions are sorted by length, so that little of a batch is padding.
+const BUCKET: usize = 64;
+/// Stands for a step in the noise of the held-out captions.
+const HELD_OUT_STREAM: u64 = u64::MAX;
+
+/// Captions as tokens beside their embeddings; those from `split` on are held out.
+pub struct Examples {
+    pub tokens: Vec<Vec<u16>>,
+    /// Unit length, `[captions, dim]`.
+    pub embeddings: Vec<f32>,
+    pub dim: usize,
+    pub split: usize,
+    pub nouns: NounBank,
+}
+
+/// Captions as tensors: what they are conditioned on, what the decoder reads, what it should say,
+/// where that counts.
+pub struct Batch {
+    pub conditions: Conditions,
+    pub inputs: Tensor<2, Int>,
+    /// `[batch * tokens, 1]`
+    pub targets: Tensor<2, Int>,
+    /// `[batch * tokens, 1]`; 1 where a target is a token, 0 where it is padding.
+    pub counts: Tensor<2>,
+    pub tokens: usize,
+}
+
+impl Examples {
+    /// Entropy of the training captions' tokens in nats: the loss of a model that knows how
+    /// frequent each token is and nothing else.
+    pub fn unigram_entropy(&self) -> f64 {
+        let mut counts = vec![0_u64; usize::from(u16::MAX) + 1];
+        for token in self.tokens[..self.split].iter().flat_map(|caption| &caption[1..]) {
+            counts[usize::from(*token)] += 1;
+        }
+        let total = counts.iter().sum::<u64>() as f64;
+        let shares = counts.iter().filter(|count| **count > 0).map(|count| *count as f64 / total);
+        shares.map(|share| -share * share.ln()).sum()
+    }
+
+    /// Batches in a pass over the training captions.
+    pub fn batches_per_epoch(&self, settings: &Settings) -> usize {
+        self.split.div_ceil(settings.batch_size)
+    }
+
+    /// The training captions in the order of `epoch`, in batches of like length.
+    pub fn epoch(&self, epoch: usize, settings: &Settings) -> Vec<Vec<usize>> {
+        let mut generator = stream(settings.seed, epoch as u64 + (1 << 40));
+        let mut order: Vec<usize> = (0..self.split).collect();
+        order.shuffle(&mut generator);
+        let size = settings.batch_size;
+        for bucket in order.chunks_mut(size * BUCKET) {
+            bucket.sort_by_key(|index| self.tokens[*index].len());
+        }
+        let mut batches: Vec<Vec<usize>> = order.chunks(size).map(<[usize]>::to_vec).collect();
+        batches.shuffle(&mut generator);
+        batches
+    }
+
+    /// The captions at `indices`, with the noise of `step`.
+    pub fn batch(
+        &self,
+        indices: &[usize],
+        step: u64,
+        settings: &Settings,
+        device: &Device,
+    ) -> Batch {
+        let rows = indices.len();
+        let captions = || indices.iter().map(|index| &self.tokens[*index]);
+        let longest = captions().map(Vec::len).max().unwrap_or(2) - 1;
+        let mut inputs = vec![PAD; rows * longest];
+        let mut targets = vec![PAD; rows * longest];
+        let mut counts = vec![0.0_f32; rows * longest];
+        for (row, caption) in captions().enumerate() {
+            for (column, pair) in caption.windows(2).enumerate() {
+                inputs[row * longest + column] = i64::from(pair[0]);
+                targets[row * longest + column] = i64::from(pair[1]);
+                counts[row * longest + column] = 1.0;
+            }
+        }
+        let flat = [rows * longest, 1];
+        Batch {
+            conditions: self.conditions(indices, &mut stream(settings.seed, step), settings, device),
+            inputs: Tensor::from_data(TensorData::new(inputs, [rows, longest]), device),
+            targets: Tensor::from_data(TensorData::new(targets, flat), device),
+            counts: Tensor::from_data(TensorData::new(counts, flat), device),
+            tokens: captions().map(|caption| caption.len() - 1).sum(),
+        }
+    }
+
+    /// The held-out captions, with noise that is the same each time.
+    pub fn held_out<'a>(
+        &'a self,
+        settings: &'a Settings,
+        device: &'a Device,
+    ) -> impl Iterator<Item = Batch> + 'a {
+        let mut indices: Vec<usize> = (self.split..self.tokens.len()).collect();
+        indices.sort_by_key(|index| self.tokens[*index].len());
+        let size = settings.batch_size;
+        (0..indices.len().div_ceil(size)).map(move |batch| {
+            let chunk = &indices[batch * size..indices.len().min((batch + 1) * size)];
+            self.batch(chunk, HELD_OUT_STREAM - batch as u64, settings, device)
+        })
+    }
+
+    fn conditions(
+        &self,
+        indices: &[usize],
+        generator: &mut impl Rng,
+        settings: &Settings,
+        device: &Device,
+    ) -> Conditions {
+        let (rows, dim) = (indices.len(), self.dim);
+        let embeddings: Vec<f32> =
+            indices.iter().flat_map(|index| self.embedding(*index)).copied().collect();
+        let normal: Vec<f32> =
+            (0..rows * dim).map(|_| StandardNormal.sample(&mut *generator)).collect();
+        let uniform: Vec<f32> = (0..rows).map(|_| generator.random()).collect();
+        let matrix = |values: Vec<f32>, columns: usize| {
+            Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), device)
+        };
+        let locals = settings.local.enabled.then(|| {
+            let items = settings.local.items;
+            let drawn = self.nouns.draw(indices, &settings.local, generator);
+            Locals {
+                embeddings: Tensor::from_data(
+                    TensorData::new(drawn.embeddings, [rows, items, dim]),
+                    device,
+                ),
+                absent: Tensor::<2, Bool>::from_data(
+                    TensorData::new(drawn.absent, [rows, items]),
+                    device,
+                ),
+            }
+        });
+        Conditions {
+            embeddings: matrix(embeddings, dim),
+            draws: Draws { normal: matrix(normal, dim), uniform: matrix(uniform, 1) },
+            locals,
+        }
+    }
+
+    fn embedding(&self, index: usize) -> &[f32] {
+        &self.embeddings[index * self.dim..(index + 1) * self.dim]
+    }
+}
+
+/// An independent generator for each purpose and step.
+fn stream(seed: u64, number: u64) -> StdRng {
+    StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::nouns::Nouns;
+
+    #[test]
+    fn the_unigram_entropy_is_that_of_the_tokens_foretold() {
+        let examples = Examples {
+            tokens: vec![vec![1, 5, 2], vec![1, 5, 6, 7, 2], vec![1, 8, 2]],
+            embeddings: Vec::new(),
+            dim: 1,
+            split: 2,
+            nouns: NounBank::new(Nouns::default(), Vec::new(), 1),
+        };
+        // 5, 2, 5, 6, 7, 2: two tokens a third each, two a sixth each.
+        let expected = 2.0 / 3.0 * 3.0_f64.ln() + 1.0 / 3.0 * 6.0_f64.ln();
+        assert!((examples.unigram_entropy() - expected).abs() < 1e-9);
+    }
+}

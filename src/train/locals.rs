@@ -1,0 +1,189 @@
+//! What stands for an image's patches in training: a caption's nouns, as unreliable as patches.
+//!
+//! A patch may miss a thing, take it for a neighbour, or show what no caption speaks of; so
+//! nouns are dropped, swapped for a near one, and joined by distractors, and each embedding has
+//! noise of its own.
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::nouns::Nouns;
+use crate::model::local::LocalSettings;
+
+/// Nouns that a noun is mistaken for.
+const NEIGHBOURS: usize = 8;
+
+/// The corpus's nouns in the joint space.
+pub struct NounBank {
+    /// Unit length, `[nouns, dim]`.
+    pub embeddings: Vec<f32>,
+    pub dim: usize,
+    /// For each caption, the nouns it has.
+    of_captions: Vec<Vec<u16>>,
+    /// For each noun, those most like it.
+    neighbours: Vec<Vec<u16>>,
+}
+
+/// The local embeddings of a batch as plain arrays.
+pub struct LocalArrays {
+    /// `[batch, items, dim]`, zero where there is none.
+    pub embeddings: Vec<f32>,
+    /// `[batch, items]`, true where there is none.
+    pub absent: Vec<bool>,
+}
+
+impl NounBank {
+    /// `embeddings` `[nouns, dim]` are those of `nouns.names`, of unit length.
+    pub fn new(nouns: Nouns, embeddings: Vec<f32>, dim: usize) -> Self {
+        let neighbours = neighbours(&embeddings, dim);
+        Self { embeddings, dim, of_captions: nouns.of_captions, neighbours }
+    }
+
+    pub fn len(&self) -> usize {
+        self.neighbours.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.neighbours.is_empty()
+    }
+
+    /// Draws the local embeddings for the captions at `indices`.
+    pub fn draw(
+        &self,
+        indices: &[usize],
+        settings: &LocalSettings,
+        generator: &mut impl Rng,
+    ) -> LocalArrays {
+        let cells = indices.len() * settings.items;
+        let mut embeddings = vec![0.0; cells * self.dim];
+        let mut absent = vec![true; cells];
+        for (row, caption) in indices.iter().enumerate() {
+            let seen = self.seen(&self.of_captions[*caption], settings, generator);
+            for (column, noun) in seen.into_iter().enumerate() {
+                let cell = row * settings.items + column;
+                absent[cell] = false;
+                let target = &mut embeddings[cell * self.dim..(cell + 1) * self.dim];
+                target.copy_from_slice(self.embedding(noun));
+                for entry in target {
+                    let noise: f32 = StandardNormal.sample(generator);
+                    *entry += settings.sigma * noise;
+                }
+            }
+        }
+        LocalArrays { embeddings, absent }
+    }
+
+    /// Which nouns an image with these `nouns` would seem to show, at most `settings.items`.
+    fn seen(&self, nouns: &[u16], settings: &LocalSettings, generator: &mut impl Rng) -> Vec<u16> {
+        if self.is_empty() || generator.random::<f32>() < settings.empty {
+            return Vec::new();
+        }
+        let mut seen = Vec::with_capacity(settings.items);
+        for &noun in nouns {
+            if generator.random::<f32>() < settings.dropout {
+                continue;
+            }
+            let mistaken = generator.random::<f32>() < settings.swap;
+            seen.push(if mistaken { self.neighbour(noun, generator) } else { noun });
+        }
+        for _ in 0..generator.random_range(0..=settings.distractors) {
+            // Half of what disturbs has to do with the caption, as in an image.
+            let related = generator.random::<bool>().then(|| pick(nouns, generator)).flatten();
+            seen.push(match related {
+                Some(noun) => self.neighbour(noun, generator),
+                None => generator.random_range(0..self.len()) as u16,
+            });
+        }
+        seen.shuffle(generator);
+        seen.truncate(settings.items);
+        seen
+    }
+
+    fn neighbour(&self, noun: u16, generator: &mut impl Rng) -> u16 {
+        pick(&self.neighbours[usize::from(noun)], generator).unwrap_or(noun)
+    }
+
+    fn embedding(&self, noun: u16) -> &[f32] {
+        &self.embeddings[usize::from(noun) * self.dim..(usize::from(noun) + 1) * self.dim]
+    }
+}
+
+fn pick(nouns: &[u16], generator: &mut impl Rng) -> Option<u16> {
+    (!nouns.is_empty()).then(|| nouns[generator.random_range(0..nouns.len())])
+}
+
+fn neighbours(embeddings: &[f32], dim: usize) -> Vec<Vec<u16>> {
+    let Ok(rows) = ndarray::ArrayView2::from_shape((embeddings.len() / dim, dim), embeddings)
+    else {
+        return Vec::new();
+    };
+    let cosines = rows.dot(&rows.t());
+    let nearest = |(noun, row): (usize, ndarray::ArrayView1<'_, f32>)| {
+        let mut others: Vec<usize> = (0..row.len()).filter(|other| *other != noun).collect();
+        others.sort_by(|left, right| row[*right].total_cmp(&row[*left]));
+        others.truncate(NEIGHBOURS);
+        others.into_iter().map(|other| other as u16).collect()
+    };
+    cosines.rows().into_iter().enumerate().map(nearest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::train::settings::Settings;
+
+    const DIM: usize = 4;
+
+    /// Two pairs of like nouns; one caption with the first, one without any.
+    fn bank() -> NounBank {
+        let embeddings = [
+            [1.0, 0.0, 0.0, 0.0],
+            [0.8, 0.6, 0.0, 0.0],
+            [0.0, 0.0, 1.0, 0.0],
+            [0.0, 0.0, 0.6, 0.8],
+        ];
+        let nouns = Nouns {
+            names: ["cat", "kitten", "bus", "tram"].map(String::from).to_vec(),
+            of_captions: vec![vec![0], vec![]],
+        };
+        NounBank::new(nouns, embeddings.concat(), DIM)
+    }
+
+    fn faithful() -> LocalSettings {
+        let mut settings = Settings::load(None).unwrap().local;
+        settings.items = 3;
+        (settings.dropout, settings.swap, settings.empty) = (0.0, 0.0, 0.0);
+        (settings.sigma, settings.distractors) = (0.0, 0);
+        settings
+    }
+
+    #[test]
+    fn without_disturbance_a_caption_shows_its_nouns() {
+        let mut generator = StdRng::seed_from_u64(1);
+        let drawn = bank().draw(&[1, 0], &faithful(), &mut generator);
+        assert_eq!(drawn.absent, [true, true, true, false, true, true]);
+        assert_eq!(drawn.embeddings[3 * DIM..4 * DIM], [1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn each_disturbance_does_what_it_says() {
+        let mut generator = StdRng::seed_from_u64(1);
+        let (bank, mut settings) = (bank(), faithful());
+        assert_eq!(bank.neighbours[2], [3, 1, 0]);
+        settings.dropout = 1.0;
+        assert!(bank.seen(&[0], &settings, &mut generator).is_empty());
+        (settings.dropout, settings.swap) = (0.0, 1.0);
+        let swapped: Vec<u16> =
+            (0..50).flat_map(|_| bank.seen(&[0], &settings, &mut generator)).collect();
+        assert!(swapped.len() == 50 && !swapped.contains(&0), "{swapped:?}");
+        (settings.swap, settings.distractors) = (0.0, 9);
+        let crowded = (0..50).map(|_| bank.seen(&[0], &settings, &mut generator).len()).max();
+        assert_eq!(crowded, Some(settings.items), "never more than there is room for");
+        settings.empty = 1.0;
+        assert!(bank.seen(&[0], &settings, &mut generator).is_empty());
+    }
+}

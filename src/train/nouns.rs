@@ -1,0 +1,131 @@
+//! The things that captions speak of: the corpus's nouns, and which caption has which.
+//!
+//! A tagger (Brill 1992, as `harper-brill` carries it) marks the nouns; what it has never seen
+//! counts as one where it does not look like a verb. A run of nouns such as "traffic light" is
+//! one thing if it is frequent, otherwise its last noun is.
+
+use std::collections::HashMap;
+
+use harper_brill::{Tagger, UPOS, brill_tagger};
+
+use crate::model::local::LocalSettings;
+
+/// Longest run of nouns that is one thing.
+const LONGEST: usize = 2;
+
+/// The corpus's frequent nouns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Nouns {
+    /// The most frequent first.
+    pub names: Vec<String>,
+    /// For each caption, what it names, as indices into `names`; none twice.
+    pub of_captions: Vec<Vec<u16>>,
+}
+
+impl Nouns {
+    /// Finds at most `settings.nouns` nouns that stand in at least `settings.noun_count` of the
+    /// captions.
+    pub fn find(captions: &[String], settings: &LocalSettings) -> Self {
+        let tagger = brill_tagger();
+        let runs: Vec<Vec<Vec<String>>> =
+            captions.iter().map(|caption| noun_runs(&*tagger, caption)).collect();
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for run in runs.iter().flatten() {
+            for name in endings(run) {
+                *counts.entry(name).or_default() += 1;
+            }
+        }
+        let mut frequent: Vec<(String, usize)> =
+            counts.into_iter().filter(|(_, count)| *count >= settings.noun_count).collect();
+        frequent.sort_unstable_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(&right.0)));
+        frequent.truncate(settings.nouns.min(usize::from(u16::MAX)));
+        let names: Vec<String> = frequent.into_iter().map(|(name, _)| name).collect();
+        let places: HashMap<&str, u16> =
+            names.iter().zip(0..).map(|(name, place)| (name.as_str(), place)).collect();
+        let of_captions = runs
+            .iter()
+            .map(|runs| {
+                let longest = |run: &Vec<String>| {
+                    endings(run).into_iter().find_map(|name| places.get(name.as_str()).copied())
+                };
+                let mut found: Vec<u16> = runs.iter().filter_map(longest).collect();
+                found.sort_unstable();
+                found.dedup();
+                found
+            })
+            .collect();
+        Self { names, of_captions }
+    }
+}
+
+/// Runs of adjacent nouns.
+fn noun_runs(tagger: &impl Tagger, caption: &str) -> Vec<Vec<String>> {
+    let words: Vec<String> = caption
+        .split(' ')
+        .map(|word| word.trim_matches(|letter: char| !letter.is_alphanumeric()).to_owned())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let tags = tagger.tag_sentence(&words);
+    let mut runs = vec![Vec::new()];
+    for (word, tag) in words.into_iter().zip(tags) {
+        if is_noun(&word, tag) {
+            if let Some(run) = runs.last_mut() {
+                run.push(word);
+            }
+        } else {
+            runs.push(Vec::new());
+        }
+    }
+    runs.retain(|run| !run.is_empty());
+    runs
+}
+
+fn is_noun(word: &str, tag: Option<UPOS>) -> bool {
+    let looks_like_a_verb = word.ends_with("ing") || word.ends_with("ed");
+    match tag {
+        Some(UPOS::NOUN | UPOS::PROPN) => !word.ends_with("ing"),
+        None => !looks_like_a_verb && !word.ends_with("ly"),
+        Some(_) => false,
+    }
+}
+
+/// The last nouns of a run together, the longest ending first.
+fn endings(run: &[String]) -> Vec<String> {
+    (run.len().saturating_sub(LONGEST)..run.len()).map(|start| run[start..].join(" ")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::settings::Settings;
+
+    #[test]
+    fn frequent_things_are_found_where_they_are_named() {
+        let captions: Vec<String> = [
+            "a man waits at a traffic light",
+            "a dog sits under the traffic light",
+            "a man and a dog walk on the beach",
+            "the light of the sun",
+        ]
+        .map(String::from)
+        .to_vec();
+        let mut settings = Settings::load(None).unwrap().local;
+        settings.noun_count = 2;
+        let nouns = Nouns::find(&captions, &settings);
+        let mut names = nouns.names.clone();
+        names.sort();
+        assert_eq!(names, ["dog", "light", "man", "traffic light"]);
+        assert_eq!(nouns.names[0], "light", "in three captions");
+        let of = |caption: usize| -> Vec<&str> {
+            let mut found: Vec<&str> = nouns.of_captions[caption]
+                .iter()
+                .map(|place| nouns.names[usize::from(*place)].as_str())
+                .collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(of(0), ["man", "traffic light"]);
+        assert_eq!(of(1), ["dog", "traffic light"]);
+        assert_eq!(of(3), ["light"]);
+    }
+}
