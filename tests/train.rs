@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use fusioncap::bundle::Bundle;
 use fusioncap::config::{Model, Runtime};
 use fusioncap::encoder::random;
 use fusioncap::engine::Engine;
+use fusioncap::model::local::{Locals, Source};
 use fusioncap::model::{FusionCap, projection};
+use fusioncap::onnx::prefix::Alignment;
 use fusioncap::onnx::{decoder, prefix};
+use fusioncap::train::export::Constants;
 use fusioncap::train::settings::Settings;
 use fusioncap::train::trainer::Epoch;
 use fusioncap::train::{self, Request, export};
@@ -39,7 +42,7 @@ fn settings() -> Settings {
     settings.epochs = 2;
     settings.batch_size = 64;
     settings.warmup_steps = 4;
-    settings.noise_sigma = 0.05;
+    settings.noise.sigma = 0.05;
     settings
 }
 
@@ -197,10 +200,10 @@ fn shape_settings() -> Settings {
     settings
 }
 
-fn model(device: &Device) -> FusionCap {
+fn model(settings: &Settings, device: &Device) -> FusionCap {
     let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     device.seed(11);
-    FusionCap::new(&shape_settings().shape, DIM, VOCAB, device).map(&mut Enlarge)
+    FusionCap::new(&settings.plan(DIM, VOCAB), device).map(&mut Enlarge)
 }
 
 /// Embeddings that 16 bits hold exactly, `[rows, DIM]`.
@@ -225,44 +228,124 @@ fn assert_close(found: &[f32], expected: &[f32]) {
     }
 }
 
-#[test]
-fn the_exported_prefix_is_the_trained_one() {
-    let device = Device::flex();
-    let (model, settings) = (model(&device), shape_settings());
-    let memory = embeddings(9);
-    let rows = |values: &[f32]| {
-        let shape = [values.len() / DIM, DIM];
-        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
-    };
-    let images: Vec<f32> = embeddings(12)[9 * DIM..].to_vec();
-    let projected = projection::project(rows(&images), &rows(&memory), 0.2);
-    let expected: Vec<f32> = model.prefix.forward(projected).into_data().iter::<f32>().collect();
+/// Rows of `values` as `[rows, DIM]`.
+fn rows(values: &[f32], device: &Device) -> Tensor<2> {
+    let shape = [values.len() / DIM, DIM];
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+}
 
-    let linear = |layer: &burn::nn::Linear| {
-        let weight: Vec<f32> = layer.weight.val().into_data().iter::<f32>().collect();
-        let bias: Vec<f32> = layer.bias.as_ref().unwrap().val().into_data().iter::<f32>().collect();
-        (weight, bias)
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// The largest entries' places, the largest first.
+fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|left, right| values[*right].total_cmp(&values[*left]));
+    order.truncate(count);
+    order
+}
+
+/// What the local queries of one image may attend to, worked out by hand: the patches nearest to
+/// the image, or the nouns of which the patches are the most.
+fn found(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[f32]) -> Vec<f32> {
+    let unit = |row: &[f32]| -> Vec<f32> {
+        let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
+        row.iter().map(|entry| entry / length).collect()
     };
-    let (inner_weight, inner_bias) = linear(&model.prefix.inner);
-    let (outer_weight, outer_bias) = linear(&model.prefix.outer);
-    let mut session = session(&prefix::write(&prefix::PrefixWeights {
-        embedding_dim: DIM,
-        hidden_size: settings.shape.hidden_size,
-        prefix_length: settings.shape.prefix_length,
-        memory,
-        temperature: 0.2,
-        inner_weight,
-        inner_bias,
-        outer_weight,
-        outer_bias,
-    }));
-    let input = OrtTensor::from_array(([3, DIM], images)).unwrap();
-    let outputs = session.run(ort::inputs!["image_embeds" => input]).unwrap();
+    let cosine = |left: &[f32], right: &[f32]| -> f32 {
+        unit(left).iter().zip(unit(right)).map(|(left, right)| left * right).sum()
+    };
+    let local = &settings.local;
+    if local.source == Source::Tokens {
+        let near: Vec<f32> = patches.chunks(DIM).map(|patch| cosine(patch, image)).collect();
+        let chosen = largest(&near, local.items);
+        return chosen.iter().flat_map(|patch| unit(&patches[patch * DIM..][..DIM])).collect();
+    }
+    let mut shares = vec![0.0; nouns.len() / DIM];
+    for patch in patches.chunks(DIM) {
+        let weight = |noun: &[f32]| {
+            let dot: f32 = unit(patch).iter().zip(noun).map(|(left, right)| left * right).sum();
+            (dot / local.temperature).exp()
+        };
+        let weights: Vec<f32> = nouns.chunks(DIM).map(weight).collect();
+        let sum: f32 = weights.iter().sum();
+        shares.iter_mut().zip(weights).for_each(|(share, weight)| *share += weight / sum);
+    }
+    let chosen = largest(&shares, local.items);
+    chosen.iter().flat_map(|noun| &nouns[noun * DIM..][..DIM]).copied().collect()
+}
+
+/// Exports a model with `settings` and compares its prefix with burn's.
+fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) {
+    const PATCHES: usize = 5;
+    let device = Device::flex();
+    let model = model(settings, &device);
+    let all = embeddings(9 + 3 + 3 * PATCHES + 6);
+    let (memory, rest) = all.split_at(9 * DIM);
+    let (images, rest) = rest.split_at(3 * DIM);
+    let (patches, nouns) = rest.split_at(3 * PATCHES * DIM);
+    let seen: Vec<f32> = images
+        .chunks(DIM)
+        .zip(patches.chunks(PATCHES * DIM))
+        .flat_map(|(image, patches)| found(settings, image, patches, nouns))
+        .collect();
+    let items = settings.local.items;
+    let locals = settings.local.enabled.then(|| Locals {
+        embeddings: rows(&seen, &device).reshape([3, items, DIM]),
+        absent: Tensor::<2, Bool>::full([3, items], false, &device),
+    });
+    let mut moved = projection::unit_length(rows(images, &device));
+    if let Some(alignment) = &alignment {
+        moved = moved * rows(&alignment.scale, &device) + rows(&alignment.shift, &device);
+    }
+    let temperature = settings.projection.image_temperature;
+    let plan = settings.plan(DIM, VOCAB);
+    let expected =
+        values(model.read(&plan, &rows(memory, &device), moved, locals, temperature));
+
+    let constants =
+        Constants { embedding_dim: DIM, patches: PATCHES, memory, alignment, nouns };
+    let weights = export::prefix_weights(&model, settings, &constants).unwrap();
+    let mut session = session(&prefix::write(&weights));
+    let image = OrtTensor::from_array(([3, DIM], images.to_vec())).unwrap();
+    let mut inputs = ort::inputs!["image_embeds" => image];
+    if settings.local.enabled {
+        let patches = OrtTensor::from_array(([3, PATCHES, DIM], patches.to_vec())).unwrap();
+        inputs.push(("patch_embeds".into(), patches.into()));
+    }
+    let outputs = session.run(inputs).unwrap();
     assert_close(&floats(&outputs["prefix"]), &expected);
     for row in floats(&outputs["embedding"]).chunks(DIM) {
         let length: f32 = row.iter().map(|entry| entry * entry).sum();
         assert!((length - 1.0).abs() < 1e-5, "{length}");
     }
+    if !settings.local.enabled {
+        return assert!(outputs.get("local_attention").is_none());
+    }
+    for looked in floats(&outputs["local_attention"]).chunks(PATCHES) {
+        let sum: f32 = looked.iter().sum();
+        assert!(looked.iter().all(|share| *share >= 0.0) && sum < 1.0, "{looked:?}");
+    }
+}
+
+#[test]
+fn the_exported_prefix_is_the_trained_one() {
+    let mut settings = shape_settings();
+    settings.projection.image_temperature = 0.2;
+    assert_prefix_is_exported(&settings, None);
+    settings.projection.keep_embedding = true;
+    let shift = embeddings(1);
+    let scale = shift.iter().map(|entry| 1.0 + entry * entry).collect();
+    assert_prefix_is_exported(&settings, Some(Alignment { scale, shift }));
+    settings.local.enabled = true;
+    settings.local.items = 3;
+    settings.local.temperature = 0.3;
+    assert_prefix_is_exported(&settings, None);
+    settings.local.source = Source::Tokens;
+    assert_prefix_is_exported(&settings, None);
+    settings.projection.enabled = false;
+    assert_prefix_is_exported(&settings, None);
 }
 
 /// The exported decoder, its cache fed back from step to step.
@@ -343,8 +426,8 @@ fn assert_best(step: &Step, expected: &[Vec<f32>]) {
 #[test]
 fn the_exported_decoder_is_the_trained_one() {
     let device = Device::flex();
-    let model = model(&device);
     let settings = shape_settings();
+    let model = model(&settings, &device);
     let (length, hidden) = (settings.shape.prefix_length, settings.shape.hidden_size);
     let prefixes: Vec<f32> = (0..2 * length * hidden).map(|index| (index as f32).cos()).collect();
     // What burn expects after `texts`, each with the prefix of its image: log-probabilities plus

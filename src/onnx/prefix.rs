@@ -23,6 +23,7 @@ pub struct PrefixWeights {
 }
 
 /// Moves images' unit-length embeddings to where captions' are: `scale * v + shift`.
+#[derive(Clone, Debug)]
 pub struct Alignment {
     /// `[embedding_dim]`
     pub scale: Vec<f32>,

@@ -11,7 +11,6 @@ use tokenizers::Tokenizer;
 
 use super::Request;
 use super::corpus::Corpus;
-use super::locals::NounBank;
 use super::settings::Settings;
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
@@ -25,7 +24,7 @@ use crate::model::FusionCap;
 use crate::model::decoder::{Block, EPSILON};
 use crate::model::local::{LocalModule, Source};
 use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
-use crate::onnx::prefix::{self, Local, NounTable, PrefixWeights, Projection};
+use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Projection};
 
 /// Candidates a decoder step returns: twice the widest beam.
 pub const CANDIDATES: usize = 16;
@@ -36,10 +35,20 @@ pub struct Parts<'a> {
     pub encoder: &'a EncoderConfig,
     pub corpus: &'a Corpus,
     pub tokenizer: &'a Tokenizer,
-    /// Row-major `[captions, embedding_dim]`.
-    pub memory: &'a [f32],
-    pub nouns: &'a NounBank,
+    pub constants: Constants<'a>,
     pub outcome: &'a Outcome,
+}
+
+/// What the prefix needs beside what was trained; row-major.
+pub struct Constants<'a> {
+    pub embedding_dim: usize,
+    /// Local embeddings an image has.
+    pub patches: usize,
+    /// `[captions, embedding_dim]`
+    pub memory: &'a [f32],
+    pub alignment: Option<Alignment>,
+    /// `[nouns, embedding_dim]`
+    pub nouns: &'a [f32],
 }
 
 /// Checks, before hours of training, that `out` can become a bundle: it is not there yet, empty,
@@ -68,7 +77,8 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         let target = out.join(name);
         fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
     }
-    write_file(&out.join(PREFIX), &prefix::write(&prefix_weights(parts)?))?;
+    let weights = prefix_weights(model, settings, &parts.constants)?;
+    write_file(&out.join(PREFIX), &prefix::write(&weights))?;
     let vocab_size = tokenizer.get_vocab_size(true);
     write_file(
         &out.join(DECODER),
@@ -106,35 +116,41 @@ fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
 }
 
 /// The prefix network of `model` as plain arrays.
-fn prefix_weights(parts: &Parts<'_>) -> Result<PrefixWeights> {
-    let settings = &parts.request.settings;
-    let (model, projection) = (&parts.outcome.model, &settings.projection);
-    let local = model.local.as_ref().map(|module| local_weights(parts, module)).transpose()?;
+pub fn prefix_weights(
+    model: &FusionCap,
+    settings: &Settings,
+    constants: &Constants<'_>,
+) -> Result<PrefixWeights> {
+    let (projection, shape) = (&settings.projection, &settings.shape);
+    let local = model.local.as_ref();
     Ok(PrefixWeights {
-        embedding_dim: parts.encoder.embedding_dim,
-        hidden_size: settings.shape.hidden_size,
-        prefix_length: settings.shape.prefix_length,
-        alignment: None,
+        embedding_dim: constants.embedding_dim,
+        hidden_size: shape.hidden_size,
+        prefix_length: shape.prefix_length,
+        alignment: constants.alignment.clone(),
         projection: projection.enabled.then(|| Projection {
-            memory: parts.memory.to_vec(),
+            memory: constants.memory.to_vec(),
             temperature: projection.image_temperature,
             keep_embedding: projection.keep_embedding,
         }),
         inner: linear(&model.prefix.inner)?,
         outer: linear(&model.prefix.outer)?,
-        local,
+        local: local.map(|module| local_weights(module, settings, constants)).transpose()?,
     })
 }
 
-fn local_weights(parts: &Parts<'_>, module: &LocalModule) -> Result<Local> {
-    let settings = &parts.request.settings;
+fn local_weights(
+    module: &LocalModule,
+    settings: &Settings,
+    constants: &Constants<'_>,
+) -> Result<Local> {
     let nouns = (settings.local.source == Source::Nouns).then(|| NounTable {
-        embeddings: parts.nouns.embeddings.clone(),
+        embeddings: constants.nouns.to_vec(),
         temperature: settings.local.temperature,
     });
     Ok(Local {
         items: settings.local.items,
-        patches: parts.encoder.num_patches,
+        patches: constants.patches,
         nouns,
         heads: settings.shape.num_attention_heads,
         queries: values(&module.queries)?,

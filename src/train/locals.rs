@@ -173,7 +173,7 @@ mod tests {
     fn each_disturbance_does_what_it_says() {
         let mut generator = StdRng::seed_from_u64(1);
         let (bank, mut settings) = (bank(), faithful());
-        assert_eq!(bank.neighbours[2], [3, 1, 0]);
+        assert_eq!(bank.neighbours[2], [3, 0, 1]);
         settings.dropout = 1.0;
         assert!(bank.seen(&[0], &settings, &mut generator).is_empty());
         (settings.dropout, settings.swap) = (0.0, 1.0);

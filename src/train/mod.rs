@@ -6,6 +6,7 @@
 //! ```
 //! May use `model`, `onnx`, `encoder` and the common ground; never `worker` or `engine`.
 
+pub mod alignment;
 pub mod checkpoint;
 pub mod corpus;
 pub mod embed;
@@ -33,6 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
 use examples::Examples;
+use export::Constants;
 use locals::NounBank;
 use nouns::Nouns;
 use settings::Settings;
@@ -72,6 +74,8 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     make_folder(&request.cache)?;
     let tokenizer = tokenizer::train(&corpus.captions, settings.vocab_size)?;
     let (examples, memory) = examples(request, &encoder, &corpus, &tokenizer)?;
+    let (learnt, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
+    let alignment = alignment::build(learnt, dim, &settings.alignment)?;
     let checkpoints = Checkpoints::new(
         &request.cache,
         Run {
@@ -89,8 +93,13 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
         encoder: &encoder,
         corpus: &corpus,
         tokenizer: &tokenizer,
-        memory: &memory,
-        nouns: &examples.nouns,
+        constants: Constants {
+            embedding_dim: dim,
+            patches: encoder.num_patches,
+            memory: &memory,
+            alignment,
+            nouns: &examples.nouns.embeddings,
+        },
         outcome: &outcome,
     })?;
     Ok(outcome.curve)

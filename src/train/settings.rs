@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::alignment::AlignmentSettings;
 use super::export::CANDIDATES;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +36,7 @@ pub struct Settings {
     pub checkpoint_steps: usize,
     pub noise: NoiseSettings,
     pub projection: ProjectionSettings,
+    pub alignment: AlignmentSettings,
     pub local: LocalSettings,
     pub shape: Shape,
     pub generation: GenerationConfig,
@@ -137,6 +139,7 @@ impl Settings {
         let not_negative = [
             ("noise.sigma", noise.sigma),
             ("noise.kl_weight", noise.kl_weight),
+            ("alignment.text_mean", self.alignment.text_mean),
             ("local.sigma", local.sigma),
         ];
         for (field, value) in not_negative {
