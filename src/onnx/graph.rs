@@ -4,7 +4,7 @@
 //! stored as 16-bit floats with a `Cast` right behind them, which ONNX Runtime folds away at
 //! load: the file is half as large, the arithmetic stays in 32 bits.
 
-use half::f16;
+use half::{bf16, f16};
 use prost::Message;
 
 use super::proto::{
@@ -34,6 +34,15 @@ pub enum Attribute {
     Ints(Vec<i64>),
     Float(f32),
     Text(&'static str),
+}
+
+/// How a weight is kept in the file; it is computed with in 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    Single,
+    Half,
+    /// The upper half of a 32-bit float.
+    Bfloat,
 }
 
 /// A graph under construction.
@@ -66,9 +75,36 @@ impl Graph {
 
     /// A weight of `shape`, row-major, stored in 16 bits and used in 32.
     pub fn weight(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
-        let raw = data.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
-        let stored = format!("{name}_f16");
-        self.initializer(&stored, DataType::Float16, shape, raw);
+        self.weight_as(name, shape, data, Precision::Half)
+    }
+
+    /// A weight of `shape`, row-major, stored as `precision` says and used in 32 bits.
+    pub fn weight_as(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        data: &[f32],
+        precision: Precision,
+    ) -> Value {
+        let (suffix, data_type, raw) = match precision {
+            Precision::Single => {
+                let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+                self.initializer(name, DataType::Float, shape, raw);
+                return name.into();
+            }
+            Precision::Half => (
+                "f16",
+                DataType::Float16,
+                data.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            ),
+            Precision::Bfloat => (
+                "bf16",
+                DataType::Bfloat16,
+                data.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            ),
+        };
+        let stored = format!("{name}_{suffix}");
+        self.initializer(&stored, data_type, shape, raw);
         self.cast(&stored, DataType::Float)
     }
 
@@ -211,16 +247,21 @@ impl Graph {
         )
     }
 
-    /// The serialised model.
+    /// The serialised model; protocol buffers end at 2 GiB (see `onnx::external`).
     pub fn finish(self) -> Vec<u8> {
-        let model = ModelProto {
+        self.model().encode_to_vec()
+    }
+
+    /// The model as messages.
+    pub fn model(self) -> ModelProto {
+        ModelProto {
             ir_version: IR_VERSION,
             producer_name: env!("CARGO_PKG_NAME").into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(self.proto),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        };
-        model.encode_to_vec()
+            metadata_props: Vec::new(),
+        }
     }
 
     fn push(
@@ -245,6 +286,7 @@ impl Graph {
             data_type: data_type as i32,
             name: name.into(),
             raw_data: raw,
+            ..TensorProto::default()
         });
     }
 
