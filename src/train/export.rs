@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::FusionCap;
 use crate::model::decoder::{Block, EPSILON};
 use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
+use crate::onnx::external;
 use crate::onnx::prefix::{self, PrefixWeights};
 
 /// Candidates a decoder step returns: twice the widest beam.
@@ -65,6 +66,7 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         let target = out.join(name);
         fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
     }
+    copy_data(&request.encoder.join(VISION), &out.join(VISION))?;
     write_file(
         &out.join(PREFIX),
         &prefix::write(&prefix_weights(model, memory, encoder, settings)?),
@@ -239,6 +241,15 @@ fn attribution(corpora: &[std::path::PathBuf]) -> String {
         .filter_map(|path| fs::read_to_string(path).ok())
         .map(|text| format!("{}\n\n", text.trim_end()))
         .collect()
+}
+
+/// Copies the weights that a large model keeps in a file beside it, if it does.
+fn copy_data(from: &Path, to: &Path) -> Result<()> {
+    let (source, target) = (external::data_path(from), external::data_path(to));
+    if source.is_file() {
+        fs::copy(&source, &target).map_err(|error| failed(&target, error))?;
+    }
+    Ok(())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

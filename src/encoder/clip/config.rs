@@ -184,13 +184,14 @@ struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Takes the tower `name` out of `whole`, with `{name}_dict`, its older form, laid over it.
+    /// Takes the tower `name` out of `whole`. Its older form, `{name}_dict`, stands for all of it,
+    /// the default values included: so does `transformers`.
     fn take(name: &'static str, whole: &mut Map<String, Value>, path: &'a Path) -> Result<Self> {
         let mut section = Self { name: "", fields: Map::new(), path };
         for key in [name.to_owned(), format!("{name}_dict")] {
             match whole.remove(&key) {
                 None | Some(Value::Null) => {}
-                Some(Value::Object(fields)) => section.fields.extend(fields),
+                Some(Value::Object(fields)) => section.fields = fields,
                 Some(other) => return Err(section.wrong(&key, other, "a JSON object")),
             }
         }
@@ -270,12 +271,14 @@ mod tests {
     fn the_older_form_of_a_tower_counts() {
         let config = parse(json!({
             "model_type": "clip",
-            "vision_config": {"hidden_size": 64, "patch_size": 14},
-            "vision_config_dict": {"hidden_size": 1024, "num_attention_heads": 16},
+            "vision_config": {"hidden_size": 64, "patch_size": 16, "hidden_act": "gelu"},
+            "vision_config_dict": {"hidden_size": 1024, "patch_size": 14, "num_attention_heads": 16},
             "text_config": {"eos_token_id": 2, "hidden_act": "gelu"},
         }));
         let config = config.unwrap();
-        assert_eq!((config.vision.transformer.hidden_size, config.vision.patch_size), (1024, 14));
+        let vision = &config.vision.transformer;
+        assert_eq!((vision.hidden_size, config.vision.patch_size), (1024, 14));
+        assert_eq!(vision.hidden_act, Activation::QuickGelu);
         assert_eq!(config.text.pooling, Pooling::LargestId);
         assert_eq!(config.text.transformer.hidden_act, Activation::Gelu);
     }
