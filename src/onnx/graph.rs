@@ -15,6 +15,9 @@ use super::proto::{
 
 const IR_VERSION: i64 = 10;
 const OPSET: i64 = 20;
+/// The operator set that has `Attention`, and the format's version that goes with it.
+const ATTENTION_OPSET: i64 = 23;
+const ATTENTION_IR_VERSION: i64 = 11;
 
 /// The name of a tensor in the graph.
 pub type Value = String;
@@ -49,11 +52,18 @@ pub enum Precision {
 pub struct Graph {
     proto: GraphProto,
     next: usize,
+    ir_version: i64,
+    opset: i64,
 }
 
 impl Graph {
     pub fn new(name: &str) -> Self {
-        Self { proto: GraphProto { name: name.into(), ..GraphProto::default() }, next: 0 }
+        Self {
+            proto: GraphProto { name: name.into(), ..GraphProto::default() },
+            next: 0,
+            ir_version: IR_VERSION,
+            opset: OPSET,
+        }
     }
 
     pub fn input(&mut self, name: &str, data_type: DataType, shape: &[Dim]) -> Value {
@@ -202,6 +212,16 @@ impl Graph {
         self.node("Softmax", &[input], &[("axis", Attribute::Int(-1))])
     }
 
+    /// Scaled dot-product attention of `heads` heads over `query`, `key` and `value`
+    /// `[batch, tokens, heads * size]`; `bias`, if there is one, is added to the scores
+    /// `[batch, heads, tokens, tokens]`.
+    pub fn attention(&mut self, rows: [&str; 3], bias: Option<&str>, heads: usize) -> Value {
+        (self.ir_version, self.opset) = (ATTENTION_IR_VERSION, ATTENTION_OPSET);
+        let inputs: Vec<&str> = rows.into_iter().chain(bias).collect();
+        let heads = Attribute::Int(heads as i64);
+        self.node("Attention", &inputs, &[("q_num_heads", heads.clone()), ("kv_num_heads", heads)])
+    }
+
     pub fn reshape(&mut self, input: &str, shape: &[i64]) -> Value {
         let target = self.ints(shape);
         self.node("Reshape", &[input, &target], &[])
@@ -255,11 +275,11 @@ impl Graph {
     /// The model as messages.
     pub fn model(self) -> ModelProto {
         ModelProto {
-            ir_version: IR_VERSION,
+            ir_version: self.ir_version,
             producer_name: env!("CARGO_PKG_NAME").into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(self.proto),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
             metadata_props: Vec::new(),
         }
     }

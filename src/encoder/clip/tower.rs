@@ -1,7 +1,8 @@
 //! What CLIP's two towers share: the pre-norm transformer (Radford et al. 2021,
-//! arXiv:2103.00020), written with the operators and in the patterns that ONNX Runtime fuses:
-//! `LayerNormalization`, with a residual before it where it can; `x * sigmoid(1.702 x)`; a
-//! scaled product.
+//! arXiv:2103.00020), in the operators that ONNX Runtime has as one kernel or fuses into one.
+//!
+//! It knows attention only in BERT's post-norm pattern, so that is written as the `Attention` of
+//! operator set 23; `x * sigmoid(1.702 x)` becomes its QuickGelu.
 
 use super::config::{Activation, TransformerConfig};
 use super::weights::Checkpoint;
@@ -51,31 +52,12 @@ impl Tower<'_> {
 
     fn attention(&mut self, name: &str, states: &str, bias: Option<&str>) -> Result<Value> {
         let width = self.config.hidden_size;
-        let heads = self.config.num_attention_heads;
-        let size = width / heads;
         let query = self.linear(&format!("{name}.q_proj"), states, width, width)?;
         let key = self.linear(&format!("{name}.k_proj"), states, width, width)?;
         let value = self.linear(&format!("{name}.v_proj"), states, width, width)?;
-        let graph = &mut self.graph;
-        let split = [0, 0, heads as i64, size as i64];
-        let query_rows = graph.reshape(&query, &split);
-        let query_heads = graph.transpose(&query_rows, &[0, 2, 1, 3]);
-        let key_rows = graph.reshape(&key, &split);
-        let key_heads = graph.transpose(&key_rows, &[0, 2, 3, 1]);
-        let value_rows = graph.reshape(&value, &split);
-        let value_heads = graph.transpose(&value_rows, &[0, 2, 1, 3]);
-        let products = graph.matmul(&query_heads, &key_heads);
-        let scale = graph.scalar(1.0 / (size as f32).sqrt());
-        let scaled = graph.mul(&products, &scale);
-        let scores = match bias {
-            Some(bias) => graph.add(&scaled, bias),
-            None => scaled,
-        };
-        let attention = graph.softmax(&scores);
-        let mixed = graph.matmul(&attention, &value_heads);
-        let rows = graph.transpose(&mixed, &[0, 2, 1, 3]);
-        let joined = graph.reshape(&rows, &[0, 0, width as i64]);
-        self.linear(&format!("{name}.out_proj"), &joined, width, width)
+        let heads = self.config.num_attention_heads;
+        let mixed = self.graph.attention([&query, &key, &value], bias, heads);
+        self.linear(&format!("{name}.out_proj"), &mixed, width, width)
     }
 
     fn activate(&mut self, input: &str) -> Value {
