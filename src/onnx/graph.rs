@@ -340,7 +340,8 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     proto
 }
 
-fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto {
+/// The declaration of an input or output.
+pub fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto {
     let dim = shape
         .iter()
         .map(|dim| DimensionProto {

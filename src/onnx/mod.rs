@@ -6,3 +6,4 @@ pub mod external;
 pub mod graph;
 pub mod prefix;
 pub mod proto;
+pub mod subgraph;

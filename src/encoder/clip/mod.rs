@@ -52,15 +52,46 @@ pub struct Import {
 /// `ErrorKind::Config` for a source that is no usable CLIP, or an `out` that holds something
 /// else; `Io` if it can't be written.
 pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
-    let Import { source, out, storage, inline_limit, .. } = request;
+    let Import { source, out, .. } = request;
     if !source.is_dir() {
         return Err(refusal("no CLIP: there is no such directory", source));
     }
+    check_out(out)?;
     let config = ClipConfig::open(source)?;
     let preprocessing = preprocess::read(source, &config.vision)?;
     let tokenizer = tokenizer::read(source, &config.text)?;
-    let checkpoint = Checkpoint::find(source)?;
-    clear(out)?;
+    // Written aside and moved: whatever fails, an encoder that was there is still there.
+    let failed = |error: io::Error| unwritable(out, error);
+    fs::create_dir_all(out).map_err(failed)?;
+    let aside = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
+    let dir = aside.path();
+    fs::create_dir(dir.join("onnx")).map_err(failed)?;
+    let mut encoder = write_towers(request, &config, dir, runtime)?;
+    write_json(&dir.join(PREPROCESSOR_CONFIG), &preprocessing)?;
+    write_file(&dir.join(TOKENIZER), tokenizer.as_bytes())?;
+    encoder.version = fingerprint(dir)?;
+    encoder.write(dir)?;
+    replace(dir, out).map_err(failed)?;
+    Ok(encoder)
+}
+
+/// Checks that `out` is not there yet, empty, or an encoder to be replaced.
+fn check_out(out: &Path) -> Result<()> {
+    let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && EncoderConfig::open(out).is_err() {
+        return Err(Error::new(ErrorKind::Config, "--out holds files that are no encoder")
+            .with("path", out.display())
+            .with("allowed", "a new or empty folder, or an encoder to replace"));
+    }
+    Ok(())
+}
+
+fn write_towers(
+    request: &Import,
+    config: &ClipConfig,
+    dir: &Path,
+    runtime: &Runtime,
+) -> Result<EncoderConfig> {
     let mut encoder = EncoderConfig {
         model_type: "fusioncap-encoder".into(),
         name: name(request),
@@ -71,42 +102,39 @@ pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
         text_max_length: config.text.max_position_embeddings,
         sources: vec![origin(request)],
     };
-    match &checkpoint {
-        Some(checkpoint) => {
-            let write = |model, file| external::save(model, &out.join(file), *inline_limit);
-            write(vision::write(checkpoint, &config, *storage)?, VISION)?;
-            write(text::write(checkpoint, &config, *storage)?, TEXT)?;
-        }
-        None => exports::copy(source, out, &mut encoder, runtime)?,
-    }
-    write_json(&out.join(PREPROCESSOR_CONFIG), &preprocessing)?;
-    write_file(&out.join(TOKENIZER), tokenizer.as_bytes())?;
-    encoder.version = fingerprint(out)?;
-    // Last: a directory without it is no encoder.
-    encoder.write(out)?;
+    let Some(checkpoint) = Checkpoint::find(&request.source)? else {
+        exports::copy(&request.source, dir, &mut encoder, runtime)?;
+        return Ok(encoder);
+    };
+    let save = |model, file| external::save(model, &dir.join(file), request.inline_limit);
+    save(vision::write(&checkpoint, config, request.storage)?, VISION)?;
+    save(text::write(&checkpoint, config, request.storage)?, TEXT)?;
     Ok(encoder)
 }
 
-/// Makes `out` an empty place for an encoder; one that is there already is replaced.
-fn clear(out: &Path) -> Result<()> {
-    let failed = |error: io::Error| {
-        Error::new(ErrorKind::Io, "can't write").with("path", out.display()).because(error)
-    };
-    let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && EncoderConfig::open(out).is_err() {
-        return Err(Error::new(ErrorKind::Config, "--out holds files that are no encoder")
-            .with("path", out.display())
-            .with("allowed", "a new or empty folder, or an encoder to replace"));
-    }
-    let graphs = [VISION, TEXT].map(|name| out.join(name));
-    let data = graphs.clone().map(|path| external::data_path(&path));
-    for path in [out.join(CONFIG)].iter().chain(&graphs).chain(&data) {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+/// Moves the encoder in `dir` over whatever encoder is in `out`.
+fn replace(dir: &Path, out: &Path) -> io::Result<()> {
+    // First gone and last back: a directory without its configuration is no encoder.
+    remove(&out.join(CONFIG))?;
+    fs::create_dir_all(out.join("onnx"))?;
+    for graph in [VISION, TEXT] {
+        remove(&external::data_path(&out.join(graph)))?;
+        let data = external::data_path(&dir.join(graph));
+        if data.is_file() {
+            fs::rename(&data, external::data_path(&out.join(graph)))?;
         }
     }
-    fs::create_dir_all(out.join("onnx")).map_err(failed)
+    for name in [VISION, TEXT, PREPROCESSOR_CONFIG, TOKENIZER, CONFIG] {
+        fs::rename(dir.join(name), out.join(name))?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn name(request: &Import) -> String {
@@ -143,6 +171,10 @@ fn fingerprint(out: &Path) -> Result<String> {
         })?;
     }
     Ok(hex::encode(hasher.finalize()).chars().take(12).collect())
+}
+
+fn unwritable(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
 }
 
 fn refusal(message: &'static str, path: &Path) -> Error {
