@@ -301,11 +301,9 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     }
     let temperature = settings.projection.image_temperature;
     let plan = settings.plan(DIM, VOCAB);
-    let expected =
-        values(model.read(&plan, &rows(memory, &device), moved, locals, temperature));
+    let expected = values(model.read(&plan, &rows(memory, &device), moved, locals, temperature));
 
-    let constants =
-        Constants { embedding_dim: DIM, patches: PATCHES, memory, alignment, nouns };
+    let constants = Constants { embedding_dim: DIM, patches: PATCHES, memory, alignment, nouns };
     let weights = export::prefix_weights(&model, settings, &constants).unwrap();
     let mut session = session(&prefix::write(&weights));
     let image = OrtTensor::from_array(([3, DIM], images.to_vec())).unwrap();

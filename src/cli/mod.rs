@@ -5,6 +5,8 @@
 //! exit codes: 0, 1 for a failure at run time, 2 for a wrong command line or configuration.
 
 pub mod caption;
+#[cfg(feature = "train")]
+pub mod clip;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -49,6 +51,9 @@ pub enum Command {
     /// Build the joint image-text encoder that training starts from
     #[cfg(feature = "train")]
     Encoder(encoder::EncoderArgs),
+    /// Make one's own CLIP the encoder that training starts from
+    #[cfg(feature = "train")]
+    Clip(clip::ClipArgs),
 }
 
 impl Command {
@@ -61,7 +66,7 @@ impl Command {
             #[cfg(feature = "demo")]
             Self::Demo(_) => Some(Level::Warn),
             #[cfg(feature = "train")]
-            Self::Train(_) | Self::Encoder(_) => Some(Level::Info),
+            Self::Train(_) | Self::Encoder(_) | Self::Clip(_) => Some(Level::Info),
         }
     }
 }
@@ -93,6 +98,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(args),
         #[cfg(feature = "train")]
         Command::Encoder(args) => encoder::run(args),
+        #[cfg(feature = "train")]
+        Command::Clip(args) => clip::run(args),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::train::{self, Request};
 
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Encoder directory (`fusioncap encoder` makes one)
+    /// Encoder directory (`fusioncap clip import` and `fusioncap encoder` make them)
     #[arg(long, value_name = "DIR", required_unless_present = "print_settings")]
     encoder: Option<PathBuf>,
     /// Captions, one a line; `.zst` is decompressed; may be given several times

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod bert;
+pub mod clip;
 pub mod efficientnet;
 pub mod packages;
 pub mod random;

@@ -87,7 +87,18 @@ impl TextTower {
             ])
             .map_err(failed)?;
         let (_, embeddings) = outputs["text_embeds"].try_extract_tensor::<f32>().map_err(failed)?;
-        Ok(embeddings.to_vec())
+        let mut unit = embeddings.to_vec();
+        // A CLIP's embeddings come out of its projection as long as they happen to be.
+        unit.chunks_exact_mut((embeddings.len() / rows).max(1)).for_each(scale_to_unit);
+        Ok(unit)
+    }
+}
+
+/// Scales `row` to unit length; nothing but zeros stays as it is.
+fn scale_to_unit(row: &mut [f32]) {
+    let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
+    if length > 0.0 {
+        row.iter_mut().for_each(|entry| *entry /= length);
     }
 }
 

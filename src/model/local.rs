@@ -110,12 +110,8 @@ impl LocalModule {
             heads(query, length).matmul(keys.swap_dims(2, 3)).div_scalar((size as f32).sqrt());
         let present = Tensor::<2, Bool>::full([batch, 1], false, &device);
         let absent = Tensor::cat(vec![present, locals.absent.clone()], 1);
-        let mask = absent.reshape([batch, 1, 1, items + 1]).expand([
-            batch,
-            self.heads,
-            length,
-            items + 1,
-        ]);
+        let mask =
+            absent.reshape([batch, 1, 1, items + 1]).expand([batch, self.heads, length, items + 1]);
         let attention = softmax(scores.mask_fill(mask, -1e9), 3);
         let mixed = attention.matmul(values).swap_dims(1, 2).reshape([batch, length, width]);
         self.output.forward(mixed)

@@ -110,13 +110,8 @@ impl FusionCap {
         tokens: Tensor<2, Int>,
     ) -> Output {
         let Conditions { embeddings, draws, locals } = conditions;
-        let noised = noise::apply(
-            plan.noise,
-            self.noise.as_ref(),
-            embeddings,
-            &draws,
-            banks.nouns.as_ref(),
-        );
+        let noised =
+            noise::apply(plan.noise, self.noise.as_ref(), embeddings, &draws, banks.nouns.as_ref());
         let temperature = plan.projection.temperature;
         let prefix = self.read(plan, &banks.memory, noised.embeddings, locals, temperature);
         Output { logits: self.decoder.forward(prefix, tokens), divergence: noised.divergence }

@@ -188,8 +188,7 @@ mod tests {
         draws.normal = draws.normal.zeros_like();
         let opposite = embeddings.clone().slice([0..1]).neg();
         let nouns = Tensor::cat(vec![embeddings.clone().slice([1..2]), opposite], 0);
-        let moved =
-            apply(&settings(Kind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
+        let moved = apply(&settings(Kind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
         let cosines = values((moved.embeddings * embeddings.slice([1..2])).sum_dim(1));
         assert!(cosines[1] > 0.99, "{cosines:?}");
     }

@@ -4,7 +4,7 @@
 //! stored as 16-bit floats with a `Cast` right behind them, which ONNX Runtime folds away at
 //! load: the file is half as large, the arithmetic stays in 32 bits.
 
-use half::f16;
+use half::{bf16, f16};
 use prost::Message;
 
 use super::proto::{
@@ -15,6 +15,9 @@ use super::proto::{
 
 const IR_VERSION: i64 = 10;
 const OPSET: i64 = 20;
+/// The operator set that has `Attention`, and the format's version that goes with it.
+const ATTENTION_OPSET: i64 = 23;
+const ATTENTION_IR_VERSION: i64 = 11;
 
 /// The name of a tensor in the graph.
 pub type Value = String;
@@ -36,15 +39,31 @@ pub enum Attribute {
     Text(&'static str),
 }
 
+/// How a weight is kept in the file; it is computed with in 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    Single,
+    Half,
+    /// The upper half of a 32-bit float.
+    Bfloat,
+}
+
 /// A graph under construction.
 pub struct Graph {
     proto: GraphProto,
     next: usize,
+    ir_version: i64,
+    opset: i64,
 }
 
 impl Graph {
     pub fn new(name: &str) -> Self {
-        Self { proto: GraphProto { name: name.into(), ..GraphProto::default() }, next: 0 }
+        Self {
+            proto: GraphProto { name: name.into(), ..GraphProto::default() },
+            next: 0,
+            ir_version: IR_VERSION,
+            opset: OPSET,
+        }
     }
 
     pub fn input(&mut self, name: &str, data_type: DataType, shape: &[Dim]) -> Value {
@@ -66,9 +85,36 @@ impl Graph {
 
     /// A weight of `shape`, row-major, stored in 16 bits and used in 32.
     pub fn weight(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
-        let raw = data.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
-        let stored = format!("{name}_f16");
-        self.initializer(&stored, DataType::Float16, shape, raw);
+        self.weight_as(name, shape, data, Precision::Half)
+    }
+
+    /// A weight of `shape`, row-major, stored as `precision` says and used in 32 bits.
+    pub fn weight_as(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        data: &[f32],
+        precision: Precision,
+    ) -> Value {
+        let (suffix, data_type, raw) = match precision {
+            Precision::Single => {
+                let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+                self.initializer(name, DataType::Float, shape, raw);
+                return name.into();
+            }
+            Precision::Half => (
+                "f16",
+                DataType::Float16,
+                data.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            ),
+            Precision::Bfloat => (
+                "bf16",
+                DataType::Bfloat16,
+                data.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            ),
+        };
+        let stored = format!("{name}_{suffix}");
+        self.initializer(&stored, data_type, shape, raw);
         self.cast(&stored, DataType::Float)
     }
 
@@ -166,6 +212,16 @@ impl Graph {
         self.node("Softmax", &[input], &[("axis", Attribute::Int(-1))])
     }
 
+    /// Scaled dot-product attention of `heads` heads over `query`, `key` and `value`
+    /// `[batch, tokens, heads * size]`; `bias`, if there is one, is added to the scores
+    /// `[batch, heads, tokens, tokens]`.
+    pub fn attention(&mut self, rows: [&str; 3], bias: Option<&str>, heads: usize) -> Value {
+        (self.ir_version, self.opset) = (ATTENTION_IR_VERSION, ATTENTION_OPSET);
+        let inputs: Vec<&str> = rows.into_iter().chain(bias).collect();
+        let heads = Attribute::Int(heads as i64);
+        self.node("Attention", &inputs, &[("q_num_heads", heads.clone()), ("kv_num_heads", heads)])
+    }
+
     pub fn reshape(&mut self, input: &str, shape: &[i64]) -> Value {
         let target = self.ints(shape);
         self.node("Reshape", &[input, &target], &[])
@@ -211,16 +267,21 @@ impl Graph {
         )
     }
 
-    /// The serialised model.
+    /// The serialised model; protocol buffers end at 2 GiB (see `onnx::external`).
     pub fn finish(self) -> Vec<u8> {
-        let model = ModelProto {
-            ir_version: IR_VERSION,
+        self.model().encode_to_vec()
+    }
+
+    /// The model as messages.
+    pub fn model(self) -> ModelProto {
+        ModelProto {
+            ir_version: self.ir_version,
             producer_name: env!("CARGO_PKG_NAME").into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(self.proto),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        };
-        model.encode_to_vec()
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
+            metadata_props: Vec::new(),
+        }
     }
 
     fn push(
@@ -245,6 +306,7 @@ impl Graph {
             data_type: data_type as i32,
             name: name.into(),
             raw_data: raw,
+            ..TensorProto::default()
         });
     }
 
@@ -278,7 +340,8 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     proto
 }
 
-fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto {
+/// The declaration of an input or output.
+pub fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoProto {
     let dim = shape
         .iter()
         .map(|dim| DimensionProto {

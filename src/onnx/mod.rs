@@ -2,6 +2,8 @@
 //! parts written with it. Knows nothing of training; `train` hands it plain arrays.
 
 pub mod decoder;
+pub mod external;
 pub mod graph;
 pub mod prefix;
 pub mod proto;
+pub mod subgraph;

@@ -173,8 +173,7 @@ fn nouns(graph: &mut Graph, local: &Local, table: &NounTable, dim: usize, patche
     let likely = mixture(graph, patches, &bank, table.temperature); // [batch, patches, nouns]
     let by_noun = graph.transpose(&likely, &[0, 2, 1]);
     let across = graph.ints(&[2]);
-    let share =
-        graph.node("ReduceMean", &[&by_noun, &across], &[("keepdims", Attribute::Int(0))]);
+    let share = graph.node("ReduceMean", &[&by_noun, &across], &[("keepdims", Attribute::Int(0))]);
     let chosen = top(graph, &share, local.items.min(count));
     let embeddings = graph.gather(&bank, &chosen, 0);
     let maps = gather_rows(graph, &by_noun, &chosen, local.patches);
@@ -236,19 +235,22 @@ fn fuse(
     let all = graph.concat(&[&nothings, &things], 1); // [batch, 1 + items, 2 * hidden]
 
     let asked = apply(graph, "local.query", &local.query, prefix);
-    let queries = graph.weight("local.queries", &[length as usize, hidden as usize], &local.queries);
+    let queries =
+        graph.weight("local.queries", &[length as usize, hidden as usize], &local.queries);
     let query = graph.add(&asked, &queries);
     let heads = local.heads as i64;
     let size = hidden / heads;
     let split = graph.ints(&[hidden, hidden]);
-    let [keys, values] =
-        graph.node_multi("Split", &[&all, &split], &[("axis", Attribute::Int(2))]);
+    let [keys, values] = graph.node_multi("Split", &[&all, &split], &[("axis", Attribute::Int(2))]);
     let mut by_head = |states: &str, order: &[i64]| {
         let apart = graph.reshape(states, &[0, -1, heads, size]);
         graph.transpose(&apart, order)
     };
-    let (query, keys, values) =
-        (by_head(&query, &[0, 2, 1, 3]), by_head(&keys, &[0, 2, 3, 1]), by_head(&values, &[0, 2, 1, 3]));
+    let (query, keys, values) = (
+        by_head(&query, &[0, 2, 1, 3]),
+        by_head(&keys, &[0, 2, 3, 1]),
+        by_head(&values, &[0, 2, 1, 3]),
+    );
     let products = graph.matmul(&query, &keys);
     let root = graph.scalar((size as f32).sqrt());
     let scores = graph.div(&products, &root);

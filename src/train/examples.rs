@@ -99,7 +99,12 @@ impl Examples {
         }
         let flat = [rows * longest, 1];
         Batch {
-            conditions: self.conditions(indices, &mut stream(settings.seed, step), settings, device),
+            conditions: self.conditions(
+                indices,
+                &mut stream(settings.seed, step),
+                settings,
+                device,
+            ),
             inputs: Tensor::from_data(TensorData::new(inputs, [rows, longest]), device),
             targets: Tensor::from_data(TensorData::new(targets, flat), device),
             counts: Tensor::from_data(TensorData::new(counts, flat), device),

@@ -24,6 +24,7 @@ use crate::model::FusionCap;
 use crate::model::decoder::{Block, EPSILON};
 use crate::model::local::{LocalModule, Source};
 use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
+use crate::onnx::external;
 use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Projection};
 
 /// Candidates a decoder step returns: twice the widest beam.
@@ -77,6 +78,7 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         let target = out.join(name);
         fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
     }
+    copy_data(&request.encoder.join(VISION), &out.join(VISION))?;
     let weights = prefix_weights(model, settings, &parts.constants)?;
     write_file(&out.join(PREFIX), &prefix::write(&weights))?;
     let vocab_size = tokenizer.get_vocab_size(true);
@@ -276,6 +278,15 @@ fn attribution(corpora: &[std::path::PathBuf]) -> String {
         .filter_map(|path| fs::read_to_string(path).ok())
         .map(|text| format!("{}\n\n", text.trim_end()))
         .collect()
+}
+
+/// Copies the weights that a large model keeps in a file beside it, if it does.
+fn copy_data(from: &Path, to: &Path) -> Result<()> {
+    let (source, target) = (external::data_path(from), external::data_path(to));
+    if source.is_file() {
+        fs::copy(&source, &target).map_err(|error| failed(&target, error))?;
+    }
+    Ok(())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

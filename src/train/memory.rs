@@ -13,12 +13,7 @@ const ITERATIONS: usize = 8;
 
 /// Unit-length rows `[memory_size, dim]` from `embeddings` `[captions, dim]`; fewer if there are
 /// fewer captions.
-pub fn build(
-    embeddings: &[f32],
-    dim: usize,
-    settings: &ProjectionSettings,
-    seed: u64,
-) -> Vec<f32> {
+pub fn build(embeddings: &[f32], dim: usize, settings: &ProjectionSettings, seed: u64) -> Vec<f32> {
     let captions = embeddings.len() / dim;
     let size = settings.memory_size.min(captions);
     let mut generator = StdRng::seed_from_u64(seed);

@@ -1,0 +1,232 @@
+//! Ready-made ONNX exports, by the names that Optimum gives them, taken where they hold what is
+//! needed. Most don't: an export for retrieval has no patch embeddings, and what it calls
+//! `last_hidden_state` is not in the joint space.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ort::session::SessionInputValue;
+use ort::value::Tensor;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::{refusal, unwritable};
+use crate::bundle::VISION;
+use crate::config::Runtime;
+use crate::encoder::{EncoderConfig, TEXT};
+use crate::error::{Error, ErrorKind, Result};
+use crate::onnx::external;
+use crate::onnx::graph::{self, Dim};
+use crate::onnx::proto::{DataType, StringStringEntryProto};
+use crate::onnx::subgraph::Model;
+
+/// Both towers in one file.
+const WHOLE: &str = "model.onnx";
+const ATTENTION_MASK: &str = "attention_mask";
+/// More than one, or a batch size that is fixed would not show.
+const BATCH: usize = 2;
+const TOKENS: usize = 4;
+
+/// One tower: where it is looked for, what it must give and where it goes.
+struct Tower {
+    file: &'static str,
+    inputs: &'static [&'static str],
+    outputs: [&'static str; 2],
+    target: &'static str,
+}
+
+const TOWERS: [Tower; 2] = [
+    Tower {
+        file: "vision_model.onnx",
+        inputs: &["pixel_values"],
+        outputs: ["image_embeds", "patch_embeds"],
+        target: VISION,
+    },
+    Tower {
+        file: "text_model.onnx",
+        inputs: &["input_ids", ATTENTION_MASK],
+        outputs: ["text_embeds", "token_embeds"],
+        target: TEXT,
+    },
+];
+
+/// Copies the towers from the exports in `source` to `out`, runs them once, and says in `encoder`
+/// how wide they are and how many patches an image has.
+///
+/// # Errors
+/// `ErrorKind::Config` naming what is lacking: the files, outputs of a tower, or inputs that it
+/// wants in vain; `Runtime` if ONNX Runtime is not there.
+pub fn copy(
+    source: &Path,
+    out: &Path,
+    encoder: &mut EncoderConfig,
+    runtime: &Runtime,
+) -> Result<()> {
+    let [vision, text] = TOWERS;
+    let towers = [Export::find(source, vision)?, Export::find(source, text)?];
+    refuse_lacking(source, &towers)?;
+    for export in &towers {
+        export.write(&out.join(export.tower.target))?;
+    }
+    probe(&towers, out, encoder, runtime)
+}
+
+/// A tower as it was found.
+struct Export {
+    tower: Tower,
+    path: PathBuf,
+    model: Model,
+}
+
+impl Export {
+    fn find(source: &Path, tower: Tower) -> Result<Self> {
+        let folders = [source.join("onnx"), source.to_path_buf()];
+        let mut places =
+            folders.iter().flat_map(|folder| [folder.join(tower.file), folder.join(WHOLE)]);
+        let Some(path) = places.find(|path| path.is_file()) else {
+            return Err(nothing(source, &tower));
+        };
+        let model = Model::read(&path)?;
+        Ok(Self { tower, path, model })
+    }
+
+    /// Which outputs it lacks, in words; nothing if it has them.
+    fn lacks(&self) -> Option<String> {
+        let found = self.model.outputs();
+        let wanted = self.tower.outputs.into_iter();
+        let missing: Vec<&str> =
+            wanted.filter(|wanted| !found.iter().any(|name| name == wanted)).collect();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        (!missing.is_empty())
+            .then(|| format!("{name} lacks {} (it gives {})", missing.join(", "), found.join(", ")))
+    }
+
+    /// Writes the tower's part of the model to `target`.
+    fn write(&self, target: &Path) -> Result<()> {
+        let Self { tower, path, model } = self;
+        let mut part = model.clone();
+        part.keep(&tower.outputs);
+        let inputs = part.inputs();
+        if let Some(other) = inputs.iter().find(|name| !tower.inputs.contains(&name.as_str())) {
+            return Err(refusal("an ONNX export wants an input that it does not get", path)
+                .with("input", other)
+                .with("allowed", tower.inputs.join(", ")));
+        }
+        // A causal tower that pools at the end token gives the same without one.
+        let is_missing = |name: &str| !inputs.iter().any(|input| input == name);
+        if tower.inputs.contains(&ATTENTION_MASK) && is_missing(ATTENTION_MASK) {
+            let shape = [Dim::Free("batch"), Dim::Free("tokens")];
+            part.add_input(&graph::value_info(ATTENTION_MASK, DataType::Int64, &shape));
+        }
+        let data = external::data_path(target);
+        let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(from) = part.move_data(path, &name)? {
+            fs::copy(&from, &data)
+                .map_err(|error| refusal("can't copy an export's weights", &from).because(error))?;
+            let value = digest(&data).map_err(|error| unwritable(&data, error))?;
+            part.metadata_props
+                .push(StringStringEntryProto { key: external::DIGEST.into(), value });
+        }
+        fs::write(target, part.encode_to_vec()).map_err(|error| unwritable(target, error))
+    }
+}
+
+fn nothing(source: &Path, tower: &Tower) -> Error {
+    let pickled = source.join("pytorch_model.bin");
+    if pickled.is_file() {
+        return refusal(
+            "the weights are pickled; write them as safetensors with transformers: \
+             CLIPModel.from_pretrained(DIR).save_pretrained(DIR)",
+            &pickled,
+        );
+    }
+    let allowed = format!(
+        "model.safetensors, its shards with their index, onnx/{WHOLE} or onnx/{}",
+        tower.file
+    );
+    refusal("the directory has neither weights nor ONNX exports", source).with("allowed", allowed)
+}
+
+fn refuse_lacking(source: &Path, towers: &[Export; 2]) -> Result<()> {
+    let lacking: Vec<String> = towers.iter().filter_map(Export::lacks).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(refusal(
+        "the ONNX exports lack outputs that training needs; import the folder with \
+         model.safetensors instead",
+        source,
+    )
+    .with("lacking", lacking.join("; ")))
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(hex::encode(hasher.finalize()))
+}
+
+/// Runs both towers, as they lie in `out`, on blank input.
+fn probe(
+    towers: &[Export; 2],
+    out: &Path,
+    encoder: &mut EncoderConfig,
+    runtime: &Runtime,
+) -> Result<()> {
+    // Without the library nothing can be said of the exports.
+    crate::runtime::environment(runtime)?;
+    let side = encoder.image_size;
+    let blank = |error: ort::Error| {
+        Error::new(ErrorKind::Runtime, "can't make a blank input").because(error)
+    };
+    let pixels = vec![0.0_f32; BATCH * 3 * side * side];
+    let image = Tensor::from_array(([BATCH, 3, side, side], pixels)).map_err(blank)?;
+    let tokens = |value: i64| {
+        Tensor::from_array(([BATCH, TOKENS], vec![value; BATCH * TOKENS])).map_err(blank)
+    };
+    let [vision, text] = towers;
+    let [image_embeds, patch_embeds] =
+        vision.run(out, vec![("pixel_values", image.into())], runtime)?;
+    let inputs = vec![("input_ids", tokens(0)?.into()), (ATTENTION_MASK, tokens(1)?.into())];
+    let [text_embeds, token_embeds] = text.run(out, inputs, runtime)?;
+
+    let size = |shape: &[i64], axis: usize| shape.get(axis).copied().unwrap_or_default();
+    let (width, patches) = (size(&image_embeds, 1), size(&patch_embeds, 1));
+    let (batch, length) = (BATCH as i64, TOKENS as i64);
+    let expected: [&[i64]; 4] =
+        [&[batch, width], &[batch, patches, width], &[batch, width], &[batch, length, width]];
+    let found = [&image_embeds, &patch_embeds, &text_embeds, &token_embeds];
+    let fit = found.iter().zip(expected).all(|(shape, wanted)| shape.as_slice() == wanted);
+    if !fit || width < 1 || patches < 1 {
+        return Err(refusal("the ONNX exports give unexpected shapes", &vision.path)
+            .with("found", format!("{found:?}"))
+            .with("expected", format!("{expected:?}")));
+    }
+    (encoder.embedding_dim, encoder.num_patches) = (width as usize, patches as usize);
+    Ok(())
+}
+
+impl Export {
+    /// The shapes of the tower's outputs for `inputs`.
+    fn run(
+        &self,
+        out: &Path,
+        inputs: Vec<(&str, SessionInputValue<'_>)>,
+        runtime: &Runtime,
+    ) -> Result<[Vec<i64>; 2]> {
+        let mut session =
+            crate::runtime::session(runtime, &out.join(self.tower.target)).map_err(|error| {
+                refusal("an ONNX export can't be loaded", &self.path).because(error)
+            })?;
+        let unusable =
+            |error: ort::Error| refusal("an ONNX export can't be run", &self.path).because(error);
+        let outputs = session.run(inputs).map_err(unusable)?;
+        let shape = |name: &str| match outputs[name].try_extract_tensor::<f32>() {
+            Ok((shape, _)) => Ok(shape.to_vec()),
+            Err(error) => Err(unusable(error)),
+        };
+        let [whole, parts] = self.tower.outputs;
+        Ok([shape(whole)?, shape(parts)?])
+    }
+}

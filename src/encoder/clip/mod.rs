@@ -1,0 +1,195 @@
+//! Any CLIP in the Hugging Face layout becomes an encoder directory: the towers written as ONNX
+//! graphs straight from `model.safetensors`, or ready-made ONNX exports that hold what is needed.
+//!
+//! ```text
+//! DIR/config.json                    config        both towers' shapes
+//! DIR/model.safetensors, shards      weights       ─► vision, text ─► onnx/vision.onnx, text.onnx
+//! DIR/onnx/*.onnx                    exports       ─► the same, where there are no weights
+//! DIR/preprocessor_config.json       preprocess
+//! DIR/tokenizer.json                 tokenizer
+//! ```
+//! What is wrong with DIR is `ErrorKind::Config`: it was named on the command line.
+
+pub mod config;
+mod exports;
+mod preprocess;
+mod text;
+mod tokenizer;
+pub mod tower;
+mod vision;
+mod weights;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{EncoderConfig, TEXT, write_file};
+use crate::bundle::{CARD, CONFIG, PREPROCESSOR_CONFIG, TOKENIZER, VISION, write_json};
+use crate::config::Runtime;
+use crate::error::{Error, ErrorKind, Result};
+use crate::onnx::external;
+use config::ClipConfig;
+use tower::Storage;
+use weights::Checkpoint;
+
+/// What to import and where to.
+#[derive(Clone, Debug)]
+pub struct Import {
+    pub source: PathBuf,
+    pub out: PathBuf,
+    /// What the encoder is called; the source folder's name if it is not given.
+    pub name: Option<String>,
+    pub storage: Storage,
+    /// Bytes of weights that a graph holds itself; more go to a file beside it.
+    pub inline_limit: usize,
+}
+
+/// Writes the encoder directory.
+///
+/// # Errors
+/// `ErrorKind::Config` for a source that is no usable CLIP, or an `out` that holds something
+/// else; `Io` if it can't be written.
+pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
+    let Import { source, out, .. } = request;
+    if !source.is_dir() {
+        return Err(refusal("no CLIP: there is no such directory", source));
+    }
+    check_out(out)?;
+    let config = ClipConfig::open(source)?;
+    let preprocessing = preprocess::read(source, &config.vision)?;
+    let tokenizer = tokenizer::read(source, &config.text)?;
+    // Written aside and moved: whatever fails, an encoder that was there is still there.
+    let failed = |error: io::Error| unwritable(out, error);
+    fs::create_dir_all(out).map_err(failed)?;
+    let aside = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
+    let dir = aside.path();
+    fs::create_dir(dir.join("onnx")).map_err(failed)?;
+    let mut encoder = write_towers(request, &config, dir, runtime)?;
+    write_json(&dir.join(PREPROCESSOR_CONFIG), &preprocessing)?;
+    write_file(&dir.join(TOKENIZER), tokenizer.as_bytes())?;
+    encoder.version = fingerprint(dir)?;
+    encoder.write(dir)?;
+    replace(dir, out).map_err(failed)?;
+    Ok(encoder)
+}
+
+/// Checks that `out` is not there yet, empty, or an encoder to be replaced.
+fn check_out(out: &Path) -> Result<()> {
+    let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && EncoderConfig::open(out).is_err() {
+        return Err(Error::new(ErrorKind::Config, "--out holds files that are no encoder")
+            .with("path", out.display())
+            .with("allowed", "a new or empty folder, or an encoder to replace"));
+    }
+    Ok(())
+}
+
+fn write_towers(
+    request: &Import,
+    config: &ClipConfig,
+    dir: &Path,
+    runtime: &Runtime,
+) -> Result<EncoderConfig> {
+    let mut encoder = EncoderConfig {
+        model_type: "fusioncap-encoder".into(),
+        name: name(request),
+        version: String::new(),
+        embedding_dim: config.projection_dim,
+        num_patches: config.vision.num_patches(),
+        image_size: config.vision.image_size,
+        text_max_length: config.text.max_position_embeddings,
+        sources: vec![origin(request)],
+    };
+    let Some(checkpoint) = Checkpoint::find(&request.source)? else {
+        exports::copy(&request.source, dir, &mut encoder, runtime)?;
+        return Ok(encoder);
+    };
+    let save = |model, file| external::save(model, &dir.join(file), request.inline_limit);
+    save(vision::write(&checkpoint, config, request.storage)?, VISION)?;
+    save(text::write(&checkpoint, config, request.storage)?, TEXT)?;
+    Ok(encoder)
+}
+
+/// Moves the encoder in `dir` over whatever encoder is in `out`.
+fn replace(dir: &Path, out: &Path) -> io::Result<()> {
+    // First gone and last back: a directory without its configuration is no encoder.
+    remove(&out.join(CONFIG))?;
+    fs::create_dir_all(out.join("onnx"))?;
+    for graph in [VISION, TEXT] {
+        remove(&external::data_path(&out.join(graph)))?;
+        let data = external::data_path(&dir.join(graph));
+        if data.is_file() {
+            fs::rename(&data, external::data_path(&out.join(graph)))?;
+        }
+    }
+    for name in [VISION, TEXT, PREPROCESSOR_CONFIG, TOKENIZER, CONFIG] {
+        fs::rename(dir.join(name), out.join(name))?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn name(request: &Import) -> String {
+    if let Some(name) = &request.name {
+        return name.clone();
+    }
+    // `.` and `..` have a name only once resolved.
+    let resolved = fs::canonicalize(&request.source).unwrap_or_else(|_| request.source.clone());
+    resolved.file_name().map_or_else(|| "clip".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The model's name with the licence that its card states.
+fn origin(request: &Import) -> String {
+    let card = fs::read_to_string(request.source.join(CARD)).unwrap_or_default();
+    let licence = licence(&card).unwrap_or("licence not stated in its folder");
+    format!("{} (CLIP in the Hugging Face layout, {licence})", name(request))
+}
+
+/// `license:` in the front matter of a model card.
+fn licence(card: &str) -> Option<&str> {
+    let (front_matter, _) = card.strip_prefix("---\n")?.split_once("\n---")?;
+    let value = front_matter.lines().find_map(|line| line.strip_prefix("license:"))?.trim();
+    (!value.is_empty()).then_some(value)
+}
+
+/// The first 12 hexadecimal digits of the SHA-256 of both graphs.
+fn fingerprint(out: &Path) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for name in [VISION, TEXT] {
+        let path = out.join(name);
+        let mut read = || io::copy(&mut File::open(&path)?, &mut hasher);
+        read().map_err(|error| {
+            Error::new(ErrorKind::Io, "can't read").with("path", path.display()).because(error)
+        })?;
+    }
+    Ok(hex::encode(hasher.finalize()).chars().take(12).collect())
+}
+
+fn unwritable(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+}
+
+fn refusal(message: &'static str, path: &Path) -> Error {
+    Error::new(ErrorKind::Config, message).with("path", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_states_its_licence() {
+        assert_eq!(licence("---\ntags: [a]\nlicense: mit\n---\n# CLIP\n"), Some("mit"));
+        assert_eq!(licence("---\ntags: [a]\n---\nlicense: mit\n"), None);
+        assert_eq!(licence("# CLIP\nlicense: mit\n"), None);
+        assert_eq!(licence(""), None);
+    }
+}

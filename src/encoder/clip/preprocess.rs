@@ -1,0 +1,141 @@
+//! CLIP's image preprocessing in full: what `preprocessor_config.json` leaves out has the value
+//! that `transformers` gives it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::VisionConfig;
+use super::refusal;
+use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig};
+use crate::error::{Error, Result};
+use crate::image::Preprocessor;
+
+/// Where `transformers` 5 keeps it, as `image_processor`.
+const PROCESSOR_CONFIG: &str = "processor_config.json";
+const IMAGE_PROCESSOR: &str = "image_processor";
+
+/// Reads the preprocessing in `dir`; without any, CLIP's own is taken.
+///
+/// # Errors
+/// `ErrorKind::Config` if it can't be read, is not supported or gives another size than the
+/// vision tower takes.
+pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
+    let path = dir.join(PREPROCESSOR_CONFIG);
+    let fields = match object(&path)? {
+        Some(fields) => fields,
+        None => match processor(&dir.join(PROCESSOR_CONFIG))? {
+            Some(fields) => fields,
+            None => {
+                tracing::warn!(
+                    path = %path.display(),
+                    "no image preprocessing is described, CLIP's own is taken"
+                );
+                Map::new()
+            }
+        },
+    };
+    let config = complete(fields, vision.image_size)
+        .map_err(|error| refusal("the preprocessing is not understood", &path).because(error))?;
+    let (height, width) = Preprocessor::new(config.clone())
+        .map_err(|error| refusal("the preprocessing is not supported", &path).because(error))?
+        .input_size();
+    if (height, width) != (vision.image_size, vision.image_size) {
+        return Err(refusal("the preprocessing gives another size than the tower takes", &path)
+            .with("gives", format!("{height} x {width}"))
+            .with("vision_config.image_size", vision.image_size));
+    }
+    Ok(config)
+}
+
+fn processor(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(mut fields) = object(path)? else { return Ok(None) };
+    match fields.remove(IMAGE_PROCESSOR) {
+        Some(Value::Object(inner)) => Ok(Some(inner)),
+        _ => Ok(None),
+    }
+}
+
+/// The JSON object in the file at `path`, if there is such a file.
+fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let unusable = || -> Error { refusal("the preprocessing is not understood", path) };
+    let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable().because(error))
+}
+
+/// `fields` with the defaults of `CLIPImageProcessor`.
+fn complete(
+    mut fields: Map<String, Value>,
+    image_size: usize,
+) -> Result<PreprocessorConfig, serde_json::Error> {
+    fields.retain(|_, value| !value.is_null());
+    let defaults = json!({
+        "do_resize": true,
+        "size": {"shortest_edge": image_size},
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": {"height": image_size, "width": image_size},
+        "rescale_factor": 1.0 / 255.0,
+        "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        "image_std": [0.268_629_54, 0.261_302_6, 0.275_777_1],
+    });
+    if fields.get("do_rescale") == Some(&Value::Bool(false)) {
+        fields.insert("rescale_factor".into(), json!(1.0));
+    }
+    if fields.get("do_normalize") == Some(&Value::Bool(false)) {
+        fields.insert("image_mean".into(), json!([0.0, 0.0, 0.0]));
+        fields.insert("image_std".into(), json!([1.0, 1.0, 1.0]));
+    }
+    if let Value::Object(defaults) = defaults {
+        for (name, value) in defaults {
+            fields.entry(name).or_insert(value);
+        }
+    }
+    serde_json::from_value(Value::Object(fields))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::Size;
+
+    fn completed(value: Value) -> PreprocessorConfig {
+        let Value::Object(fields) = value else { panic!("{value} is no object") };
+        complete(fields, 224).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_is_clips() {
+        let config = completed(json!({"do_resize": null}));
+        assert!(config.do_resize && config.do_center_crop);
+        assert_eq!(config.size, Size::ShortestEdge { shortest_edge: 224 });
+        assert_eq!(config.crop_size, Some(Size::Exact { height: 224, width: 224 }));
+        assert_eq!((config.resample, config.image_mean[0]), (3, 0.481_454_66));
+    }
+
+    #[test]
+    fn the_older_and_the_newer_form_mean_the_same() {
+        let older = completed(json!({"size": 336, "crop_size": 336, "do_center_crop": true}));
+        let newer = completed(json!({
+            "size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336},
+            "image_processor_type": "CLIPImageProcessorFast", "do_convert_rgb": true,
+        }));
+        let size = |config| Preprocessor::new(config).unwrap().input_size();
+        assert_eq!((size(older), size(newer)), ((336, 336), (336, 336)));
+    }
+
+    #[test]
+    fn what_is_switched_off_changes_nothing() {
+        let config = completed(json!({
+            "do_rescale": false, "do_normalize": false, "image_mean": [0.5, 0.5, 0.5],
+        }));
+        assert_eq!(
+            (config.rescale_factor, config.image_mean[0], config.image_std[0]),
+            (1.0, 0.0, 1.0)
+        );
+    }
+}

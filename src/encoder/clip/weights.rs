@@ -1,0 +1,195 @@
+//! A checkpoint in safetensors, in one file or in shards: the headers are read at once and held
+//! against the files' lengths, each tensor when it is asked for, so that no model has to fit in
+//! memory twice.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Deserialize;
+
+use super::refusal;
+use crate::encoder::weights::Tensor;
+use crate::error::{Error, Result};
+use crate::onnx::graph::Precision;
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The length of the header, before the header.
+const LENGTH_BYTES: u64 = 8;
+/// The format's own limit on a header.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// The tensors of one model by name.
+pub struct Checkpoint {
+    files: Vec<Shard>,
+    /// By name: the file, and what its header says of the tensor.
+    tensors: HashMap<String, (usize, TensorInfo)>,
+    /// What the model was found as, for errors.
+    origin: PathBuf,
+}
+
+struct Shard {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors begin.
+    start: u64,
+}
+
+/// `model.safetensors.index.json`
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// The checkpoint in `dir`, or nothing if there is none.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` naming the file that is missing, cut short or not understood.
+    pub fn find(dir: &Path) -> Result<Option<Self>> {
+        let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX));
+        if single.exists() {
+            let mut checkpoint = Self::new(single.clone());
+            checkpoint.add(single)?;
+            return Ok(Some(checkpoint));
+        }
+        if index.exists() {
+            return Self::from_index(dir, index).map(Some);
+        }
+        Ok(None)
+    }
+
+    fn new(origin: PathBuf) -> Self {
+        Self { files: Vec::new(), tensors: HashMap::new(), origin }
+    }
+
+    fn from_index(dir: &Path, path: PathBuf) -> Result<Self> {
+        let unusable = || refusal("the index of the weights is not understood", &path);
+        let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
+        let index: Index =
+            serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
+        let mut checkpoint = Self::new(path.clone());
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        for name in names {
+            let mut parts = Path::new(name).components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(unusable().with("file", name).with("allowed", "a file beside it"));
+            }
+            checkpoint.add(dir.join(name))?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Reads the header of the file at `path`.
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let failed = |error: io::Error| refusal("can't read the weights", &path).because(error);
+        let mut file = File::open(&path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        let cut_short = |expected: u64| {
+            refusal("a weights file is cut short", &path)
+                .with("bytes", bytes)
+                .with("expected", expected)
+        };
+        let mut length = [0; LENGTH_BYTES as usize];
+        if bytes < LENGTH_BYTES {
+            return Err(cut_short(LENGTH_BYTES));
+        }
+        file.read_exact(&mut length).map_err(failed)?;
+        let header_bytes = u64::from_le_bytes(length);
+        let damaged = || refusal("a weights file is no safetensors", &path);
+        if header_bytes > LONGEST_HEADER {
+            return Err(damaged().with("header's bytes", header_bytes));
+        }
+        let start = LENGTH_BYTES + header_bytes;
+        if bytes < start {
+            return Err(cut_short(start));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(failed)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| damaged().because(error))?;
+        let expected = start.saturating_add(metadata.data_len() as u64);
+        if bytes < expected {
+            return Err(cut_short(expected));
+        }
+        if bytes > expected {
+            return Err(damaged().with("bytes", bytes).with("expected", expected));
+        }
+        let place = self.files.len();
+        for (name, info) in metadata.tensors() {
+            self.tensors.insert(name, (place, info.clone()));
+        }
+        self.files.push(Shard { path, file, start });
+        Ok(())
+    }
+
+    /// Reads the tensor `name`, which must have `shape`, and tells how precise it is.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` naming the tensor: it is missing, has another shape or a type that
+    /// weights don't have, or is not finite.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Precision)> {
+        let Some((place, info)) = self.tensors.get(name) else {
+            return Err(refusal("a weight is missing", &self.origin)
+                .with("tensor", name)
+                .with("expected", format!("{shape:?}")));
+        };
+        let shard = &self.files[*place];
+        let wrong = |message| refusal(message, &shard.path).with("tensor", name);
+        if info.shape != shape {
+            return Err(wrong("a weight has an unexpected shape")
+                .with("expected", format!("{shape:?}"))
+                .with("found", format!("{:?}", info.shape)));
+        }
+        let precision = match info.dtype {
+            Dtype::F32 => Precision::Single,
+            Dtype::F16 => Precision::Half,
+            Dtype::BF16 => Precision::Bfloat,
+            other => {
+                return Err(wrong("a weight is of an unsupported type")
+                    .with("found", format!("{other:?}"))
+                    .with("allowed", "F32, F16, BF16"));
+            }
+        };
+        let bytes =
+            shard.bytes(info).map_err(|error| wrong("can't read a weight").because(error))?;
+        let data = floats(&bytes, precision);
+        // One such number would make every embedding NaN, long after this.
+        if let Some(value) = data.iter().find(|value| !value.is_finite()) {
+            return Err(wrong("a weight is not a finite number").with("value", value));
+        }
+        Ok((Tensor { shape: shape.to_vec(), data }, precision))
+    }
+
+    /// A refusal of the tensor `name` for what it holds.
+    pub fn wrong(&self, message: &'static str, name: &str) -> Error {
+        refusal(message, &self.origin).with("tensor", name)
+    }
+}
+
+impl Shard {
+    fn bytes(&self, info: &TensorInfo) -> io::Result<Vec<u8>> {
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to - from];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.start + from as u64))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn floats(bytes: &[u8], precision: Precision) -> Vec<f32> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match precision {
+        Precision::Single => {
+            bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+        }
+        Precision::Half => pairs().map(|pair| f16::from_le_bytes(*pair).to_f32()).collect(),
+        Precision::Bfloat => pairs().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect(),
+    }
+}

@@ -1,0 +1,83 @@
+//! Models written to disk, however large: protocol buffers end at 2 GiB, and ONNX keeps what
+//! is beyond that in a second file (the specification's "external data").
+//!
+//! `vision.onnx` then comes with `vision.onnx.data`. The model names the digest of its data, so
+//! that its own digest still stands for all of it.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::proto::{EXTERNAL, ModelProto, StringStringEntryProto, TensorProto};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Weights of more bytes than this together go to a second file.
+pub const INLINE_LIMIT: usize = 2_000_000_000;
+/// The metadata entry with the digest of the second file.
+pub const DIGEST: &str = "external_data_sha256";
+
+/// Smaller tensors (shapes, axes) stay in the model, where shape inference looks for them.
+const SMALLEST: usize = 1024;
+/// ONNX Runtime maps the data into memory where it starts on a page.
+const PAGE: usize = 4096;
+
+/// The second file of the model at `path`.
+pub fn data_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".data");
+    name.into()
+}
+
+/// Writes `model` to `path`, its weights beside it if they are more than `inline_limit` bytes.
+///
+/// # Errors
+/// `ErrorKind::Io` naming the file that can't be written.
+pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<()> {
+    let failed = |error: io::Error| {
+        Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+    };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let tensors = model.graph.iter_mut().flat_map(|graph| &mut graph.initializer);
+    let mut tensors: Vec<&mut TensorProto> = tensors.collect();
+    let total: usize = tensors.iter().map(|tensor| tensor.raw_data.len()).sum();
+    if total > inline_limit {
+        let digest = move_out(&mut tensors, &data_path(path)).map_err(failed)?;
+        model.metadata_props.push(entry(DIGEST, digest));
+    }
+    fs::write(path, model.encode_to_vec()).map_err(failed)
+}
+
+/// Moves the large tensors' bytes to the file at `path` and returns its SHA-256.
+fn move_out(tensors: &mut [&mut TensorProto], path: &Path) -> io::Result<String> {
+    let location = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut file = BufWriter::new(File::create(path)?);
+    let mut hasher = Sha256::new();
+    let mut offset = 0_usize;
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.raw_data.len() >= SMALLEST) {
+        let bytes = std::mem::take(&mut tensor.raw_data);
+        let gap = vec![0; offset.next_multiple_of(PAGE) - offset];
+        for part in [&gap, &bytes] {
+            file.write_all(part)?;
+            hasher.update(part);
+        }
+        offset += gap.len();
+        tensor.data_location = EXTERNAL;
+        tensor.external_data = vec![
+            entry("location", location.clone()),
+            entry("offset", offset.to_string()),
+            entry("length", bytes.len().to_string()),
+        ];
+        offset += bytes.len();
+    }
+    file.flush()?;
+    Ok(hex::encode(hasher.finalize()))
+}
+
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto { key: key.into(), value }
+}

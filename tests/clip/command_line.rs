@@ -1,0 +1,108 @@
+//! Import, train and caption as a user does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fusioncap::bundle::Bundle;
+use fusioncap::encoder::clip::tower::Storage;
+use fusioncap::onnx::external::data_path;
+
+use super::source::Source;
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn fusioncap(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments.iter().map(|argument| argument.as_ref())).output().unwrap()
+}
+
+#[track_caller]
+fn succeed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Trains on the encoder in `folder` and captions a photo with what came out.
+fn train_and_caption(folder: &Path) -> serde_json::Value {
+    let short = fs::read_to_string(project("tests/fixtures/train/random.toml")).unwrap();
+    let settings = folder.join("short.toml");
+    fs::write(&settings, short.replace("epochs = 24", "epochs = 1")).unwrap();
+    let (encoder, out) = (folder.join("encoder"), folder.join("bundle"));
+    succeed(&fusioncap(&[
+        &"train",
+        &"--encoder",
+        &encoder,
+        &"--corpus",
+        &project("tests/fixtures/train/captions.txt"),
+        &"--settings",
+        &settings,
+        &"--cache",
+        &folder.join("cache"),
+        &"--out",
+        &out,
+    ]));
+    let photo = project("tests/data/clip-preprocess/cat-small-60x40.png");
+    let lines = succeed(&fusioncap(&[&"caption", &"--model", &out, &photo]));
+    assert_eq!(lines.lines().count(), 1, "{lines}");
+    serde_json::from_str(&lines).unwrap()
+}
+
+#[test]
+fn a_clip_becomes_a_captioner() {
+    let source = Source::new();
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = folder.path().join("encoder");
+    let said = succeed(&fusioncap(&[
+        &"clip",
+        &"import",
+        &source.dir(),
+        &"--out",
+        &encoder,
+        &"--dtype",
+        &"fp16",
+        &"--name",
+        &"tiny-clip",
+    ]));
+    assert!(said.contains("tiny-clip") && said.contains("36 patches"), "{said}");
+    let line = train_and_caption(folder.path());
+    assert!(line["caption"].is_string() && line["score"].as_f64().unwrap() < 0.0, "{line}");
+    let bundle = Bundle::open(&folder.path().join("bundle")).unwrap();
+    assert_eq!((bundle.config.embedding_dim, bundle.config.num_patches), (40, 36));
+    let size = fusioncap::image::Preprocessor::new(bundle.preprocessor.clone()).unwrap();
+    assert_eq!(size.input_size(), (48, 48));
+    let card = fs::read_to_string(bundle.path("README.md")).unwrap();
+    assert!(card.contains("tiny-clip"), "{card}");
+}
+
+#[test]
+fn a_large_towers_weights_reach_the_bundle() {
+    let source = Source::new();
+    let folder = tempfile::tempdir().unwrap();
+    source.import_to(&folder.path().join("encoder"), Storage::Source, 0).unwrap();
+    let line = train_and_caption(folder.path());
+    assert!(line["caption"].is_string(), "{line}");
+    let bundle = Bundle::open(&folder.path().join("bundle")).unwrap();
+    assert!(data_path(&bundle.path("onnx/vision.onnx")).is_file());
+}
+
+#[test]
+fn a_refusal_is_one_line_and_exit_code_2() {
+    let source = Source::new();
+    fs::write(source.path("model.safetensors"), [0; 4]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("encoder");
+    let output = fusioncap(&[&"clip", &"import", &source.dir(), &"--out", &out]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.starts_with("error: a weights file is cut short"), "{errors}");
+}
