@@ -6,6 +6,8 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
+pub mod html;
 pub mod image;
 pub mod retry;
 pub mod runtime;

@@ -9,8 +9,8 @@ const LONGEST: usize = 500;
 const SERVING: [&str; 2] = ["worker", "engine"];
 const TRAINING: [&str; 4] = ["model", "train", "onnx", "encoder"];
 /// What every room may use; it uses no room itself.
-const COMMON: [&str; 8] =
-    ["bundle", "config", "error", "image", "retry", "runtime", "s3", "telemetry"];
+const COMMON: [&str; 9] =
+    ["bundle", "config", "error", "html", "image", "retry", "runtime", "s3", "telemetry"];
 
 struct Source {
     path: PathBuf,
@@ -114,7 +114,10 @@ fn serving_and_training_never_see_each_other() {
 
 #[test]
 fn work_flows_one_way() {
-    assert_eq!(uses(&["engine"], &["worker"]), Vec::<String>::new());
+    assert_eq!(uses(&["engine"], &["worker", "evaluate"]), Vec::<String>::new());
+    assert_eq!(uses(&["worker"], &["evaluate"]), Vec::<String>::new());
+    assert_eq!(uses(&["evaluate"], &["worker"]), Vec::<String>::new());
+    assert_eq!(uses(&["evaluate"], &TRAINING), Vec::<String>::new());
     assert_eq!(uses(&["model", "onnx"], &["train", "encoder"]), Vec::<String>::new());
     assert_eq!(uses(&["encoder"], &["model", "train"]), Vec::<String>::new());
 }

@@ -224,7 +224,7 @@ fn floats(value: &ort::value::DynValue) -> Vec<f32> {
 fn assert_close(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (left, right) in found.iter().zip(expected) {
-        assert!((left - right).abs() < 1e-3, "{left} is not {right}");
+        assert!((left - right).abs() < 1e-3 * right.abs().max(1.0), "{left} is not {right}");
     }
 }
 

@@ -12,6 +12,8 @@ pub mod config;
 pub mod demo;
 #[cfg(feature = "train")]
 pub mod encoder;
+pub mod evaluate;
+mod images;
 pub mod settings;
 #[cfg(feature = "train")]
 pub mod train;
@@ -40,6 +42,8 @@ pub enum Command {
     Worker(worker::WorkerArgs),
     /// Caption images on this machine or in S3
     Caption(caption::CaptionArgs),
+    /// Measure a bundle's captions against references: BLEU, ROUGE-L, CIDEr-D
+    Evaluate(evaluate::EvaluateArgs),
     /// Print the effective configuration with secrets masked
     Config(config::ConfigArgs),
     /// Caption sample photos with everything embedded: Kafka, S3 and the worker
@@ -62,7 +66,7 @@ impl Command {
     fn log_level(&self) -> Option<Level> {
         match self {
             Self::Worker(_) | Self::Config(_) => None,
-            Self::Caption(_) => Some(Level::Warn),
+            Self::Caption(_) | Self::Evaluate(_) => Some(Level::Warn),
             #[cfg(feature = "demo")]
             Self::Demo(_) => Some(Level::Warn),
             #[cfg(feature = "train")]
@@ -91,6 +95,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),

@@ -3,21 +3,16 @@
 //! Everything that comes from outside (file names, captions, reasons) is escaped; nothing is
 //! loaded from elsewhere and no script runs.
 
-use std::fmt::{self, Display, Write};
 use std::fs;
 use std::path::Path;
-
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 
 use crate::demo::kafka::Outcome;
 use crate::demo::report::{Answered, DemoReport};
 use crate::error::{Error, ErrorKind, Result};
+use crate::html::{self, Escaped, push};
 
 /// Most photos on the page: browsers grow slow beyond.
 const MOST: usize = 500;
-
-const STYLE: &str = include_str!("page.css");
 
 /// Writes the page of `report` to `path`.
 ///
@@ -32,11 +27,7 @@ pub fn write(report: &DemoReport, path: &Path) -> Result<()> {
 }
 
 fn page(report: &DemoReport) -> String {
-    let mut html = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n");
-    html.push_str("<meta charset=\"utf-8\">\n");
-    html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    push(&mut html, format_args!("<title>FusionCap: {}</title>\n", Escaped(&report.headline())));
-    push(&mut html, format_args!("<style>\n{STYLE}</style>\n</head>\n<body>\n"));
+    let mut html = html::head(&format!("FusionCap: {}", report.headline()));
     html.push_str("<div class=\"top\">\n");
     header(&mut html, report);
     stages(&mut html, report);
@@ -92,18 +83,11 @@ fn figure(html: &mut String, answered: &Answered) {
         several => (format!("came back {} times", several.len()), "failed", String::new()),
     };
     html.push_str("<figure>");
-    match answered.photo.shrunk() {
-        Some(jpeg) => {
+    match html::photo(&answered.photo.path) {
+        Some(address) => {
             let alt =
                 if class.is_empty() { text.clone() } else { format!("{name}, not captioned") };
-            push(
-                html,
-                format_args!(
-                    "<img alt=\"{}\" src=\"data:image/jpeg;base64,{}\">",
-                    Escaped(&alt),
-                    BASE64_STANDARD.encode(jpeg)
-                ),
-            );
+            push(html, format_args!("<img alt=\"{}\" src=\"{address}\">", Escaped(&alt),));
         }
         None => html.push_str("<div class=\"none\">no picture</div>"),
     }
@@ -133,30 +117,6 @@ fn footer(html: &mut String, report: &DemoReport) {
             Escaped(&report.digest),
         ),
     );
-}
-
-/// Writing to a `String` can't fail.
-fn push(html: &mut String, text: fmt::Arguments<'_>) {
-    let _ = html.write_fmt(text);
-}
-
-/// Text as HTML text or as a quoted attribute's value.
-struct Escaped<'a>(&'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for letter in self.0.chars() {
-            match letter {
-                '&' => formatter.write_str("&amp;")?,
-                '<' => formatter.write_str("&lt;")?,
-                '>' => formatter.write_str("&gt;")?,
-                '"' => formatter.write_str("&quot;")?,
-                '\'' => formatter.write_str("&#39;")?,
-                plain => formatter.write_char(plain)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

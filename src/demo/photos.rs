@@ -1,7 +1,6 @@
-//! The photos of a demonstration: found on disk, uploaded, and shrunk for the page.
+//! The photos of a demonstration: found on disk and uploaded.
 
 use std::fs;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use aws_sdk_s3::Client;
@@ -9,8 +8,6 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits};
 
 use crate::demo::s3::EmbeddedS3;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,9 +18,6 @@ pub const BUCKET: &str = "photos";
 const ENDINGS: [&str; 9] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "jfif"];
 /// Uploads under way at once.
 const UPLOADS: usize = 8;
-/// Longer edge of a photo on the page, in pixels.
-const PAGE_EDGE: u32 = 640;
-const PAGE_QUALITY: u8 = 80;
 
 /// One file to caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +48,6 @@ impl Photo {
     pub fn reference(&self) -> String {
         let uri = format!("s3://{BUCKET}/{}", self.id);
         serde_json::json!({ "id": self.id, "uri": uri }).to_string()
-    }
-
-    /// The photo as a small JPEG for the page; `None` if it can't be decoded.
-    pub fn shrunk(&self) -> Option<Vec<u8>> {
-        shrink(&fs::read(&self.path).ok()?).ok()
     }
 }
 
@@ -151,23 +140,6 @@ fn client(server: &EmbeddedS3) -> Client {
     Client::from_conf(config)
 }
 
-fn shrink(bytes: &[u8]) -> ImageResult<Vec<u8>> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    reader.limits(Limits::default());
-    let mut decoder = reader.into_decoder()?;
-    let orientation = decoder.orientation()?;
-    let mut photo = DynamicImage::from_decoder(decoder)?;
-    photo.apply_orientation(orientation);
-    let small = if photo.width().max(photo.height()) > PAGE_EDGE {
-        photo.thumbnail(PAGE_EDGE, PAGE_EDGE)
-    } else {
-        photo
-    };
-    let mut jpeg = Vec::new();
-    small.to_rgb8().write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, PAGE_QUALITY))?;
-    Ok(jpeg)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,14 +170,5 @@ mod tests {
             let error = find(&[path]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
         }
-    }
-
-    #[test]
-    fn a_photo_is_shrunk_to_the_page() {
-        let photo = Photo::new(0, "samples/cat.jpg".into());
-        let jpeg = photo.shrunk().unwrap();
-        let small = image::load_from_memory(&jpeg).unwrap();
-        assert!(small.width().max(small.height()) <= PAGE_EDGE);
-        assert_eq!(Photo::new(0, "Cargo.toml".into()).shrunk(), None);
     }
 }

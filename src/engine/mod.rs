@@ -23,6 +23,9 @@ pub struct Caption {
     pub score: f32,
     /// The image's embedding in the joint space, unit length, `[embedding_dim]`.
     pub embedding: Vec<f32>,
+    /// For each local query, how much it looked at each patch of the image; empty unless
+    /// [`Engine::keep_attention`] asks for it and the bundle tells.
+    pub attention: Vec<Vec<f32>>,
 }
 
 /// A loaded bundle. One owner runs it; it is `Send`.
@@ -78,6 +81,11 @@ impl Engine {
         self.batch_size
     }
 
+    /// From now on captions say where the local queries looked.
+    pub fn keep_attention(&mut self) {
+        self.sessions.keep_attention();
+    }
+
     /// Captions 1 to `batch_size` images, each 8-bit RGB at the model's input size, in order.
     ///
     /// # Errors
@@ -103,7 +111,10 @@ impl Engine {
 
         let dim = self.bundle.config.embedding_dim;
         let shape = [self.batch_size, 3, height, width];
-        let Encoded { prefix, embeddings } = self.sessions.encode(&self.pixels, shape, dim)?;
+        let Encoded { prefix, embeddings, attention } =
+            self.sessions.encode(&self.pixels, shape, dim)?;
+        let looked = attention.len() / self.batch_size;
+        let patches = self.bundle.config.num_patches.max(1);
         let hypotheses = self.sessions.generate(
             &self.bundle,
             &self.generation,
@@ -114,7 +125,13 @@ impl Engine {
         hypotheses
             .iter()
             .zip(embeddings.chunks_exact(dim))
-            .map(|(hypothesis, embedding)| self.read(hypothesis, embedding))
+            .enumerate()
+            .map(|(image, (hypothesis, embedding))| {
+                let mut caption = self.read(hypothesis, embedding)?;
+                let queries = attention[image * looked..(image + 1) * looked].chunks_exact(patches);
+                caption.attention = queries.map(<[f32]>::to_vec).collect();
+                Ok(caption)
+            })
             .collect()
     }
 
@@ -131,6 +148,7 @@ impl Engine {
             text: text.trim().to_owned(),
             score: (hypothesis.mean() * 1e4).round() / 1e4,
             embedding: embedding.to_vec(),
+            attention: Vec::new(),
         })
     }
 }

@@ -12,11 +12,15 @@ use crate::bundle::{Bundle, DECODER, GenerationConfig, PREFIX, VISION};
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 
+/// The prefix's output that says where its local queries looked.
+const ATTENTION: &str = "local_attention";
+
 pub struct Sessions {
     vision: Session,
     prefix: Session,
     /// Which of the vision tower's outputs the prefix is made from.
     prefix_inputs: Vec<String>,
+    keep_attention: bool,
     decoder: Session,
     binding: IoBinding,
     /// Where the cache stays.
@@ -29,6 +33,8 @@ pub struct Encoded {
     pub prefix: DynValue,
     /// Unit length, row-major `[batch, embedding_dim]`.
     pub embeddings: Vec<f32>,
+    /// Row-major `[batch, prefix_length, num_patches]`, or empty.
+    pub attention: Vec<f32>,
 }
 
 impl Sessions {
@@ -41,11 +47,17 @@ impl Sessions {
             vision,
             prefix,
             prefix_inputs,
+            keep_attention: false,
             decoder,
             binding,
             device: cache_device(runtime)?,
             host: cpu()?,
         })
+    }
+
+    /// From now on [`Encoded::attention`] is filled, if the prefix has local queries.
+    pub fn keep_attention(&mut self) {
+        self.keep_attention = true;
     }
 
     /// Encodes `pixels`, row-major `[batch, 3, height, width]`, to embeddings of `dim` entries.
@@ -58,7 +70,13 @@ impl Sessions {
         }
         let mut mapped = self.prefix.run(inputs).map_err(failed)?;
         let embeddings = read(&mut mapped, "embedding", shape[0] * dim)?;
-        Ok(Encoded { embeddings, prefix: take(&mut mapped, "prefix")? })
+        let attention = match mapped.remove(ATTENTION) {
+            Some(value) if self.keep_attention => {
+                value.try_extract_tensor::<f32>().map_err(failed)?.1.to_vec()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Encoded { embeddings, attention, prefix: take(&mut mapped, "prefix")? })
     }
 
     /// Finds captions for the first `images` of the `batch` images that `prefix` came from.

@@ -1,27 +1,62 @@
 //! Captions read from text files, one a line, cleaned and counted.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::settings::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
+/// A longer line is no caption, whatever it holds.
+const LONGEST_LINE: usize = 2_000;
+
 /// Lines left out, by reason.
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Skipped {
     pub invalid_utf8: usize,
+    /// Lines of a JSON Lines file that have no text.
+    pub malformed: usize,
     pub too_short: usize,
     pub too_long: usize,
+    pub duplicate: usize,
 }
 
 impl Skipped {
     pub fn total(&self) -> usize {
-        self.invalid_utf8 + self.too_short + self.too_long
+        self.invalid_utf8 + self.malformed + self.too_short + self.too_long + self.duplicate
     }
+}
+
+impl fmt::Display for Skipped {
+    /// What was left out and why, such as "2 duplicate, 1 too long".
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons = [
+            (self.invalid_utf8, "not UTF-8"),
+            (self.malformed, "malformed"),
+            (self.too_short, "too short"),
+            (self.too_long, "too long"),
+            (self.duplicate, "duplicate"),
+        ];
+        let found: Vec<String> = reasons
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, reason)| format!("{count} {reason}"))
+            .collect();
+        formatter.write_str(if found.is_empty() { "none" } else { "" })?;
+        formatter.write_str(&found.join(", "))
+    }
+}
+
+/// A line of a JSON Lines corpus; other fields are let be.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(alias = "text")]
+    caption: String,
 }
 
 /// The captions to learn from.
@@ -35,49 +70,113 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Reads `files`, plain text or Zstandard (`.zst`).
+    /// Reads `files`: a caption a line, or JSON Lines with a `caption` (or `text`) where the name
+    /// ends in `.jsonl`; either may be compressed with Zstandard (`.zst`).
     ///
     /// # Errors
     /// `ErrorKind::Config` if a file can't be read or too few captions remain.
     pub fn read(files: &[PathBuf], settings: &Settings) -> Result<Self> {
-        let mut captions = Vec::new();
-        let mut skipped = Skipped::default();
+        let mut reader = Reader { settings, captions: Vec::new(), skipped: Skipped::default() };
         let mut hasher = Sha256::new();
         for path in files {
             let bytes = read_bytes(path)?;
             hasher.update(&bytes);
+            let json = path.to_string_lossy().trim_end_matches(".zst").ends_with(".jsonl");
             for line in bytes.split(|byte| *byte == b'\n') {
-                take(line, settings, &mut captions, &mut skipped);
+                reader.take(line, json);
             }
         }
+        reader.drop_duplicates();
+        let Reader { mut captions, skipped, .. } = reader;
         let least = settings.held_out + settings.batch_size;
         if captions.len() < least {
-            return Err(Error::new(ErrorKind::Config, "the corpus holds too few captions")
-                .with("captions", captions.len())
-                .with("skipped", skipped.total())
+            return Err(too_few(captions.len(), &skipped)
                 .with("allowed", format!("at least {least} (held_out + batch_size)")));
         }
         let held_out = captions.split_off(captions.len() - settings.held_out);
         Ok(Self { captions, held_out, skipped, digest: hex::encode(hasher.finalize()) })
     }
+
+    /// The captions, then those held out.
+    pub fn all(&self) -> Vec<String> {
+        self.captions.iter().chain(&self.held_out).cloned().collect()
+    }
+
+    /// Leaves out the captions of more than `max_length` tokens, begin and end included; `tokens`
+    /// are those of the captions, then of the held-out ones.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` if none remain to learn from or to hold out.
+    pub fn drop_too_long(&mut self, tokens: &mut Vec<Vec<u16>>, max_length: usize) -> Result<()> {
+        let before = tokens.len();
+        let fits = |caption: &Vec<u16>| caption.len() <= max_length;
+        let mut verdicts = tokens.iter().map(fits).collect::<Vec<_>>().into_iter();
+        let mut next = |_: &String| verdicts.next().unwrap_or(true);
+        self.captions.retain(&mut next);
+        self.held_out.retain(&mut next);
+        tokens.retain(fits);
+        self.skipped.too_long += before - tokens.len();
+        if self.captions.is_empty() || self.held_out.is_empty() {
+            return Err(too_few(tokens.len(), &self.skipped)
+                .with("allowed", format!("captions of at most {max_length} tokens")));
+        }
+        Ok(())
+    }
 }
 
-fn take(line: &[u8], settings: &Settings, captions: &mut Vec<String>, skipped: &mut Skipped) {
-    let Ok(text) = std::str::from_utf8(line) else {
-        skipped.invalid_utf8 += 1;
-        return;
-    };
-    let caption = clean(text);
-    if caption.is_empty() {
-        return;
+fn too_few(captions: usize, skipped: &Skipped) -> Error {
+    Error::new(ErrorKind::Config, "the corpus holds too few captions")
+        .with("captions", captions)
+        .with("left out", skipped)
+}
+
+/// Takes lines one by one.
+struct Reader<'a> {
+    settings: &'a Settings,
+    captions: Vec<String>,
+    skipped: Skipped,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, line: &[u8], json: bool) {
+        let skipped = &mut self.skipped;
+        if line.len() > LONGEST_LINE {
+            skipped.too_long += 1;
+            return;
+        }
+        let Ok(text) = std::str::from_utf8(line) else {
+            skipped.invalid_utf8 += 1;
+            return;
+        };
+        if text.trim().is_empty() {
+            return;
+        }
+        let caption = if json {
+            let Ok(line) = serde_json::from_str::<Line>(text) else {
+                skipped.malformed += 1;
+                return;
+            };
+            clean(&line.caption)
+        } else {
+            clean(text)
+        };
+        let words = caption.split(' ').filter(|word| !word.is_empty()).count();
+        if words < self.settings.min_words {
+            skipped.too_short += 1;
+        } else if words > self.settings.max_words {
+            skipped.too_long += 1;
+        } else {
+            self.captions.push(caption);
+        }
     }
-    let words = caption.split(' ').count();
-    if words < settings.min_words {
-        skipped.too_short += 1;
-    } else if words > settings.max_words {
-        skipped.too_long += 1;
-    } else {
-        captions.push(caption);
+
+    /// A caption that stands in the corpus a thousand times would be learnt a thousand times, and
+    /// be held out and learnt at once.
+    fn drop_duplicates(&mut self) {
+        let before = self.captions.len();
+        let mut seen = HashSet::with_capacity(before);
+        self.captions.retain(|caption| seen.insert(Sha256::digest(caption)));
+        self.skipped.duplicate += before - self.captions.len();
     }
 }
 
@@ -108,16 +207,61 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn read(lines: &[&[u8]], json: bool) -> (Vec<String>, Skipped) {
+        let settings = Settings::load(None).unwrap();
+        let mut reader =
+            Reader { settings: &settings, captions: Vec::new(), skipped: Skipped::default() };
+        lines.iter().for_each(|line| reader.take(line, json));
+        reader.drop_duplicates();
+        (reader.captions, reader.skipped)
+    }
+
     #[test]
     fn captions_are_cleaned_and_what_is_left_out_is_counted() {
-        let settings = Settings::load(None).unwrap();
-        let (mut captions, mut skipped) = (Vec::new(), Skipped::default());
-        let long = "word ".repeat(100_000);
-        for line in [&b"  A Dog  runs.\r"[..], b"", b"two words", b"\xff\xfe bad", long.as_bytes()]
-        {
-            take(line, &settings, &mut captions, &mut skipped);
-        }
+        let long = "word ".repeat(100);
+        let endless = "x".repeat(100_000);
+        let lines = [
+            &b"  A Dog  runs.\r"[..],
+            b"",
+            b"two words",
+            b"\xff\xfe bad",
+            long.as_bytes(),
+            endless.as_bytes(),
+            b"a dog runs",
+        ];
+        let (captions, skipped) = read(&lines, false);
         assert_eq!(captions, ["a dog runs"]);
-        assert_eq!(skipped, Skipped { invalid_utf8: 1, too_short: 1, too_long: 1 });
+        let expected =
+            Skipped { invalid_utf8: 1, malformed: 0, too_short: 1, too_long: 2, duplicate: 1 };
+        assert_eq!(skipped, expected);
+        assert_eq!(skipped.to_string(), "1 not UTF-8, 1 too short, 2 too long, 1 duplicate");
+    }
+
+    #[test]
+    fn json_lines_hold_their_caption_in_a_field() {
+        let lines = [
+            &br#"{"caption": "A cat sleeps.", "image_id": 7}"#[..],
+            br#"{"text": "a bus waits"}"#,
+            br#"{"title": "a bus waits"}"#,
+            b"a bus waits",
+        ];
+        let (captions, skipped) = read(&lines, true);
+        assert_eq!(captions, ["a cat sleeps", "a bus waits"]);
+        assert_eq!(skipped, Skipped { malformed: 2, ..Skipped::default() });
+    }
+
+    #[test]
+    fn captions_that_do_not_fit_the_decoder_are_left_out() {
+        let mut corpus = Corpus {
+            captions: ["a", "b"].map(String::from).to_vec(),
+            held_out: ["c", "d"].map(String::from).to_vec(),
+            skipped: Skipped::default(),
+            digest: String::new(),
+        };
+        let mut tokens = vec![vec![1, 9, 2], vec![1, 9, 9, 2], vec![1, 9, 9, 2], vec![1, 8, 2]];
+        corpus.drop_too_long(&mut tokens, 3).unwrap();
+        assert_eq!((corpus.captions, corpus.held_out), (vec!["a".into()], vec!["d".into()]));
+        assert_eq!(tokens, [[1, 9, 2], [1, 8, 2]]);
+        assert_eq!(corpus.skipped.too_long, 2);
     }
 }

@@ -245,8 +245,8 @@ fn card(parts: &Parts<'_>) -> Result<String> {
          # {name}\n\n\
          A FusionCap image captioner, trained on text alone: no image was seen in training.\n\n\
          ## Encoder\n`{encoder}` {version}, frozen:\n{sources}\n\
-         ## Corpus\n{corpora}: {captions} captions to learn from, {held_out} held out, {skipped} \
-         left out; SHA-256 `{digest}`.\n\n\
+         ## Corpus\n{corpora}: {captions} captions to learn from, {held_out} held out, left \
+         out: {skipped}; SHA-256 `{digest}`.\n\n\
          {attribution}\
          ## Training\nSeed {seed}, {steps} steps.\n\n\
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
@@ -259,7 +259,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
         corpora = corpora.join(", "),
         captions = parts.corpus.captions.len(),
         held_out = parts.corpus.held_out.len(),
-        skipped = parts.corpus.skipped.total(),
+        skipped = parts.corpus.skipped,
         digest = parts.corpus.digest,
         attribution = attribution(&parts.request.corpora),
         seed = settings.seed,

@@ -25,7 +25,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tokenizers::Tokenizer;
 use tracing::info;
 
 use crate::config::Runtime;
@@ -64,16 +63,18 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
     export::check(&request.out)?;
     let encoder = EncoderConfig::open(&request.encoder)?;
-    let corpus = Corpus::read(&request.corpora, settings)?;
+    let mut corpus = Corpus::read(&request.corpora, settings)?;
+    let tokenizer = tokenizer::train(&corpus.captions, settings.vocab_size)?;
+    let mut tokens = tokenizer::encode(&tokenizer, &corpus.all())?;
+    corpus.drop_too_long(&mut tokens, settings.shape.max_length)?;
     info!(
         captions = corpus.captions.len(),
         held_out = corpus.held_out.len(),
-        skipped = corpus.skipped.total(),
+        left_out = %corpus.skipped,
         "read the corpus"
     );
     make_folder(&request.cache)?;
-    let tokenizer = tokenizer::train(&corpus.captions, settings.vocab_size)?;
-    let (examples, memory) = examples(request, &encoder, &corpus, &tokenizer)?;
+    let (examples, memory) = examples(request, &encoder, &corpus, tokens)?;
     let (learnt, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
     let alignment = alignment::build(learnt, dim, &settings.alignment)?;
     let checkpoints = Checkpoints::new(
@@ -110,14 +111,14 @@ fn examples(
     request: &Request,
     encoder: &EncoderConfig,
     corpus: &Corpus,
-    tokenizer: &Tokenizer,
+    tokens: Vec<Vec<u16>>,
 ) -> Result<(Examples, Vec<f32>)> {
     let settings = &request.settings;
     let dim = encoder.embedding_dim;
     let embed = |what, texts: &[String]| {
         embed::embed(what, &request.encoder, encoder, texts, &request.cache, &request.runtime)
     };
-    let all: Vec<String> = corpus.captions.iter().chain(&corpus.held_out).cloned().collect();
+    let all = corpus.all();
     let embeddings = embed("embedding captions", &all)?;
     let split = corpus.captions.len();
     let memory =
@@ -126,7 +127,7 @@ fn examples(
     info!(nouns = found.names.len(), "found the nouns");
     let noun_embeddings = embed("embedding nouns", &found.names)?;
     let examples = Examples {
-        tokens: tokenizer::encode(tokenizer, &all, settings.shape.max_length)?,
+        tokens,
         embeddings,
         dim,
         split,

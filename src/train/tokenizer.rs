@@ -36,19 +36,15 @@ pub fn train(captions: &[String], vocab_size: usize) -> Result<Tokenizer> {
     text.parse().map_err(failed)
 }
 
-/// Each caption's tokens between begin and end; captions that don't fit are cut to `max_length`.
-pub fn encode(
-    tokenizer: &Tokenizer,
-    captions: &[String],
-    max_length: usize,
-) -> Result<Vec<Vec<u16>>> {
+/// Each caption's tokens between begin and end.
+pub fn encode(tokenizer: &Tokenizer, captions: &[String]) -> Result<Vec<Vec<u16>>> {
     let encodings = tokenizer
         .encode_batch(captions.iter().map(String::as_str).collect(), false)
         .map_err(failed)?;
     Ok(encodings
         .iter()
         .map(|encoding| {
-            let words = encoding.get_ids().iter().take(max_length - 2).map(|id| *id as u16);
+            let words = encoding.get_ids().iter().map(|id| *id as u16);
             std::iter::once(BOS as u16).chain(words).chain(std::iter::once(EOS as u16)).collect()
         })
         .collect())
@@ -67,7 +63,7 @@ mod tests {
         let captions: Vec<String> =
             ["a dog runs", "a cat sleeps on a bed", "two dogs run"].map(String::from).to_vec();
         let tokenizer = train(&captions, 300).unwrap();
-        let tokens = encode(&tokenizer, &captions, 32).unwrap();
+        let tokens = encode(&tokenizer, &captions).unwrap();
         assert_eq!((tokens[1][0], *tokens[1].last().unwrap()), (BOS as u16, EOS as u16));
         let ids: Vec<u32> = tokens[1].iter().map(|id| u32::from(*id)).collect();
         assert_eq!(tokenizer.decode(&ids, true).unwrap().trim(), captions[1]);

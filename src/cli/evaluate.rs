@@ -1,0 +1,329 @@
+//! `fusioncap evaluate`: how good a bundle's captions are, with intervals.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+
+use super::images::{self, Ahead, Image};
+use crate::bundle::{Bundle, write_json};
+use crate::config::{Model, Runtime};
+use crate::engine::{Caption, Engine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluate::bootstrap::{Bootstrap, Difference, Estimate};
+use crate::evaluate::coco::{self, Captioned, Referenced};
+use crate::evaluate::report::{self, Page, Photo};
+use crate::evaluate::{Metric, Scores};
+
+/// File names of missing photos that are named.
+const NAMED: usize = 3;
+
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Model bundle: a directory
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["captions", "compare"])]
+    model: Option<PathBuf>,
+    /// Folder of the photos that the references name
+    #[arg(long, value_name = "DIR", required_unless_present = "captions")]
+    images: Option<PathBuf>,
+    /// What people wrote, in COCO's layout: images (id, file_name), annotations (image_id, caption)
+    #[arg(long, value_name = "FILE")]
+    references: PathBuf,
+    /// Score the captions of a COCO results file instead of running a model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "compare", "html"])]
+    captions: Option<PathBuf>,
+    /// Two bundles, the second against the first
+    #[arg(long, value_name = "DIR", num_args = 2, conflicts_with = "model")]
+    compare: Vec<PathBuf>,
+    /// Write the captions as a COCO results file
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    results: Option<PathBuf>,
+    /// Write a page of photos, captions, references and where the local queries looked
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    html: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Images a batch
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch_size: u16,
+    /// Beam width; the bundle's own by default
+    #[arg(long, value_name = "N")]
+    beams: Option<usize>,
+    /// Times the images are drawn anew for the 95 % intervals
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(20..=1_000_000))]
+    resamples: u32,
+    /// The same number draws the same images
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// # Errors
+/// `ErrorKind::Config` for what was asked wrongly, references and photos that don't go together
+/// among it; others as they happen.
+pub fn run(args: EvaluateArgs) -> Result<()> {
+    let bootstrap = Bootstrap { resamples: args.resamples as usize, seed: args.seed };
+    let found = coco::references(&args.references)?;
+    if found.without_references > 0 {
+        warn(&format!("{} images have no references and are left out", found.without_references));
+    }
+    if let Some(path) = &args.captions {
+        return score(&args, &from_results(path, found.images)?, &bootstrap);
+    }
+    let images = present(args.images.as_deref().unwrap_or(Path::new("")), found.images)?;
+    if let [first, second] = args.compare.as_slice() {
+        let first = captioned(&args, first, images)?;
+        let images = first.iter().map(|photo| photo.image.clone()).collect();
+        let second = captioned(&args, second, images)?;
+        return compare(&args, &first, &second, &bootstrap);
+    }
+    let photos = captioned(&args, args.model.as_deref().unwrap_or(Path::new("")), images)?;
+    score(&args, &photos, &bootstrap)
+}
+
+/// A photo with its caption.
+struct Answered {
+    image: Referenced,
+    caption: Caption,
+}
+
+/// Captions of a results file; images without one are left out, and said.
+fn from_results(path: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
+    let mut captions = coco::results(path)?;
+    let listed = images.len();
+    let answered = |image: Referenced| {
+        let text = captions.remove(&image.id)?;
+        let caption = Caption { text, score: 0.0, embedding: Vec::new(), attention: Vec::new() };
+        Some(Answered { image, caption })
+    };
+    let answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
+    if answers.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "--captions has none of the referenced images")
+            .with("path", path.display()));
+    }
+    if answers.len() < listed {
+        warn(&format!(
+            "{} referenced images have no caption and are left out",
+            listed - answers.len()
+        ));
+    }
+    Ok(answers)
+}
+
+/// The images whose photo is in `folder`; others are left out, and said.
+fn present(folder: &Path, images: Vec<Referenced>) -> Result<Vec<Referenced>> {
+    let listed = images.len();
+    let (there, missing): (Vec<_>, Vec<_>) =
+        images.into_iter().partition(|image| photo(folder, image).is_file());
+    if there.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "--images holds none of the referenced photos")
+            .with("path", folder.display())
+            .with("photos", listed));
+    }
+    if !missing.is_empty() {
+        let names: Vec<&str> =
+            missing.iter().take(NAMED).map(|image| image.file_name.as_str()).collect();
+        let more = if missing.len() > NAMED { ", ..." } else { "" };
+        warn(&format!(
+            "{} of {listed} referenced photos are missing and left out: {}{more}",
+            missing.len(),
+            names.join(", ")
+        ));
+    }
+    Ok(there)
+}
+
+/// Where a photo is; a name that leads out of the folder leads nowhere.
+fn photo(folder: &Path, image: &Referenced) -> PathBuf {
+    let name = Path::new(&image.file_name);
+    let inside = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if inside { folder.join(name) } else { PathBuf::new() }
+}
+
+/// Captions `images` with the bundle `model`; photos that can't be read are left out, and said.
+fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
+    let settings =
+        Model { path: model.display().to_string(), embeddings: false, num_beams: args.beams };
+    settings.directory()?;
+    let size = usize::from(args.batch_size);
+    let mut engine = Engine::load(Bundle::open(model)?, &Runtime::default(), &settings, size)?;
+    if args.html.is_some() {
+        engine.keep_attention();
+    }
+    let folder = args.images.as_deref().unwrap_or(Path::new(""));
+    let files = images.iter().map(|image| Image::File(photo(folder, image))).collect();
+    let bar = ProgressBar::new(images.len() as u64);
+    let mut by_name: HashMap<String, Caption> = HashMap::new();
+    images::runtime()?.block_on(async {
+        let mut ahead = Ahead::new(files, engine.preprocessor().clone(), None, 2 * size);
+        loop {
+            let batch = ahead.next(size).await;
+            if batch.is_empty() {
+                return Ok::<(), Error>(());
+            }
+            bar.inc(batch.len() as u64);
+            for (name, outcome) in images::answer(&mut engine, batch)? {
+                match outcome {
+                    Ok(caption) => drop(by_name.insert(name, caption)),
+                    Err(error) => bar.suspend(|| warn(&format!("{name}: {}", error.chain()))),
+                }
+            }
+        }
+    })?;
+    bar.finish_and_clear();
+    let answered = |image: Referenced| {
+        let caption = by_name.get(&photo(folder, &image).display().to_string())?.clone();
+        Some(Answered { image, caption })
+    };
+    let answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
+    if answers.is_empty() {
+        return Err(Error::new(ErrorKind::Io, "no photo could be captioned"));
+    }
+    Ok(answers)
+}
+
+fn scores(photos: &[Answered]) -> Scores {
+    let captions: Vec<String> = photos.iter().map(|photo| photo.caption.text.clone()).collect();
+    let references: Vec<Vec<String>> =
+        photos.iter().map(|photo| photo.image.references.clone()).collect();
+    Scores::new(&captions, &references)
+}
+
+fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Result<()> {
+    let scores = scores(photos);
+    if let Some(path) = &args.results {
+        let results: Vec<Captioned> = photos
+            .iter()
+            .map(|photo| Captioned {
+                image_id: photo.image.id,
+                caption: photo.caption.text.clone(),
+            })
+            .collect();
+        write_json(path, &results)?;
+    }
+    let estimates: Vec<(Metric, Estimate)> =
+        Metric::ALL.map(|metric| (metric, scores.estimate(metric, bootstrap))).into();
+    if let Some(path) = &args.html {
+        page(args, photos, &scores, &estimates, path)?;
+    }
+    if args.format == Format::Json {
+        let figures: BTreeMap<String, serde_json::Value> = estimates
+            .iter()
+            .map(|(metric, estimate)| (metric.to_string(), json(estimate)))
+            .collect();
+        return super::print(&format!(
+            "{}\n",
+            serde_json::json!({ "images": photos.len(), "metrics": figures })
+        ));
+    }
+    let mut table = format!("{} images\n", photos.len());
+    for (metric, estimate) in &estimates {
+        table.push_str(&format!("{metric:8} {}\n", text(estimate)));
+    }
+    super::print(&table)
+}
+
+fn compare(
+    args: &EvaluateArgs,
+    first: &[Answered],
+    second: &[Answered],
+    bootstrap: &Bootstrap,
+) -> Result<()> {
+    // A photo that one of them could not read counts for neither.
+    let ids: Vec<u64> = second.iter().map(|photo| photo.image.id).collect();
+    let both: Vec<Answered> = first
+        .iter()
+        .filter(|photo| ids.contains(&photo.image.id))
+        .map(|photo| Answered { image: photo.image.clone(), caption: photo.caption.clone() })
+        .collect();
+    let (before, after) = (scores(&both), scores(second));
+    let rows: Vec<(Metric, f64, f64, Difference)> = Metric::ALL
+        .map(|metric| {
+            let whole: Vec<usize> = (0..before.len()).collect();
+            let values = (before.value(metric, &whole), after.value(metric, &whole));
+            (metric, values.0, values.1, after.compare(&before, metric, bootstrap))
+        })
+        .into();
+    if args.format == Format::Json {
+        let figures: BTreeMap<String, serde_json::Value> = rows
+            .iter()
+            .map(|(metric, first, second, difference)| {
+                let figure = serde_json::json!({
+                    "first": 100.0 * first, "second": 100.0 * second,
+                    "difference": json(&difference.estimate), "p": difference.p,
+                });
+                (metric.to_string(), figure)
+            })
+            .collect();
+        return super::print(&format!(
+            "{}\n",
+            serde_json::json!({ "images": both.len(), "metrics": figures })
+        ));
+    }
+    let mut table = format!("{} images{:15}first  second  difference\n", both.len(), "");
+    for (metric, first, second, difference) in &rows {
+        table.push_str(&format!(
+            "{metric:24} {:6.1} {:7.1}  {}  p = {:.3}\n",
+            100.0 * first,
+            100.0 * second,
+            text(&difference.estimate),
+            difference.p
+        ));
+    }
+    super::print(&table)
+}
+
+fn text(estimate: &Estimate) -> String {
+    let Estimate { value, low, high } = estimate;
+    format!("{:6.1}  ({:.1} to {:.1})", 100.0 * value, 100.0 * low, 100.0 * high)
+}
+
+fn json(estimate: &Estimate) -> serde_json::Value {
+    let Estimate { value, low, high } = estimate;
+    serde_json::json!({ "value": 100.0 * value, "low": 100.0 * low, "high": 100.0 * high })
+}
+
+/// The worst caption first.
+fn page(
+    args: &EvaluateArgs,
+    photos: &[Answered],
+    scores: &Scores,
+    estimates: &[(Metric, Estimate)],
+    path: &Path,
+) -> Result<()> {
+    let folder = args.images.as_deref().unwrap_or(Path::new(""));
+    let mut shown: Vec<Photo<'_>> = photos
+        .iter()
+        .zip(scores.cider_d())
+        .map(|(answered, cider_d)| Photo {
+            path: photo(folder, &answered.image),
+            caption: &answered.caption,
+            references: &answered.image.references,
+            cider_d: *cider_d,
+        })
+        .collect();
+    shown.sort_by(|left, right| left.cider_d.total_cmp(&right.cider_d));
+    let figures = estimates
+        .iter()
+        .map(|(metric, estimate)| format!("{metric} {}", text(estimate).trim()))
+        .collect();
+    let html = report::html(&Page { figures, photos: shown })?;
+    fs::write(path, html).map_err(|error| {
+        Error::new(ErrorKind::Io, "can't write the page")
+            .with("path", path.display())
+            .because(error)
+    })
+}
+
+fn warn(line: &str) {
+    // When stderr is closed there is nobody to warn.
+    let _ = writeln!(std::io::stderr(), "warning: {line}");
+}

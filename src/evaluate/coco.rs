@@ -1,0 +1,109 @@
+//! References and results in COCO's layout (Chen et al. 2015, arXiv:1504.00325).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// An image and what people wrote of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Referenced {
+    pub id: u64,
+    pub file_name: String,
+    /// At least one.
+    pub references: Vec<String>,
+}
+
+/// A caption by its image's id: one entry of a results file.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Captioned {
+    pub image_id: u64,
+    pub caption: String,
+}
+
+#[derive(Deserialize)]
+struct Annotations {
+    images: Vec<Image>,
+    annotations: Vec<Captioned>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    id: u64,
+    file_name: String,
+}
+
+/// Images with their references, in the file's order, and how many images have none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct References {
+    pub images: Vec<Referenced>,
+    pub without_references: usize,
+}
+
+/// Reads references: `images` with `id` and `file_name`, `annotations` with `image_id` and
+/// `caption`.
+///
+/// # Errors
+/// `ErrorKind::Config` for a file that can't be read or is laid out otherwise, an id given twice,
+/// a caption of an unknown image, or no reference at all.
+pub fn references(path: &Path) -> Result<References> {
+    let wrong =
+        |message: &'static str| Error::new(ErrorKind::Config, message).with("path", path.display());
+    let annotations: Annotations = read(path, "--references")?;
+    let mut by_image: HashMap<u64, Vec<String>> = HashMap::new();
+    let mut ids = HashSet::new();
+    for image in &annotations.images {
+        if !ids.insert(image.id) {
+            return Err(wrong("--references: an image id is given twice").with("id", image.id));
+        }
+    }
+    for Captioned { image_id, caption } in annotations.annotations {
+        if !ids.contains(&image_id) {
+            return Err(wrong("--references: a caption of an image that is not listed")
+                .with("image_id", image_id));
+        }
+        if !caption.trim().is_empty() {
+            by_image.entry(image_id).or_default().push(caption);
+        }
+    }
+    let listed = annotations.images.len();
+    let referenced = |image: Image| {
+        let references = by_image.remove(&image.id)?;
+        Some(Referenced { id: image.id, file_name: image.file_name, references })
+    };
+    let images: Vec<Referenced> = annotations.images.into_iter().filter_map(referenced).collect();
+    if images.is_empty() {
+        return Err(wrong("--references holds no captions"));
+    }
+    Ok(References { without_references: listed - images.len(), images })
+}
+
+/// Reads a results file: captions by image id.
+///
+/// # Errors
+/// `ErrorKind::Config` as above.
+pub fn results(path: &Path) -> Result<BTreeMap<u64, String>> {
+    let captioned: Vec<Captioned> = read(path, "--captions")?;
+    let mut captions = BTreeMap::new();
+    for Captioned { image_id, caption } in captioned {
+        if captions.insert(image_id, caption).is_some() {
+            return Err(Error::new(ErrorKind::Config, "--captions: an image id is given twice")
+                .with("path", path.display())
+                .with("image_id", image_id));
+        }
+    }
+    Ok(captions)
+}
+
+fn read<T: DeserializeOwned>(path: &Path, option: &'static str) -> Result<T> {
+    let unusable = || {
+        Error::new(ErrorKind::Config, format!("{option} can't be used"))
+            .with("path", path.display())
+    };
+    let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
+    serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))
+}

@@ -1,0 +1,125 @@
+//! Measuring captions against what people wrote: BLEU, ROUGE-L, CIDEr-D, with intervals.
+//!
+//! The metrics equal `pycocoevalcap`'s on the same words. They are pure functions of captions and
+//! references; who wrote the captions does not matter here.
+
+pub mod bleu;
+pub mod bootstrap;
+pub mod cider;
+pub mod coco;
+pub mod ngrams;
+pub mod report;
+pub mod rouge;
+pub mod tokens;
+
+use std::fmt;
+
+use bootstrap::{Bootstrap, Difference, Estimate};
+use ngrams::Words;
+
+/// A figure that tells how good captions are; all are printed times 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    Bleu1,
+    Bleu2,
+    Bleu3,
+    Bleu4,
+    RougeL,
+    CiderD,
+}
+
+impl Metric {
+    pub const ALL: [Self; 6] =
+        [Self::Bleu1, Self::Bleu2, Self::Bleu3, Self::Bleu4, Self::RougeL, Self::CiderD];
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Bleu1 => "BLEU-1",
+            Self::Bleu2 => "BLEU-2",
+            Self::Bleu3 => "BLEU-3",
+            Self::Bleu4 => "BLEU-4",
+            Self::RougeL => "ROUGE-L",
+            Self::CiderD => "CIDEr-D",
+        })
+    }
+}
+
+/// What each image adds to the metrics.
+pub struct Scores {
+    bleu: Vec<bleu::Statistics>,
+    rouge_l: Vec<f64>,
+    cider_d: Vec<f64>,
+}
+
+impl Scores {
+    /// Scores `captions` against the `references` of the same images.
+    pub fn new(captions: &[String], references: &[Vec<String>]) -> Self {
+        let captions: Vec<Words> = captions.iter().map(|caption| tokens::words(caption)).collect();
+        let split = |texts: &Vec<String>| texts.iter().map(|text| tokens::words(text)).collect();
+        let references: Vec<Vec<Words>> = references.iter().map(split).collect();
+        Self::of_words(&captions, &references)
+    }
+
+    /// As [`Self::new`], of captions in words.
+    pub fn of_words(captions: &[Words], references: &[Vec<Words>]) -> Self {
+        let each = || captions.iter().zip(references);
+        Self {
+            bleu: each()
+                .map(|(caption, references)| bleu::Statistics::new(caption, references))
+                .collect(),
+            rouge_l: each()
+                .map(|(caption, references)| rouge::rouge_l(caption, references))
+                .collect(),
+            cider_d: cider::cider_d(captions, references),
+        }
+    }
+
+    /// Images scored.
+    pub fn len(&self) -> usize {
+        self.cider_d.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.cider_d.is_empty()
+    }
+
+    /// CIDEr-D of each image.
+    pub fn cider_d(&self) -> &[f64] {
+        &self.cider_d
+    }
+
+    /// `metric` over the images at `indices`, which may repeat. CIDEr-D keeps the document
+    /// frequencies of all images.
+    pub fn value(&self, metric: Metric, indices: &[usize]) -> f64 {
+        let mean = |values: &[f64]| {
+            indices.iter().map(|index| values[*index]).sum::<f64>() / indices.len().max(1) as f64
+        };
+        let bleu = |n: usize| {
+            let mut sum = bleu::Statistics::default();
+            indices.iter().for_each(|index| sum += &self.bleu[*index]);
+            sum.bleu()[n]
+        };
+        match metric {
+            Metric::Bleu1 => bleu(0),
+            Metric::Bleu2 => bleu(1),
+            Metric::Bleu3 => bleu(2),
+            Metric::Bleu4 => bleu(3),
+            Metric::RougeL => mean(&self.rouge_l),
+            Metric::CiderD => mean(&self.cider_d),
+        }
+    }
+
+    /// `metric` over all images, with its interval.
+    pub fn estimate(&self, metric: Metric, bootstrap: &Bootstrap) -> Estimate {
+        bootstrap.estimate(self.len(), |indices| self.value(metric, indices))
+    }
+
+    /// By how much these captions are better than the `others` of the same images.
+    pub fn compare(&self, others: &Self, metric: Metric, bootstrap: &Bootstrap) -> Difference {
+        bootstrap.compare(self.len(), |indices| {
+            self.value(metric, indices) - others.value(metric, indices)
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! A page of photos with their captions and references, and where the local queries looked.
+
+use std::path::PathBuf;
+
+use crate::engine::Caption;
+use crate::error::{Error, ErrorKind, Result};
+use crate::html::{self, Escaped, push};
+
+/// Most photos on the page: browsers grow slow beyond.
+const MOST: usize = 500;
+
+/// What the page shows.
+pub struct Page<'a> {
+    /// The metrics, each as a line.
+    pub figures: Vec<String>,
+    pub photos: Vec<Photo<'a>>,
+}
+
+/// A photo, what the model says of it and what people say.
+pub struct Photo<'a> {
+    pub path: PathBuf,
+    pub caption: &'a Caption,
+    pub references: &'a [String],
+    pub cider_d: f64,
+}
+
+/// The page as one HTML file.
+///
+/// # Errors
+/// `ErrorKind::Bundle` if the bundle's patches are no square grid.
+pub fn html(page: &Page<'_>) -> Result<String> {
+    let mut html = html::head("FusionCap: evaluation");
+    html.push_str("<header>\n<h1>FusionCap</h1>\n");
+    for figure in &page.figures {
+        push(&mut html, format_args!("<p>{}</p>\n", Escaped(figure)));
+    }
+    html.push_str("</header>\n<main>\n");
+    for photo in page.photos.iter().take(MOST) {
+        figure(&mut html, photo)?;
+    }
+    html.push_str("</main>\n");
+    let left_out = page.photos.len().saturating_sub(MOST);
+    if left_out > 0 {
+        push(&mut html, format_args!("<footer><p>{left_out} more are not shown.</p></footer>\n"));
+    }
+    html.push_str("</body>\n</html>\n");
+    Ok(html)
+}
+
+fn figure(html: &mut String, photo: &Photo<'_>) -> Result<()> {
+    html.push_str("<figure>");
+    let address = html::photo(&photo.path);
+    match &address {
+        Some(address) => push(
+            html,
+            format_args!("<img alt=\"{}\" src=\"{address}\">", Escaped(&photo.caption.text)),
+        ),
+        None => html.push_str("<div class=\"none\">no picture</div>"),
+    }
+    push(html, format_args!("<figcaption><p>{}</p><ul>", Escaped(&photo.caption.text)));
+    for reference in photo.references {
+        push(html, format_args!("<li>{}</li>", Escaped(reference)));
+    }
+    html.push_str("</ul>");
+    if !photo.caption.attention.is_empty() {
+        looks(html, &photo.caption.attention)?;
+    }
+    let name = photo.path.file_name().unwrap_or_default().to_string_lossy();
+    push(
+        html,
+        format_args!(
+            "<small><span>{}</span><span title=\"CIDEr-D of this photo\">{:.1}</span></small>\
+             </figcaption></figure>\n",
+            Escaped(&name),
+            100.0 * photo.cider_d
+        ),
+    );
+    Ok(())
+}
+
+/// Where each query looked, as a grid of heat.
+fn looks(html: &mut String, attention: &[Vec<f32>]) -> Result<()> {
+    let patches = attention.first().map_or(0, Vec::len);
+    let grid = patches.isqrt();
+    if grid * grid != patches {
+        return Err(Error::new(ErrorKind::Bundle, "the patches are no square grid")
+            .with("patches", patches));
+    }
+    html.push_str("<div class=\"looks\" title=\"where each local query looked\">");
+    for query in attention {
+        let most = query.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        push(html, format_args!("<svg viewBox=\"0 0 {grid} {grid}\">"));
+        for (patch, share) in query.iter().enumerate() {
+            let (x, y, heat) = (patch % grid, patch / grid, share / most);
+            push(
+                html,
+                format_args!(
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"1\" height=\"1\" opacity=\"{heat:.2}\"/>"
+                ),
+            );
+        }
+        html.push_str("</svg>");
+    }
+    html.push_str("</div>");
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! What the project's pages share: their look, escaped text, photos as data.
+//!
+//! A page is one self-contained file: nothing is loaded from elsewhere and no script runs.
+
+use std::fmt::{self, Display, Write};
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use image::codecs::jpeg::JpegEncoder;
+use image::{DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits};
+
+const STYLE: &str = include_str!("page.css");
+/// Longer edge of a photo on a page, in pixels.
+const EDGE: u32 = 640;
+const QUALITY: u8 = 80;
+
+/// A page up to where its body begins.
+pub fn head(title: &str) -> String {
+    let mut html = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n");
+    html.push_str("<meta charset=\"utf-8\">\n");
+    html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
+    push(&mut html, format_args!("<title>{}</title>\n", Escaped(title)));
+    push(&mut html, format_args!("<style>\n{STYLE}</style>\n</head>\n<body>\n"));
+    html
+}
+
+/// The photo at `path`, small, as the address of an `img`; `None` if it can't be decoded.
+pub fn photo(path: &Path) -> Option<String> {
+    let jpeg = shrink(&fs::read(path).ok()?).ok()?;
+    Some(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg)))
+}
+
+/// Writing to a `String` can't fail.
+pub fn push(html: &mut String, text: fmt::Arguments<'_>) {
+    let _ = html.write_fmt(text);
+}
+
+/// Text as HTML text or as a quoted attribute's value.
+pub struct Escaped<'a>(pub &'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for letter in self.0.chars() {
+            match letter {
+                '&' => formatter.write_str("&amp;")?,
+                '<' => formatter.write_str("&lt;")?,
+                '>' => formatter.write_str("&gt;")?,
+                '"' => formatter.write_str("&quot;")?,
+                '\'' => formatter.write_str("&#39;")?,
+                plain => formatter.write_char(plain)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn shrink(bytes: &[u8]) -> ImageResult<Vec<u8>> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    reader.limits(Limits::default());
+    let mut decoder = reader.into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut photo = DynamicImage::from_decoder(decoder)?;
+    photo.apply_orientation(orientation);
+    let small =
+        if photo.width().max(photo.height()) > EDGE { photo.thumbnail(EDGE, EDGE) } else { photo };
+    let mut jpeg = Vec::new();
+    small.to_rgb8().write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, QUALITY))?;
+    Ok(jpeg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_photo_is_shrunk_to_the_page() {
+        let jpeg = shrink(&fs::read("samples/cat.jpg").unwrap()).unwrap();
+        let small = image::load_from_memory(&jpeg).unwrap();
+        assert!(small.width().max(small.height()) <= EDGE);
+        assert!(photo(Path::new("samples/cat.jpg")).unwrap().starts_with("data:image/jpeg"));
+        assert_eq!(photo(Path::new("Cargo.toml")), None);
+    }
+}

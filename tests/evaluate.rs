@@ -1,0 +1,268 @@
+//! Metrics against those of pycocoevalcap, and `fusioncap evaluate` as a user meets it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fusioncap::evaluate::bootstrap::Bootstrap;
+use fusioncap::evaluate::{Metric, Scores, tokens};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// What `tests/fixtures/evaluate/make.py` wrote.
+#[derive(Deserialize)]
+struct Fixture {
+    images: Vec<Image>,
+    bleu: [f64; 4],
+    rouge_l: f64,
+    cider_d: f64,
+    tricky: Vec<Tricky>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    caption: String,
+    references: Vec<String>,
+    caption_words: String,
+    reference_words: Vec<String>,
+    bleu: [f64; 4],
+    rouge_l: f64,
+    cider_d: f64,
+}
+
+#[derive(Deserialize)]
+struct Tricky {
+    text: String,
+    words: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn fixture() -> Fixture {
+    let path = root().join("tests/fixtures/evaluate/scores.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn assert_equal(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+}
+
+#[test]
+fn words_are_those_of_the_reference_tokenizer() {
+    let fixture = fixture();
+    for Tricky { text, words } in &fixture.tricky {
+        assert_eq!(&tokens::words(text).join(" "), words);
+    }
+    for image in &fixture.images {
+        assert_eq!(tokens::words(&image.caption).join(" "), image.caption_words);
+        let own: Vec<String> =
+            image.references.iter().map(|text| tokens::words(text).join(" ")).collect();
+        assert_eq!(own, image.reference_words);
+    }
+}
+
+#[test]
+fn metrics_equal_pycocoevalcaps() {
+    let fixture = fixture();
+    let words = |text: &String| text.split(' ').map(String::from).collect::<Vec<_>>();
+    let captions: Vec<_> = fixture.images.iter().map(|image| words(&image.caption_words)).collect();
+    let references: Vec<Vec<_>> = fixture
+        .images
+        .iter()
+        .map(|image| image.reference_words.iter().map(words).collect())
+        .collect();
+    let scores = Scores::of_words(&captions, &references);
+    let bleu = [Metric::Bleu1, Metric::Bleu2, Metric::Bleu3, Metric::Bleu4];
+    let all: Vec<usize> = (0..scores.len()).collect();
+    for (metric, expected) in bleu.iter().zip(fixture.bleu) {
+        assert_equal(scores.value(*metric, &all), expected);
+    }
+    assert_equal(scores.value(Metric::RougeL, &all), fixture.rouge_l);
+    assert_equal(scores.value(Metric::CiderD, &all), fixture.cider_d);
+    for (index, image) in fixture.images.iter().enumerate() {
+        for (metric, expected) in bleu.iter().zip(image.bleu) {
+            assert_equal(scores.value(*metric, &[index]), expected);
+        }
+        assert_equal(scores.value(Metric::RougeL, &[index]), image.rouge_l);
+        assert_equal(scores.value(Metric::CiderD, &[index]), image.cider_d);
+    }
+}
+
+#[test]
+fn a_figure_lies_in_its_interval() {
+    let fixture = fixture();
+    let captions: Vec<String> = fixture.images.iter().map(|image| image.caption.clone()).collect();
+    let references: Vec<Vec<String>> =
+        fixture.images.iter().map(|image| image.references.clone()).collect();
+    let scores = Scores::new(&captions, &references);
+    let bootstrap = Bootstrap { resamples: 500, seed: 1 };
+    for metric in Metric::ALL {
+        let estimate = scores.estimate(metric, &bootstrap);
+        assert!(estimate.low < estimate.value && estimate.value < estimate.high, "{estimate:?}");
+    }
+    // Another image's caption for every image: worse beyond chance.
+    let mut wrong = captions.clone();
+    wrong.rotate_left(1);
+    let worse = Scores::new(&wrong, &references);
+    let difference = scores.compare(&worse, Metric::CiderD, &bootstrap);
+    assert!(difference.estimate.low > 0.0 && difference.p < 0.01, "{difference:?}");
+    assert_eq!(scores.compare(&scores, Metric::CiderD, &bootstrap).estimate.value, 0.0);
+}
+
+/// A folder with references of three sample photos.
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let workshop = Self(tempfile::tempdir().unwrap());
+        workshop.write("references.json", &workshop.references());
+        workshop
+    }
+
+    fn references(&self) -> Value {
+        let images = ["cat.jpg", "coffee.jpg", "rocket.jpg"];
+        let captions = ["a cat on a bench", "a cup of coffee on a table", "a rocket lifts off"];
+        let listed = images.iter().zip(1..);
+        let written = captions.iter().zip(1..);
+        json!({
+            "images": listed.map(|(name, id)| json!({"id": id, "file_name": name})).collect::<Vec<_>>(),
+            "annotations":
+                written.map(|(text, id)| json!({"image_id": id, "caption": text})).collect::<Vec<_>>(),
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, value: &Value) -> PathBuf {
+        fs::write(self.path(name), value.to_string()).unwrap();
+        self.path(name)
+    }
+
+    fn evaluate(&self, references: &Path, more: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+            .current_dir(root())
+            .arg("evaluate")
+            .args(["--resamples", "50", "--references"])
+            .arg(references)
+            .args(more)
+            .output()
+            .unwrap()
+    }
+
+    fn with_model(&self, references: &Path, more: &[&str]) -> Output {
+        let model = ["--model", "models/random", "--images", "samples"];
+        self.evaluate(references, &[&model, more].concat())
+    }
+}
+
+fn succeeded(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn refused(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    errors[0].to_owned()
+}
+
+#[test]
+fn a_bundle_is_measured() {
+    let workshop = Workshop::new();
+    let (references, results) = (workshop.path("references.json"), workshop.path("results.json"));
+    let page = workshop.path("report.html");
+    let run = [
+        "--results",
+        results.to_str().unwrap(),
+        "--html",
+        page.to_str().unwrap(),
+        "--format",
+        "json",
+    ];
+    let found: Value =
+        serde_json::from_str(&succeeded(&workshop.with_model(&references, &run))).unwrap();
+    assert_eq!(found["images"], 3);
+    let cider = &found["metrics"]["CIDEr-D"];
+    assert!(cider["low"].as_f64() <= cider["value"].as_f64(), "{found}");
+
+    // The captions it wrote score the same without the model.
+    let captions = ["--captions", results.to_str().unwrap(), "--format", "json"];
+    let again: Value =
+        serde_json::from_str(&succeeded(&workshop.evaluate(&references, &captions))).unwrap();
+    assert_eq!(again, found);
+
+    let html = fs::read_to_string(page).unwrap();
+    assert_eq!(html.matches("data:image/jpeg;base64,").count(), 3);
+    assert!(html.contains("<li>a rocket lifts off</li>") && !html.contains("http"), "{html}");
+
+    let table = succeeded(&workshop.with_model(&references, &[]));
+    assert!(table.starts_with("3 images\nBLEU-1 "), "{table}");
+}
+
+#[test]
+fn a_bundle_is_no_better_than_itself() {
+    let workshop = Workshop::new();
+    let run =
+        ["--compare", "models/random", "models/random", "--images", "samples", "--format", "json"];
+    let output = workshop.evaluate(&workshop.path("references.json"), &run);
+    let found: Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    let cider = &found["metrics"]["CIDEr-D"];
+    assert_eq!(
+        (cider["difference"]["value"].as_f64(), cider["p"].as_f64()),
+        (Some(0.0), Some(1.0))
+    );
+}
+
+#[test]
+fn what_does_not_go_together_is_said_or_refused() {
+    let workshop = Workshop::new();
+    let mut references = workshop.references();
+    references["images"][2]["file_name"] = json!("../Cargo.toml");
+    references["annotations"][1]["caption"] = json!("  ");
+    let path = workshop.write("partly.json", &references);
+    let output = workshop.with_model(&path, &[]);
+    assert!(succeeded(&output).starts_with("1 images"));
+    let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warnings.contains("1 images have no references"), "{warnings}");
+    assert!(warnings.contains("1 of 2 referenced photos are missing and left out: ../Cargo.toml"));
+
+    for (change, reason) in [
+        (
+            json!({"images": [{"id": 1, "file_name": "no.jpg"}],
+            "annotations": [{"image_id": 1, "caption": "x"}]}),
+            "none of the referenced photos",
+        ),
+        (
+            json!({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
+            "annotations": []}),
+            "an image id is given twice (path: ",
+        ),
+        (
+            json!({"images": [], "annotations": [{"image_id": 9, "caption": "x"}]}),
+            "an image that is not listed",
+        ),
+        (
+            json!({"images": [{"id": 1, "file_name": "cat.jpg"}], "annotations": []}),
+            "--references holds no captions",
+        ),
+        (json!([]), "--references can't be used"),
+    ] {
+        let error = refused(&workshop.with_model(&workshop.write("wrong.json", &change), &[]));
+        assert!(error.contains(reason), "{error}");
+    }
+    let missing = refused(&workshop.with_model(&workshop.path("nowhere.json"), &[]));
+    assert!(missing.contains("--references can't be used"), "{missing}");
+    let twice = json!([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]);
+    let captions = workshop.write("twice.json", &twice);
+    let run = ["--captions", captions.to_str().unwrap()];
+    let error = refused(&workshop.evaluate(&workshop.path("references.json"), &run));
+    assert!(error.contains("--captions: an image id is given twice"), "{error}");
+}
