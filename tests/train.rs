@@ -323,7 +323,7 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     }
     for looked in floats(&outputs["local_attention"]).chunks(PATCHES) {
         let sum: f32 = looked.iter().sum();
-        assert!(looked.iter().all(|share| *share >= 0.0) && sum < 1.0, "{looked:?}");
+        assert!(looked.iter().all(|share| *share >= 0.0) && sum < 1.0 + 1e-5, "{looked:?}");
     }
 }
 

@@ -186,10 +186,10 @@ mod tests {
         let device = Device::flex();
         let (embeddings, mut draws) = inputs(&device);
         draws.normal = draws.normal.zeros_like();
-        let opposite = embeddings.clone().slice([0..1]).neg();
-        let nouns = Tensor::cat(vec![embeddings.clone().slice([1..2]), opposite], 0);
+        let opposite = embeddings.clone().narrow(0, 0, 1).neg();
+        let nouns = Tensor::cat(vec![embeddings.clone().narrow(0, 1, 1), opposite], 0);
         let moved = apply(&settings(Kind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
-        let cosines = values((moved.embeddings * embeddings.slice([1..2])).sum_dim(1));
+        let cosines = values((moved.embeddings * embeddings.narrow(0, 1, 1)).sum_dim(1));
         assert!(cosines[1] > 0.99, "{cosines:?}");
     }
 
