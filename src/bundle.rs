@@ -9,6 +9,8 @@
 //! onnx/vision.onnx          pixel_values -> image_embeds, patch_embeds
 //! onnx/prefix.onnx          image_embeds, patch_embeds -> prefix
 //! onnx/decoder.onnx         one step of beam search (see `engine::generate`)
+//! onnx/text.onnx            the encoder's text tower, if the bundle carries it (for CLIPScore)
+//! text_tokenizer.json       its tokenizer
 //! README.md                 the model card
 //! manifest.json             Manifest: the digest of each file above
 //! ```
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -35,6 +38,10 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const VISION: &str = "onnx/vision.onnx";
 pub const PREFIX: &str = "onnx/prefix.onnx";
 pub const DECODER: &str = "onnx/decoder.onnx";
+/// The encoder's text tower, here and in an encoder directory.
+pub const TEXT: &str = "onnx/text.onnx";
+/// The text tower's tokenizer, in a bundle.
+pub const TEXT_TOKENIZER: &str = "text_tokenizer.json";
 pub const CARD: &str = "README.md";
 
 const FORMAT: &str = "fusioncap-bundle/1";
@@ -63,6 +70,9 @@ pub struct ModelConfig {
     pub pad_token_id: i64,
     /// Candidates that one decoder step returns for an image; twice the widest beam.
     pub num_candidates: usize,
+    /// Longest text in tokens of the text tower; absent from bundles that carry none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_max_length: Option<usize>,
 }
 
 impl ModelConfig {
@@ -215,6 +225,17 @@ impl Bundle {
     /// `sha256:` and the hexadecimal digest of the manifest: the model's name in every caption.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The caption vocabulary.
+    ///
+    /// # Errors
+    /// `ErrorKind::Bundle` if it can't be used.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.path(TOKENIZER);
+        Tokenizer::from_file(&path).map_err(|error| {
+            bundle_error("the bundle's tokenizer can't be used", &path).because(error)
+        })
     }
 
     /// The full path of a file of the bundle, such as [`VISION`].

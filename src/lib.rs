@@ -13,11 +13,14 @@ pub mod retry;
 pub mod runtime;
 pub mod s3;
 pub mod telemetry;
+pub mod text_tower;
 pub mod worker;
 
 #[cfg(feature = "demo")]
 pub mod demo;
 
+#[cfg(feature = "train")]
+pub mod ablate;
 #[cfg(feature = "train")]
 pub mod encoder;
 #[cfg(feature = "train")]

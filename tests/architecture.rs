@@ -9,8 +9,18 @@ const LONGEST: usize = 500;
 const SERVING: [&str; 2] = ["worker", "engine"];
 const TRAINING: [&str; 4] = ["model", "train", "onnx", "encoder"];
 /// What every room may use; it uses no room itself.
-const COMMON: [&str; 9] =
-    ["bundle", "config", "error", "html", "image", "retry", "runtime", "s3", "telemetry"];
+const COMMON: [&str; 10] = [
+    "bundle",
+    "config",
+    "error",
+    "html",
+    "image",
+    "retry",
+    "runtime",
+    "s3",
+    "telemetry",
+    "text_tower",
+];
 
 struct Source {
     path: PathBuf,
@@ -120,6 +130,16 @@ fn work_flows_one_way() {
     assert_eq!(uses(&["evaluate"], &TRAINING), Vec::<String>::new());
     assert_eq!(uses(&["model", "onnx"], &["train", "encoder"]), Vec::<String>::new());
     assert_eq!(uses(&["encoder"], &["model", "train"]), Vec::<String>::new());
+}
+
+/// `ablate` trains and runs what it trained: the one room that sees both sides, and nothing but
+/// the command line sees it.
+#[test]
+fn only_the_command_line_compares() {
+    let rooms: Vec<&str> =
+        SERVING.iter().chain(&TRAINING).copied().chain(["demo", "evaluate"]).collect();
+    assert_eq!(uses(&rooms, &["ablate"]), Vec::<String>::new());
+    assert_eq!(uses(&["ablate"], &["worker"]), Vec::<String>::new());
 }
 
 #[test]

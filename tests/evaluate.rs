@@ -1,11 +1,16 @@
 //! Metrics against those of pycocoevalcap, and `fusioncap evaluate` as a user meets it.
 
+#![cfg(feature = "train")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use fusioncap::config::Runtime;
 use fusioncap::evaluate::bootstrap::Bootstrap;
+use fusioncap::evaluate::clipscore::clip_scores;
 use fusioncap::evaluate::{Metric, Scores, tokens};
+use fusioncap::text_tower::TextTower;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -99,7 +104,8 @@ fn a_figure_lies_in_its_interval() {
         fixture.images.iter().map(|image| image.references.clone()).collect();
     let scores = Scores::new(&captions, &references);
     let bootstrap = Bootstrap { resamples: 500, seed: 1 };
-    for metric in Metric::ALL {
+    assert_eq!(scores.metrics().len(), 6, "no text tower, no CLIPScore");
+    for metric in scores.metrics() {
         let estimate = scores.estimate(metric, &bootstrap);
         assert!(estimate.low < estimate.value && estimate.value < estimate.high, "{estimate:?}");
     }
@@ -110,6 +116,30 @@ fn a_figure_lies_in_its_interval() {
     let difference = scores.compare(&worse, Metric::CiderD, &bootstrap);
     assert!(difference.estimate.low > 0.0 && difference.p < 0.01, "{difference:?}");
     assert_eq!(scores.compare(&scores, Metric::CiderD, &bootstrap).estimate.value, 0.0);
+}
+
+#[test]
+fn clip_scores_are_those_of_the_joint_space() {
+    let folder = tempfile::tempdir().unwrap();
+    fusioncap::encoder::random::build(folder.path(), 7).unwrap();
+    let mut tower = TextTower::open(folder.path(), 64, &Runtime::default()).unwrap();
+    let texts = ["a cat", "a dog", "two cats"].map(String::from);
+    let prompts = texts.clone().map(|text| format!("A photo depicts {text}"));
+    let rows = tower.embed(&prompts).unwrap();
+    let rows: Vec<&[f32]> = rows.chunks(rows.len() / 3).collect();
+    let cosine = |left: usize, right: usize| -> f64 {
+        rows[left].iter().zip(rows[right]).map(|(left, right)| f64::from(left * right)).sum()
+    };
+    // The image looks like the second text; it is described by the first.
+    let references = [vec![texts[1].clone(), texts[2].clone()]];
+    let scores = clip_scores(&mut tower, &texts[..1], &rows[1..2], &references).unwrap();
+    let clip = 2.5 * cosine(0, 1).max(0.0);
+    let nearest = cosine(0, 1).max(cosine(0, 2)).max(0.0);
+    assert_equal(scores.clip_score[0], clip);
+    assert_equal(scores.ref_clip_score[0], 2.0 * clip * nearest / (clip + nearest));
+    // A text is nearest to itself.
+    let same = clip_scores(&mut tower, &texts[..1], &rows[..1], &[vec![texts[0].clone()]]).unwrap();
+    assert!((same.clip_score[0] - 2.5).abs() < 1e-4, "{same:?}");
 }
 
 /// A folder with references of three sample photos.

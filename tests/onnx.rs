@@ -9,15 +9,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fusioncap::bundle::TEXT;
 use fusioncap::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig, TOKENIZER, VISION};
 use fusioncap::config::Runtime;
 use fusioncap::encoder::bert::BertConfig;
-use fusioncap::encoder::text::TextTower;
 use fusioncap::encoder::weights::Weights;
-use fusioncap::encoder::{EncoderConfig, TEXT, bert, random, standin, weights};
+use fusioncap::encoder::{EncoderConfig, bert, random, standin, weights};
 use fusioncap::error::{Error, ErrorKind};
 use fusioncap::onnx::graph::{Attribute, Dim, Graph};
 use fusioncap::onnx::proto::DataType;
+use fusioncap::text_tower::TextTower;
 use ort::session::Session;
 use ort::value::Tensor;
 use rand::rngs::StdRng;

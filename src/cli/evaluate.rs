@@ -14,9 +14,11 @@ use crate::config::{Model, Runtime};
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate::bootstrap::{Bootstrap, Difference, Estimate};
+use crate::evaluate::clipscore::{ClipScores, clip_scores};
 use crate::evaluate::coco::{self, Captioned, Referenced};
 use crate::evaluate::report::{self, Page, Photo};
 use crate::evaluate::{Metric, Scores};
+use crate::text_tower::TextTower;
 
 /// File names of missing photos that are named.
 const NAMED: usize = 3;
@@ -66,6 +68,39 @@ enum Format {
     Json,
 }
 
+#[cfg(feature = "train")]
+impl EvaluateArgs {
+    /// Measures the bundle `model` on photos.
+    pub fn new(model: &Path, images: &Path, references: &Path) -> Self {
+        Self {
+            model: Some(model.to_path_buf()),
+            images: Some(images.to_path_buf()),
+            references: references.to_path_buf(),
+            captions: None,
+            compare: Vec::new(),
+            results: None,
+            html: None,
+            format: Format::Text,
+            batch_size: 8,
+            beams: None,
+            resamples: 1000,
+            seed: 1,
+        }
+    }
+}
+
+/// Captions the photos and scores them, without a word on stdout.
+///
+/// # Errors
+/// As [`run`].
+#[cfg(feature = "train")]
+pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
+    let model = args.model.as_deref().unwrap_or(Path::new(""));
+    let folder = args.images.as_deref().unwrap_or(Path::new(""));
+    let images = present(folder, coco::references(&args.references)?.images)?;
+    Ok(scores(&captioned(args, model, images)?))
+}
+
 /// # Errors
 /// `ErrorKind::Config` for what was asked wrongly, references and photos that don't go together
 /// among it; others as they happen.
@@ -90,9 +125,12 @@ pub fn run(args: EvaluateArgs) -> Result<()> {
 }
 
 /// A photo with its caption.
+#[derive(Clone)]
 struct Answered {
     image: Referenced,
     caption: Caption,
+    /// CLIPScore and RefCLIPScore, if the bundle carries the text tower.
+    clip: Option<(f64, f64)>,
 }
 
 /// Captions of a results file; images without one are left out, and said.
@@ -102,7 +140,7 @@ fn from_results(path: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
     let answered = |image: Referenced| {
         let text = captions.remove(&image.id)?;
         let caption = Caption { text, score: 0.0, embedding: Vec::new(), attention: Vec::new() };
-        Some(Answered { image, caption })
+        Some(Answered { image, caption, clip: None })
     };
     let answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
     if answers.is_empty() {
@@ -181,20 +219,45 @@ fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Resu
     bar.finish_and_clear();
     let answered = |image: Referenced| {
         let caption = by_name.get(&photo(folder, &image).display().to_string())?.clone();
-        Some(Answered { image, caption })
+        Some(Answered { image, caption, clip: None })
     };
-    let answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
+    let mut answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
     if answers.is_empty() {
         return Err(Error::new(ErrorKind::Io, "no photo could be captioned"));
+    }
+    if let Some(mut tower) = TextTower::of_bundle(engine.bundle(), &Runtime::default())? {
+        look(&mut answers, &mut tower)?;
     }
     Ok(answers)
 }
 
+/// Adds what the joint space says of the captions.
+fn look(answers: &mut [Answered], tower: &mut TextTower) -> Result<()> {
+    let (captions, references) = texts(answers);
+    let images: Vec<&[f32]> =
+        answers.iter().map(|answer| answer.caption.embedding.as_slice()).collect();
+    let ClipScores { clip_score, ref_clip_score } =
+        clip_scores(tower, &captions, &images, &references)?;
+    for (answer, scores) in answers.iter_mut().zip(clip_score.into_iter().zip(ref_clip_score)) {
+        answer.clip = Some(scores);
+    }
+    Ok(())
+}
+
+fn texts(photos: &[Answered]) -> (Vec<String>, Vec<Vec<String>>) {
+    photos.iter().map(|photo| (photo.caption.text.clone(), photo.image.references.clone())).unzip()
+}
+
 fn scores(photos: &[Answered]) -> Scores {
-    let captions: Vec<String> = photos.iter().map(|photo| photo.caption.text.clone()).collect();
-    let references: Vec<Vec<String>> =
-        photos.iter().map(|photo| photo.image.references.clone()).collect();
-    Scores::new(&captions, &references)
+    let (captions, references) = texts(photos);
+    let scores = Scores::new(&captions, &references);
+    match photos.iter().map(|photo| photo.clip).collect::<Option<Vec<_>>>() {
+        Some(clip) => {
+            let (clip_score, ref_clip_score) = clip.into_iter().unzip();
+            scores.with_clip(ClipScores { clip_score, ref_clip_score })
+        }
+        None => scores,
+    }
 }
 
 fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Result<()> {
@@ -209,8 +272,9 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
             .collect();
         write_json(path, &results)?;
     }
+    let metrics = scores.metrics().into_iter();
     let estimates: Vec<(Metric, Estimate)> =
-        Metric::ALL.map(|metric| (metric, scores.estimate(metric, bootstrap))).into();
+        metrics.map(|metric| (metric, scores.estimate(metric, bootstrap))).collect();
     if let Some(path) = &args.html {
         page(args, photos, &scores, &estimates, path)?;
     }
@@ -226,7 +290,7 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
     }
     let mut table = format!("{} images\n", photos.len());
     for (metric, estimate) in &estimates {
-        table.push_str(&format!("{metric:8} {}\n", text(estimate)));
+        table.push_str(&format!("{metric:12} {}\n", text(estimate)));
     }
     super::print(&table)
 }
@@ -239,19 +303,18 @@ fn compare(
 ) -> Result<()> {
     // A photo that one of them could not read counts for neither.
     let ids: Vec<u64> = second.iter().map(|photo| photo.image.id).collect();
-    let both: Vec<Answered> = first
-        .iter()
-        .filter(|photo| ids.contains(&photo.image.id))
-        .map(|photo| Answered { image: photo.image.clone(), caption: photo.caption.clone() })
-        .collect();
+    let both: Vec<Answered> =
+        first.iter().filter(|photo| ids.contains(&photo.image.id)).cloned().collect();
     let (before, after) = (scores(&both), scores(second));
-    let rows: Vec<(Metric, f64, f64, Difference)> = Metric::ALL
+    let known = after.metrics();
+    let shared = before.metrics().into_iter().filter(|metric| known.contains(metric));
+    let rows: Vec<(Metric, f64, f64, Difference)> = shared
         .map(|metric| {
             let whole: Vec<usize> = (0..before.len()).collect();
             let values = (before.value(metric, &whole), after.value(metric, &whole));
             (metric, values.0, values.1, after.compare(&before, metric, bootstrap))
         })
-        .into();
+        .collect();
     if args.format == Format::Json {
         let figures: BTreeMap<String, serde_json::Value> = rows
             .iter()

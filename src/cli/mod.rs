@@ -4,6 +4,8 @@
 //! runtime it needs, if any, and returns the crate's error. Only this module turns errors into
 //! exit codes: 0, 1 for a failure at run time, 2 for a wrong command line or configuration.
 
+#[cfg(feature = "train")]
+pub mod ablate;
 pub mod caption;
 #[cfg(feature = "train")]
 pub mod clip;
@@ -52,6 +54,9 @@ pub enum Command {
     /// Train a captioner from text alone and write its bundle
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
+    /// Train the methods that FusionCap follows on one corpus and compare them
+    #[cfg(feature = "train")]
+    Ablate(ablate::AblateArgs),
     /// Build the joint image-text encoder that training starts from
     #[cfg(feature = "train")]
     Encoder(encoder::EncoderArgs),
@@ -70,7 +75,9 @@ impl Command {
             #[cfg(feature = "demo")]
             Self::Demo(_) => Some(Level::Warn),
             #[cfg(feature = "train")]
-            Self::Train(_) | Self::Encoder(_) | Self::Clip(_) => Some(Level::Info),
+            Self::Train(_) | Self::Encoder(_) | Self::Clip(_) | Self::Ablate(_) => {
+                Some(Level::Info)
+            }
         }
     }
 }
@@ -101,6 +108,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Demo(args) => demo::run(args),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(args),
+        #[cfg(feature = "train")]
+        Command::Ablate(args) => ablate::run(args),
         #[cfg(feature = "train")]
         Command::Encoder(args) => encoder::run(args),
         #[cfg(feature = "train")]

@@ -17,12 +17,19 @@ pub struct TrainArgs {
     /// Encoder directory (`fusioncap clip import` and `fusioncap encoder` make them)
     #[arg(long, value_name = "DIR", required_unless_present = "print_settings")]
     encoder: Option<PathBuf>,
-    /// Captions, one a line; `.zst` is decompressed; may be given several times
+    /// Captions, one a line, or JSON Lines (`.jsonl`) with a `caption`; `.zst` is decompressed; may
+    /// be given several times
     #[arg(long, value_name = "FILE", required_unless_present = "print_settings")]
     corpus: Vec<PathBuf>,
     /// Where to write the bundle
     #[arg(long, value_name = "DIR", required_unless_present = "print_settings")]
     out: Option<PathBuf>,
+    /// Bundle to begin with: its weights and vocabulary, for a corpus of one's own
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// Put the encoder's text tower into the bundle, for CLIPScore
+    #[arg(long)]
+    with_text_tower: bool,
     /// Hyper-parameters as TOML, laid over the defaults
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -47,8 +54,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
         encoder: args.encoder.unwrap_or_default(),
         corpora: args.corpus,
         out: args.out.unwrap_or_default(),
+        checkpoint: args.cache.join("checkpoint"),
         cache: args.cache,
         settings: Settings::load(args.settings.as_deref())?,
+        from: args.from,
+        text_tower: args.with_text_tower,
         runtime: Runtime::default(),
         resume: args.resume,
         stop,
@@ -58,7 +68,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
 }
 
 /// The first Ctrl-C sets `stop`; a second one ends the process at once.
-fn listen(stop: Arc<AtomicBool>) -> Result<()> {
+pub(super) fn listen(stop: Arc<AtomicBool>) -> Result<()> {
     let failed = |error| Error::new(ErrorKind::Io, "can't listen for Ctrl-C").because(error);
     let signals =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;

@@ -15,7 +15,6 @@ pub mod efficientnet;
 pub mod packages;
 pub mod random;
 pub mod standin;
-pub mod text;
 pub mod weights;
 
 use std::fs;
@@ -25,9 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::{CONFIG, write_json};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The text tower's file in an encoder directory.
-pub const TEXT: &str = "onnx/text.onnx";
 
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];

@@ -13,8 +13,10 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
-use super::{EncoderConfig, TEXT, write_file};
-use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig, Size, TOKENIZER, VISION, write_json};
+use super::{EncoderConfig, write_file};
+use crate::bundle::{
+    PREPROCESSOR_CONFIG, PreprocessorConfig, Size, TEXT, TOKENIZER, VISION, write_json,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::graph::{Attribute, Dim, Graph};
 use crate::onnx::proto::DataType;

@@ -15,14 +15,16 @@ use serde::Deserialize;
 use super::bert::{self, BertConfig};
 use super::efficientnet::{self, CLASSES, GRID, INPUT};
 use super::packages::Packages;
-use super::text::TextTower;
 use super::weights::Weights;
-use super::{EncoderConfig, IMAGENET_MEAN, IMAGENET_STD, TEXT, write_file};
-use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig, Size, TOKENIZER, VISION, write_json};
+use super::{EncoderConfig, IMAGENET_MEAN, IMAGENET_STD, write_file};
+use crate::bundle::{
+    PREPROCESSOR_CONFIG, PreprocessorConfig, Size, TEXT, TOKENIZER, VISION, write_json,
+};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::graph::{Attribute, Dim, Graph, Value};
 use crate::onnx::proto::DataType;
+use crate::text_tower::TextTower;
 
 const CHECKPOINT: &str = "efficientnet-lite0-57934424.pth";
 const SENTENCES: &str = "all_minilm_l6_v2/model.zip";

@@ -252,6 +252,7 @@ mod tests {
             eos_token_id: EOS,
             pad_token_id: 0,
             num_candidates: 4,
+            text_max_length: None,
         }
     }
 

@@ -8,7 +8,7 @@ mod session;
 
 use tokenizers::Tokenizer;
 
-use crate::bundle::{Bundle, GenerationConfig, TOKENIZER};
+use crate::bundle::{Bundle, GenerationConfig};
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
@@ -26,6 +26,15 @@ pub struct Caption {
     /// For each local query, how much it looked at each patch of the image; empty unless
     /// [`Engine::keep_attention`] asks for it and the bundle tells.
     pub attention: Vec<Vec<f32>>,
+}
+
+/// What a vision tower makes of an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// `[embedding_dim]`
+    pub image: Vec<f32>,
+    /// `[num_patches, embedding_dim]`
+    pub patches: Vec<f32>,
 }
 
 /// A loaded bundle. One owner runs it; it is `Send`.
@@ -53,12 +62,7 @@ impl Engine {
         batch_size: usize,
     ) -> Result<Self> {
         let generation = generation(&bundle, model)?;
-        let path = bundle.path(TOKENIZER);
-        let tokenizer = Tokenizer::from_file(&path).map_err(|error| {
-            Error::new(ErrorKind::Bundle, "the bundle's tokenizer can't be used")
-                .with("path", path.display())
-                .because(error)
-        })?;
+        let tokenizer = bundle.tokenizer()?;
         let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
         let (height, width) = preprocessor.input_size();
         let sessions = Sessions::load(&bundle, runtime)?;
@@ -111,15 +115,43 @@ impl Engine {
 
         let dim = self.bundle.config.embedding_dim;
         let shape = [self.batch_size, 3, height, width];
-        let Encoded { prefix, embeddings, attention } =
-            self.sessions.encode(&self.pixels, shape, dim)?;
+        let encoded = self.sessions.encode(&self.pixels, shape, dim)?;
+        self.write_captions(encoded, images.len())
+    }
+
+    /// Captions 1 to `batch_size` images that are already seen: what a vision tower made of them.
+    ///
+    /// # Errors
+    /// As [`Self::caption`].
+    pub fn caption_seen(&mut self, images: &[Seen]) -> Result<Vec<Caption>> {
+        let (dim, patches) = (self.bundle.config.embedding_dim, self.bundle.config.num_patches);
+        let fits = |seen: &&Seen| seen.image.len() == dim && seen.patches.len() == patches * dim;
+        let fitting = images.iter().filter(fits).count();
+        if images.is_empty() || images.len() > self.batch_size || fitting < images.len() {
+            return Err(Error::new(ErrorKind::Internal, "embeddings of the wrong size or number"));
+        }
+        let padded = |part: fn(&Seen) -> &Vec<f32>, width: usize| {
+            let mut rows: Vec<f32> = images.iter().flat_map(part).copied().collect();
+            // Not zeros, which have no direction.
+            rows.resize(self.batch_size * width, 1.0);
+            rows
+        };
+        let whole = padded(|seen| &seen.image, dim);
+        let parts = padded(|seen| &seen.patches, patches * dim);
+        let encoded = self.sessions.encode_seen(&whole, &parts, [self.batch_size, patches, dim])?;
+        self.write_captions(encoded, images.len())
+    }
+
+    fn write_captions(&mut self, encoded: Encoded, images: usize) -> Result<Vec<Caption>> {
+        let Encoded { prefix, embeddings, attention } = encoded;
+        let (dim, patches) =
+            (self.bundle.config.embedding_dim, self.bundle.config.num_patches.max(1));
         let looked = attention.len() / self.batch_size;
-        let patches = self.bundle.config.num_patches.max(1);
         let hypotheses = self.sessions.generate(
             &self.bundle,
             &self.generation,
             prefix,
-            images.len(),
+            images,
             self.batch_size,
         )?;
         hypotheses

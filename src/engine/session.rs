@@ -66,10 +66,35 @@ impl Sessions {
         let mut seen = self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?;
         let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
         for name in &self.prefix_inputs {
-            inputs.push((name.as_str(), take(&mut seen, name)?));
+            inputs.push((name.clone(), take(&mut seen, name)?));
         }
+        drop(seen);
+        self.map(inputs, shape[0] * dim)
+    }
+
+    /// As [`Self::encode`], from the vision tower's outputs: `images` `[batch, dim]` and `patches`
+    /// `[batch, patches, dim]`.
+    pub fn encode_seen(
+        &mut self,
+        images: &[f32],
+        patches: &[f32],
+        [batch, count, dim]: [usize; 3],
+    ) -> Result<Encoded> {
+        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
+        for name in &self.prefix_inputs {
+            let tensor = match name.as_str() {
+                "patch_embeds" => Tensor::from_array(([batch, count, dim], patches.to_vec())),
+                _ => Tensor::from_array(([batch, dim], images.to_vec())),
+            };
+            inputs.push((name.clone(), tensor.map_err(failed)?.into_dyn()));
+        }
+        self.map(inputs, batch * dim)
+    }
+
+    /// Runs the prefix; `entries` is how many numbers all embeddings have.
+    fn map(&mut self, inputs: Vec<(String, DynValue)>, entries: usize) -> Result<Encoded> {
         let mut mapped = self.prefix.run(inputs).map_err(failed)?;
-        let embeddings = read(&mut mapped, "embedding", shape[0] * dim)?;
+        let embeddings = read(&mut mapped, "embedding", entries)?;
         let attention = match mapped.remove(ATTENTION) {
             Some(value) if self.keep_attention => {
                 value.try_extract_tensor::<f32>().map_err(failed)?.1.to_vec()

@@ -6,6 +6,7 @@
 pub mod bleu;
 pub mod bootstrap;
 pub mod cider;
+pub mod clipscore;
 pub mod coco;
 pub mod ngrams;
 pub mod report;
@@ -15,6 +16,7 @@ pub mod tokens;
 use std::fmt;
 
 use bootstrap::{Bootstrap, Difference, Estimate};
+use clipscore::ClipScores;
 use ngrams::Words;
 
 /// A figure that tells how good captions are; all are printed times 100.
@@ -26,11 +28,16 @@ pub enum Metric {
     Bleu4,
     RougeL,
     CiderD,
+    /// Only of bundles that carry the text tower.
+    ClipScore,
+    /// Likewise.
+    RefClipScore,
 }
 
 impl Metric {
-    pub const ALL: [Self; 6] =
+    const OF_WORDS: [Self; 6] =
         [Self::Bleu1, Self::Bleu2, Self::Bleu3, Self::Bleu4, Self::RougeL, Self::CiderD];
+    const OF_EMBEDDINGS: [Self; 2] = [Self::ClipScore, Self::RefClipScore];
 }
 
 impl fmt::Display for Metric {
@@ -42,6 +49,8 @@ impl fmt::Display for Metric {
             Self::Bleu4 => "BLEU-4",
             Self::RougeL => "ROUGE-L",
             Self::CiderD => "CIDEr-D",
+            Self::ClipScore => "CLIPScore",
+            Self::RefClipScore => "RefCLIPScore",
         })
     }
 }
@@ -51,6 +60,7 @@ pub struct Scores {
     bleu: Vec<bleu::Statistics>,
     rouge_l: Vec<f64>,
     cider_d: Vec<f64>,
+    clip: Option<ClipScores>,
 }
 
 impl Scores {
@@ -73,7 +83,20 @@ impl Scores {
                 .map(|(caption, references)| rouge::rouge_l(caption, references))
                 .collect(),
             cider_d: cider::cider_d(captions, references),
+            clip: None,
         }
+    }
+
+    /// Adds what the joint space says of the same captions.
+    pub fn with_clip(mut self, scores: ClipScores) -> Self {
+        self.clip = Some(scores);
+        self
+    }
+
+    /// The metrics that are known.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let more = self.clip.as_ref().map(|_| Metric::OF_EMBEDDINGS);
+        Metric::OF_WORDS.into_iter().chain(more.into_iter().flatten()).collect()
     }
 
     /// Images scored.
@@ -90,7 +113,7 @@ impl Scores {
         &self.cider_d
     }
 
-    /// `metric` over the images at `indices`, which may repeat. CIDEr-D keeps the document
+    /// `metric`, no number if it is unknown, over the images at `indices`, which may repeat. CIDEr-D keeps the document
     /// frequencies of all images.
     pub fn value(&self, metric: Metric, indices: &[usize]) -> f64 {
         let mean = |values: &[f64]| {
@@ -108,6 +131,10 @@ impl Scores {
             Metric::Bleu4 => bleu(3),
             Metric::RougeL => mean(&self.rouge_l),
             Metric::CiderD => mean(&self.cider_d),
+            Metric::ClipScore => self.clip.as_ref().map_or(f64::NAN, |clip| mean(&clip.clip_score)),
+            Metric::RefClipScore => {
+                self.clip.as_ref().map_or(f64::NAN, |clip| mean(&clip.ref_clip_score))
+            }
         }
     }
 

@@ -30,11 +30,16 @@ pub struct Photo<'a> {
 /// `ErrorKind::Bundle` if the bundle's patches are no square grid.
 pub fn html(page: &Page<'_>) -> Result<String> {
     let mut html = html::head("FusionCap: evaluation");
-    html.push_str("<header>\n<h1>FusionCap</h1>\n");
+    html.push_str("<div class=\"top\"><header>\n<h1>FusionCap</h1>\n");
+    push(
+        &mut html,
+        format_args!("<p>{} photos, the worst caption first</p></header>\n", page.photos.len()),
+    );
+    html.push_str("<ul class=\"figures\">\n");
     for figure in &page.figures {
-        push(&mut html, format_args!("<p>{}</p>\n", Escaped(figure)));
+        push(&mut html, format_args!("<li>{}</li>\n", Escaped(figure)));
     }
-    html.push_str("</header>\n<main>\n");
+    html.push_str("</ul>\n</div>\n<main>\n");
     for photo in page.photos.iter().take(MOST) {
         figure(&mut html, photo)?;
     }

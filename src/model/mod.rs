@@ -113,16 +113,17 @@ impl FusionCap {
         let noised =
             noise::apply(plan.noise, self.noise.as_ref(), embeddings, &draws, banks.nouns.as_ref());
         let temperature = plan.projection.temperature;
-        let prefix = self.read(plan, &banks.memory, noised.embeddings, locals, temperature);
+        let memory = plan.projection.in_training.then_some(&banks.memory);
+        let prefix = self.read(plan, memory, noised.embeddings, locals, temperature);
         Output { logits: self.decoder.forward(prefix, tokens), divergence: noised.divergence }
     }
 
     /// The prefix `[batch, prefix_length, hidden]` for `embeddings` `[batch, dim]` of either
-    /// modality.
+    /// modality, projected onto `memory` if there is one.
     pub fn read(
         &self,
         plan: &Plan<'_>,
-        memory: &Tensor<2>,
+        memory: Option<&Tensor<2>>,
         embeddings: Tensor<2>,
         locals: Option<Locals>,
         temperature: f32,
@@ -130,7 +131,10 @@ impl FusionCap {
         let projection = plan.projection;
         let mut inputs = Vec::with_capacity(2);
         if projection.enabled {
-            inputs.push(project(embeddings.clone(), memory, temperature));
+            inputs.push(match memory {
+                Some(memory) => project(embeddings.clone(), memory, temperature),
+                None => unit_length(embeddings.clone()),
+            });
         }
         if !projection.enabled || projection.keep_embedding {
             inputs.push(unit_length(embeddings));

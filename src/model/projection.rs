@@ -29,6 +29,7 @@ pub enum Memory {
 #[serde(deny_unknown_fields)]
 pub struct ProjectionSettings {
     pub enabled: bool,
+    pub in_training: bool,
     pub memory: Memory,
     pub memory_size: usize,
     pub temperature: f32,

@@ -4,6 +4,7 @@
 pub mod decoder;
 pub mod external;
 pub mod graph;
+pub mod initializers;
 pub mod prefix;
 pub mod proto;
 pub mod subgraph;

@@ -8,8 +8,8 @@ use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use serde::{Deserialize, Serialize};
 
+use super::curve::Epoch;
 use super::settings::Settings;
-use super::trainer::Epoch;
 use crate::bundle::write_json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::FusionCap;
@@ -26,6 +26,9 @@ pub struct Run {
     pub corpus: String,
     /// Name and version of the encoder.
     pub encoder: String,
+    /// Digest of the bundle that the training began with.
+    #[serde(default)]
+    pub from: Option<String>,
 }
 
 /// The place in a run.
@@ -51,9 +54,9 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Keeps the checkpoint of `run` in `cache`.
-    pub fn new(cache: &Path, run: Run) -> Self {
-        Self { folder: cache.join("checkpoint"), run }
+    /// Keeps the checkpoint of `run` in `folder`.
+    pub fn new(folder: &Path, run: Run) -> Self {
+        Self { folder: folder.to_path_buf(), run }
     }
 
     /// Loads the weights into `model` and the moments into `optimizer`.
@@ -88,11 +91,43 @@ impl Checkpoints {
         Ok((restored, moments, saved.state))
     }
 
+    /// Keeps `model` as the best so far.
+    pub fn save_best(&self, model: &FusionCap) -> Result<()> {
+        let path = self.best();
+        let aside = path.with_extension("part");
+        let failed = |error: String| {
+            Error::new(ErrorKind::Io, "can't write the best model")
+                .with("path", path.display())
+                .because(error)
+        };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+        }
+        model.clone().save_file(&aside).map_err(|error| failed(error.to_string()))?;
+        fs::rename(&aside, &path).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Loads the best weights so far into `model`.
+    pub fn load_best(&self, model: FusionCap) -> Result<FusionCap> {
+        let path = self.best();
+        model.try_load_file(&path).map_err(|error| {
+            Error::new(ErrorKind::Io, "the best model is damaged")
+                .with("path", path.display())
+                .because(error.to_string())
+        })
+    }
+
+    /// Beside the checkpoint, which is replaced as a whole.
+    fn best(&self) -> PathBuf {
+        self.folder.with_extension("best")
+    }
+
     fn check(&self, found: &Run) -> Result<()> {
         let differs = [
             ("settings", found.settings != self.run.settings),
             ("corpus", found.corpus != self.run.corpus),
             ("encoder", found.encoder != self.run.encoder),
+            ("bundle to begin with", found.from != self.run.from),
         ];
         let Some((what, _)) = differs.into_iter().find(|(_, other)| *other) else {
             return Ok(());

@@ -79,12 +79,7 @@ impl Corpus {
         let mut reader = Reader { settings, captions: Vec::new(), skipped: Skipped::default() };
         let mut hasher = Sha256::new();
         for path in files {
-            let bytes = read_bytes(path)?;
-            hasher.update(&bytes);
-            let json = path.to_string_lossy().trim_end_matches(".zst").ends_with(".jsonl");
-            for line in bytes.split(|byte| *byte == b'\n') {
-                reader.take(line, json);
-            }
+            hasher.update(&reader.read(path)?);
         }
         reader.drop_duplicates();
         let Reader { mut captions, skipped, .. } = reader;
@@ -95,6 +90,18 @@ impl Corpus {
         }
         let held_out = captions.split_off(captions.len() - settings.held_out);
         Ok(Self { captions, held_out, skipped, digest: hex::encode(hasher.finalize()) })
+    }
+
+    /// All captions of `files` in their order, duplicates among them.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` if a file can't be read.
+    pub fn in_order(files: &[PathBuf], settings: &Settings) -> Result<Vec<String>> {
+        let mut reader = Reader { settings, captions: Vec::new(), skipped: Skipped::default() };
+        for path in files {
+            reader.read(path)?;
+        }
+        Ok(reader.captions)
     }
 
     /// The captions, then those held out.
@@ -138,6 +145,16 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Takes the lines of a file; returns its bytes.
+    fn read(&mut self, path: &Path) -> Result<Vec<u8>> {
+        let bytes = read_bytes(path)?;
+        let json = path.to_string_lossy().trim_end_matches(".zst").ends_with(".jsonl");
+        for line in bytes.split(|byte| *byte == b'\n') {
+            self.take(line, json);
+        }
+        Ok(bytes)
+    }
+
     fn take(&mut self, line: &[u8], json: bool) {
         let skipped = &mut self.skipped;
         if line.len() > LONGEST_LINE {

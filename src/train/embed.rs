@@ -6,10 +6,11 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
+use crate::bundle::TEXT;
 use crate::config::Runtime;
-use crate::encoder::text::TextTower;
-use crate::encoder::{EncoderConfig, TEXT};
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::text_tower::TextTower;
 
 /// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`, from the cache in
 /// `folder` if the same encoder has embedded the same captions before.

@@ -12,7 +12,9 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::locals::NounBank;
 use super::settings::Settings;
+use super::token_states::TokenStates;
 use super::tokenizer::PAD;
+use crate::error::Result;
 use crate::model::Conditions;
 use crate::model::local::Locals;
 use crate::model::noise::Draws;
@@ -30,6 +32,8 @@ pub struct Examples {
     pub dim: usize,
     pub split: usize,
     pub nouns: NounBank,
+    /// What local embeddings are made from instead of the nouns, if configured.
+    pub token_states: Option<TokenStates>,
 }
 
 /// Captions as tensors: what they are conditioned on, what the decoder reads, what it should say,
@@ -83,7 +87,7 @@ impl Examples {
         step: u64,
         settings: &Settings,
         device: &Device,
-    ) -> Batch {
+    ) -> Result<Batch> {
         let rows = indices.len();
         let captions = || indices.iter().map(|index| &self.tokens[*index]);
         let longest = captions().map(Vec::len).max().unwrap_or(2) - 1;
@@ -98,18 +102,14 @@ impl Examples {
             }
         }
         let flat = [rows * longest, 1];
-        Batch {
-            conditions: self.conditions(
-                indices,
-                &mut stream(settings.seed, step),
-                settings,
-                device,
-            ),
+        let mut generator = stream(settings.seed, step);
+        Ok(Batch {
+            conditions: self.conditions(indices, &mut generator, settings, device)?,
             inputs: Tensor::from_data(TensorData::new(inputs, [rows, longest]), device),
             targets: Tensor::from_data(TensorData::new(targets, flat), device),
             counts: Tensor::from_data(TensorData::new(counts, flat), device),
             tokens: captions().map(|caption| caption.len() - 1).sum(),
-        }
+        })
     }
 
     /// The held-out captions, with noise that is the same each time.
@@ -117,7 +117,7 @@ impl Examples {
         &'a self,
         settings: &'a Settings,
         device: &'a Device,
-    ) -> impl Iterator<Item = Batch> + 'a {
+    ) -> impl Iterator<Item = Result<Batch>> + 'a {
         let mut indices: Vec<usize> = (self.split..self.tokens.len()).collect();
         indices.sort_by_key(|index| self.tokens[*index].len());
         let size = settings.batch_size;
@@ -133,7 +133,7 @@ impl Examples {
         generator: &mut impl Rng,
         settings: &Settings,
         device: &Device,
-    ) -> Conditions {
+    ) -> Result<Conditions> {
         let (rows, dim) = (indices.len(), self.dim);
         let embeddings: Vec<f32> =
             indices.iter().flat_map(|index| self.embedding(*index)).copied().collect();
@@ -143,25 +143,25 @@ impl Examples {
         let matrix = |values: Vec<f32>, columns: usize| {
             Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), device)
         };
-        let locals = settings.local.enabled.then(|| {
-            let items = settings.local.items;
-            let drawn = self.nouns.draw(indices, &settings.local, generator);
+        let locals = match (settings.local.enabled, &self.token_states) {
+            (false, _) => None,
+            (true, None) => Some(self.nouns.draw(indices, &settings.local, generator)),
+            (true, Some(states)) => Some(states.draw(indices, &settings.local, generator)?),
+        };
+        let items = settings.local.items;
+        let locals = locals.map(|drawn| {
+            let embeddings = TensorData::new(drawn.embeddings, [rows, items, dim]);
+            let absent = TensorData::new(drawn.absent, [rows, items]);
             Locals {
-                embeddings: Tensor::from_data(
-                    TensorData::new(drawn.embeddings, [rows, items, dim]),
-                    device,
-                ),
-                absent: Tensor::<2, Bool>::from_data(
-                    TensorData::new(drawn.absent, [rows, items]),
-                    device,
-                ),
+                embeddings: Tensor::from_data(embeddings, device),
+                absent: Tensor::<2, Bool>::from_data(absent, device),
             }
         });
-        Conditions {
+        Ok(Conditions {
             embeddings: matrix(embeddings, dim),
             draws: Draws { normal: matrix(normal, dim), uniform: matrix(uniform, 1) },
             locals,
-        }
+        })
     }
 
     fn embedding(&self, index: usize) -> &[f32] {
@@ -187,6 +187,7 @@ mod tests {
             dim: 1,
             split: 2,
             nouns: NounBank::new(Nouns::default(), Vec::new(), 1),
+            token_states: None,
         };
         // 5, 2, 5, 6, 7, 2: two tokens a third each, two a sixth each.
         let expected = 2.0 / 3.0 * 3.0_f64.ln() + 1.0 / 3.0 * 6.0_f64.ln();

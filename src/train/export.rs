@@ -11,12 +11,13 @@ use tokenizers::Tokenizer;
 
 use super::Request;
 use super::corpus::Corpus;
-use super::settings::Settings;
+use super::curve;
+use super::settings::{CANDIDATES, Settings};
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
 use crate::bundle::{
     self, CARD, CONFIG, DECODER, GENERATION_CONFIG, MANIFEST, ModelConfig, PREFIX,
-    PREPROCESSOR_CONFIG, TOKENIZER, VISION,
+    PREPROCESSOR_CONFIG, TEXT, TEXT_TOKENIZER, TOKENIZER, VISION,
 };
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,8 +28,8 @@ use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use crate::onnx::external;
 use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Projection};
 
-/// Candidates a decoder step returns: twice the widest beam.
-pub const CANDIDATES: usize = 16;
+/// The learning curves, beside the model card.
+const CURVE: &str = "curve.svg";
 
 /// What a bundle is made of.
 pub struct Parts<'a> {
@@ -37,6 +38,8 @@ pub struct Parts<'a> {
     pub corpus: &'a Corpus,
     pub tokenizer: &'a Tokenizer,
     pub constants: Constants<'a>,
+    /// Digest of the bundle that the training began with.
+    pub from: Option<&'a str>,
     pub outcome: &'a Outcome,
 }
 
@@ -79,6 +82,14 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
     }
     copy_data(&request.encoder.join(VISION), &out.join(VISION))?;
+    if request.text_tower {
+        for (name, target) in [(TEXT, TEXT), (TOKENIZER, TEXT_TOKENIZER)] {
+            let target = out.join(target);
+            fs::copy(request.encoder.join(name), &target)
+                .map_err(|error| failed(&target, error))?;
+        }
+        copy_data(&request.encoder.join(TEXT), &out.join(TEXT))?;
+    }
     let weights = prefix_weights(model, settings, &parts.constants)?;
     write_file(&out.join(PREFIX), &prefix::write(&weights))?;
     let vocab_size = tokenizer.get_vocab_size(true);
@@ -91,6 +102,7 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
         .map_err(|error| Error::new(ErrorKind::Io, "can't write the tokenizer").because(error))?;
     bundle::write_json(&out.join(CONFIG), &model_config(parts, vocab_size))?;
     bundle::write_json(&out.join(GENERATION_CONFIG), &settings.generation)?;
+    write_file(&out.join(CURVE), curve::draw(&outcome.curve)?.as_bytes())?;
     write_file(&out.join(CARD), card(parts)?.as_bytes())?;
     bundle::seal(out)
 }
@@ -114,6 +126,7 @@ fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
         eos_token_id: EOS,
         pad_token_id: PAD,
         num_candidates: CANDIDATES,
+        text_max_length: parts.request.text_tower.then_some(parts.encoder.text_max_length),
     }
 }
 
@@ -248,7 +261,8 @@ fn card(parts: &Parts<'_>) -> Result<String> {
          ## Corpus\n{corpora}: {captions} captions to learn from, {held_out} held out, left \
          out: {skipped}; SHA-256 `{digest}`.\n\n\
          {attribution}\
-         ## Training\nSeed {seed}, {steps} steps.\n\n\
+         ## Training\nSeed {seed}, {steps} steps{from}.\n\n\
+         ![Loss by epoch]({CURVE})\n\n\
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
          Losses are nats a token; the training loss includes label smoothing. Knowing how \
          frequent each token is, and nothing else, gives {unigram:.3}.\n\n\
@@ -263,6 +277,10 @@ fn card(parts: &Parts<'_>) -> Result<String> {
         digest = parts.corpus.digest,
         attribution = attribution(&parts.request.corpora),
         seed = settings.seed,
+        from = parts
+            .from
+            .map(|digest| format!(", begun with the bundle `{digest}`"))
+            .unwrap_or_default(),
         steps = parts.outcome.steps,
         unigram = parts.outcome.unigram_entropy,
     ))

@@ -31,6 +31,24 @@ pub struct LocalArrays {
     pub embeddings: Vec<f32>,
     /// `[batch, items]`, true where there is none.
     pub absent: Vec<bool>,
+    items: usize,
+    dim: usize,
+}
+
+impl LocalArrays {
+    /// None anywhere.
+    pub fn empty(batch: usize, items: usize, dim: usize) -> Self {
+        let cells = batch * items;
+        Self { embeddings: vec![0.0; cells * dim], absent: vec![true; cells], items, dim }
+    }
+
+    /// Puts the `item`th embedding of a row.
+    pub fn put(&mut self, row: usize, item: usize, embedding: impl IntoIterator<Item = f32>) {
+        let cell = row * self.items + item;
+        self.absent[cell] = false;
+        let target = &mut self.embeddings[cell * self.dim..(cell + 1) * self.dim];
+        target.iter_mut().zip(embedding).for_each(|(entry, value)| *entry = value);
+    }
 }
 
 impl NounBank {
@@ -55,23 +73,18 @@ impl NounBank {
         settings: &LocalSettings,
         generator: &mut impl Rng,
     ) -> LocalArrays {
-        let cells = indices.len() * settings.items;
-        let mut embeddings = vec![0.0; cells * self.dim];
-        let mut absent = vec![true; cells];
+        let mut drawn = LocalArrays::empty(indices.len(), settings.items, self.dim);
         for (row, caption) in indices.iter().enumerate() {
             let seen = self.seen(&self.of_captions[*caption], settings, generator);
             for (column, noun) in seen.into_iter().enumerate() {
-                let cell = row * settings.items + column;
-                absent[cell] = false;
-                let target = &mut embeddings[cell * self.dim..(cell + 1) * self.dim];
-                target.copy_from_slice(self.embedding(noun));
-                for entry in target {
+                let noisy = self.embedding(noun).iter().map(|entry| {
                     let noise: f32 = StandardNormal.sample(generator);
-                    *entry += settings.sigma * noise;
-                }
+                    entry + settings.sigma * noise
+                });
+                drawn.put(row, column, noisy);
             }
         }
-        LocalArrays { embeddings, absent }
+        drawn
     }
 
     /// Which nouns an image with these `nouns` would seem to show, at most `settings.items`.

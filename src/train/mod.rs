@@ -9,6 +9,7 @@
 pub mod alignment;
 pub mod checkpoint;
 pub mod corpus;
+pub mod curve;
 pub mod embed;
 pub mod examples;
 pub mod export;
@@ -17,8 +18,10 @@ pub mod memory;
 pub mod nouns;
 pub mod progress;
 pub mod settings;
+pub mod token_states;
 pub mod tokenizer;
 pub mod trainer;
+pub mod warm_start;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,23 +33,34 @@ use tracing::info;
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::local::Source;
+use crate::text_tower::TextTower;
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
+use curve::Epoch;
 use examples::Examples;
 use export::Constants;
 use locals::NounBank;
 use nouns::Nouns;
 use settings::Settings;
-use trainer::{Epoch, Trainer};
+use token_states::TokenStates;
+use trainer::Trainer;
+use warm_start::WarmStart;
 
 /// What to train from and where to write it.
 pub struct Request {
     pub encoder: PathBuf,
     pub corpora: Vec<PathBuf>,
     pub out: PathBuf,
-    /// Embeddings and checkpoints; kept between runs.
+    /// Embeddings, kept between runs; runs may share them.
     pub cache: PathBuf,
+    /// This run's checkpoint.
+    pub checkpoint: PathBuf,
     pub settings: Settings,
+    /// A bundle to begin with, instead of random weights and a new vocabulary.
+    pub from: Option<PathBuf>,
+    /// Whether the bundle carries the encoder's text tower.
+    pub text_tower: bool,
     pub runtime: Runtime,
     /// Continue from the checkpoint in `cache`.
     pub resume: bool,
@@ -64,7 +78,11 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     export::check(&request.out)?;
     let encoder = EncoderConfig::open(&request.encoder)?;
     let mut corpus = Corpus::read(&request.corpora, settings)?;
-    let tokenizer = tokenizer::train(&corpus.captions, settings.vocab_size)?;
+    let warm_start = request.from.as_deref().map(WarmStart::open).transpose()?;
+    let tokenizer = match &warm_start {
+        Some(start) => start.tokenizer.clone(),
+        None => tokenizer::train(&corpus.captions, settings.vocab_size)?,
+    };
     let mut tokens = tokenizer::encode(&tokenizer, &corpus.all())?;
     corpus.drop_too_long(&mut tokens, settings.shape.max_length)?;
     info!(
@@ -78,17 +96,18 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let (learnt, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
     let alignment = alignment::build(learnt, dim, &settings.alignment)?;
     let checkpoints = Checkpoints::new(
-        &request.cache,
+        &request.checkpoint,
         Run {
             settings: settings.clone(),
             corpus: corpus.digest.clone(),
             encoder: format!("{} {}", encoder.name, encoder.version),
+            from: warm_start.as_ref().map(|start| start.digest.clone()),
         },
     );
     let vocab_size = tokenizer.get_vocab_size(true);
     let trainer =
         Trainer::new(settings, &examples, &memory, vocab_size, checkpoints, &request.stop);
-    let outcome = trainer.run(request.resume)?;
+    let outcome = trainer.run(request.resume, warm_start.as_ref())?;
     export::write(&export::Parts {
         request,
         encoder: &encoder,
@@ -101,6 +120,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
             alignment,
             nouns: &examples.nouns.embeddings,
         },
+        from: warm_start.as_ref().map(|start| start.digest.as_str()),
         outcome: &outcome,
     })?;
     Ok(outcome.curve)
@@ -126,12 +146,21 @@ fn examples(
     let found = Nouns::find(&all, &settings.local);
     info!(nouns = found.names.len(), "found the nouns");
     let noun_embeddings = embed("embedding nouns", &found.names)?;
+    let token_states = match settings.local.source {
+        Source::Tokens if settings.local.enabled => {
+            let length = encoder.text_max_length;
+            let tower = TextTower::open(&request.encoder, length, &request.runtime)?;
+            Some(TokenStates::new(tower, all, dim))
+        }
+        _ => None,
+    };
     let examples = Examples {
         tokens,
         embeddings,
         dim,
         split,
         nouns: NounBank::new(found, noun_embeddings, dim),
+        token_states,
     };
     Ok((examples, memory))
 }

@@ -40,22 +40,35 @@ impl Nouns {
         frequent.sort_unstable_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(&right.0)));
         frequent.truncate(settings.nouns.min(usize::from(u16::MAX)));
         let names: Vec<String> = frequent.into_iter().map(|(name, _)| name).collect();
-        let places: HashMap<&str, u16> =
-            names.iter().zip(0..).map(|(name, place)| (name.as_str(), place)).collect();
-        let of_captions = runs
-            .iter()
-            .map(|runs| {
-                let longest = |run: &Vec<String>| {
-                    endings(run).into_iter().find_map(|name| places.get(name.as_str()).copied())
-                };
-                let mut found: Vec<u16> = runs.iter().filter_map(longest).collect();
-                found.sort_unstable();
-                found.dedup();
-                found
-            })
-            .collect();
+        let of_captions = named(&names, &runs);
         Self { names, of_captions }
     }
+
+    /// Which of the nouns each of other captions names; as [`Self::of_captions`].
+    pub fn in_captions(&self, captions: &[String]) -> Vec<Vec<u16>> {
+        let tagger = brill_tagger();
+        let runs: Vec<Vec<Vec<String>>> =
+            captions.iter().map(|caption| noun_runs(&*tagger, caption)).collect();
+        named(&self.names, &runs)
+    }
+}
+
+/// For each caption's runs of nouns, those of `names` that they are.
+fn named(names: &[String], captions: &[Vec<Vec<String>>]) -> Vec<Vec<u16>> {
+    let places: HashMap<&str, u16> =
+        names.iter().zip(0..).map(|(name, place)| (name.as_str(), place)).collect();
+    captions
+        .iter()
+        .map(|runs| {
+            let longest = |run: &Vec<String>| {
+                endings(run).into_iter().find_map(|name| places.get(name.as_str()).copied())
+            };
+            let mut found: Vec<u16> = runs.iter().filter_map(longest).collect();
+            found.sort_unstable();
+            found.dedup();
+            found
+        })
+        .collect()
 }
 
 /// Runs of adjacent nouns.

@@ -6,13 +6,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::alignment::AlignmentSettings;
-use super::export::CANDIDATES;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::local::LocalSettings;
 use crate::model::noise::NoiseSettings;
 use crate::model::projection::ProjectionSettings;
 use crate::model::{Plan, Shape};
+
+/// Candidates a decoder step returns: twice the widest beam.
+pub const CANDIDATES: usize = 16;
 
 /// The defaults, with what each one means.
 pub const DEFAULTS: &str = include_str!("settings.toml");
@@ -33,6 +35,7 @@ pub struct Settings {
     pub held_out: usize,
     pub min_words: usize,
     pub max_words: usize,
+    pub patience: usize,
     pub checkpoint_steps: usize,
     pub noise: NoiseSettings,
     pub projection: ProjectionSettings,

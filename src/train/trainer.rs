@@ -7,24 +7,15 @@ use burn::grad_clipping::GradientClippingConfig;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoints, State};
+use super::curve::{Epoch, best};
 use super::examples::{Batch, Examples};
 use super::progress::Progress;
 use super::settings::Settings;
+use super::warm_start::WarmStart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Banks, FusionCap, Plan};
-
-/// The loss after one pass over the corpus.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Epoch {
-    pub epoch: usize,
-    /// Mean over the pass, with label smoothing, in nats a token.
-    pub training_loss: f64,
-    /// Without label smoothing, in nats a token.
-    pub held_out_loss: f64,
-}
 
 /// A finished training.
 pub struct Outcome {
@@ -82,29 +73,30 @@ impl<'a> Trainer<'a> {
         self.settings.plan(self.examples.dim, self.vocab_size)
     }
 
-    /// Trains from the start, or from the checkpoint if `resume` says so.
+    /// Trains from the start, from the weights of `warm_start`, or from the checkpoint if `resume`
+    /// says so.
     ///
     /// # Errors
     /// `ErrorKind::Runtime` if training diverges or is stopped, the latter after a checkpoint.
-    pub fn run(&self, resume: bool) -> Result<Outcome> {
-        let mut training = self.start(resume)?;
+    pub fn run(&self, resume: bool, warm_start: Option<&WarmStart>) -> Result<Outcome> {
+        let mut training = self.start(resume, warm_start)?;
         let per_epoch = self.examples.batches_per_epoch(self.settings);
         let total = per_epoch * self.settings.epochs;
         let mut progress = Progress::new("training", total);
         let (started, mut tokens) = (Instant::now(), 0);
         let speed = |tokens: usize| tokens as f64 / started.elapsed().as_secs_f64();
-        while training.state.step < total {
+        while training.state.step < total && !self.is_stuck(&training.state.curve) {
             let (epoch, first) = (training.state.step / per_epoch, training.state.step % per_epoch);
             for indices in &self.examples.epoch(epoch, self.settings)[first..] {
                 let step = training.state.step as u64;
-                let batch = self.examples.batch(indices, step, self.settings, &self.device);
+                let batch = self.examples.batch(indices, step, self.settings, &self.device)?;
                 let loss;
                 tokens += batch.tokens;
                 (training, loss) = self.step(training, batch, total)?;
                 let detail = format!("loss {loss:.3}, {:.0} tokens/s", speed(tokens));
                 progress.update(training.state.step, &detail);
                 if training.state.step.is_multiple_of(per_epoch) {
-                    let passed = self.finish_epoch(&mut training, per_epoch);
+                    let passed = self.finish_epoch(&mut training, per_epoch)?;
                     progress.note(&format!(
                         "epoch {}: training loss {:.3}, held-out loss {:.3}",
                         passed.epoch, passed.training_loss, passed.held_out_loss
@@ -114,8 +106,13 @@ impl<'a> Trainer<'a> {
             }
         }
         progress.finish();
+        let curve = &training.state.curve;
+        let model = match best(curve) {
+            Some(best) if best + 1 < curve.len() => self.checkpoints.load_best(training.model)?,
+            _ => training.model,
+        };
         Ok(Outcome {
-            model: training.model,
+            model,
             curve: training.state.curve,
             steps: training.state.step,
             unigram_entropy: self.examples.unigram_entropy(),
@@ -123,11 +120,15 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn start(&self, resume: bool) -> Result<Training> {
+    fn start(&self, resume: bool, warm_start: Option<&WarmStart>) -> Result<Training> {
         self.device.seed(self.settings.seed);
         let model = FusionCap::new(&self.plan(), &self.device);
         let optimizer = self.optimizer();
         if !resume {
+            let model = match warm_start {
+                Some(start) => start.apply(model)?,
+                None => model,
+            };
             return Ok(Training { model, optimizer, state: State::default() });
         }
         let (restored, moments, state) = self.checkpoints.load(model, optimizer)?;
@@ -178,16 +179,25 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn finish_epoch(&self, training: &mut Training, per_epoch: usize) -> Epoch {
+    /// Whether the held-out loss has not fallen for too long.
+    fn is_stuck(&self, curve: &[Epoch]) -> bool {
+        let patience = self.settings.patience;
+        patience > 0 && best(curve).is_some_and(|best| curve.len() - 1 - best >= patience)
+    }
+
+    fn finish_epoch(&self, training: &mut Training, per_epoch: usize) -> Result<Epoch> {
         let state = &mut training.state;
         let passed = Epoch {
             epoch: state.step / per_epoch,
             training_loss: state.loss_sum / per_epoch as f64,
-            held_out_loss: self.held_out_loss(&training.model),
+            held_out_loss: self.held_out_loss(&training.model)?,
         };
         state.curve.push(passed);
         state.loss_sum = 0.0;
-        passed
+        if best(&state.curve).is_some_and(|best| best + 1 == state.curve.len()) {
+            self.checkpoints.save_best(&training.model)?;
+        }
+        Ok(passed)
     }
 
     fn optimizer(&self) -> ModuleOptimizer {
@@ -214,15 +224,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Mean cross-entropy of a token of the held-out captions, in nats.
-    fn held_out_loss(&self, model: &FusionCap) -> f64 {
+    fn held_out_loss(&self, model: &FusionCap) -> Result<f64> {
         let (mut sum, mut total) = (0.0, 0);
         for batch in self.examples.held_out(self.settings, &self.device) {
+            let batch = batch?;
             let tokens = batch.tokens;
             let loss = self.losses(model, batch, 0.0).caption.into_scalar::<f32>();
             sum += f64::from(loss) * tokens as f64;
             total += tokens;
         }
-        sum / total.max(1) as f64
+        Ok(sum / total.max(1) as f64)
     }
 }
 

@@ -18,6 +18,7 @@ mod assignment;
 mod batch;
 mod caption;
 mod client;
+mod client_log;
 mod consume;
 mod decode;
 mod fetch;

@@ -21,7 +21,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::error::{Error, ErrorKind};
-use crate::worker::client;
+use crate::worker::client_log;
 use crate::worker::flow::Event;
 use crate::worker::shared::Shared;
 
@@ -131,7 +131,7 @@ impl Rebalancer {
 
 impl ClientContext for Rebalancer {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
+        client_log::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -25,6 +25,7 @@ use rdkafka::util::Timeout;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
+use crate::worker::client_log;
 use crate::worker::output::Record;
 use crate::worker::watchdog::Watchdog;
 
@@ -359,7 +360,7 @@ impl Deliveries {
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
+        client_log::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

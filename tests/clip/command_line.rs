@@ -30,11 +30,16 @@ fn succeed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Trains on the encoder in `folder` and captions a photo with what came out.
+/// Trains all parts of a FusionCap on the encoder in `folder`, measures what came out on a photo,
+/// and captions it.
 fn train_and_caption(folder: &Path) -> serde_json::Value {
     let short = fs::read_to_string(project("tests/fixtures/train/random.toml")).unwrap();
     let settings = folder.join("short.toml");
-    fs::write(&settings, short.replace("epochs = 24", "epochs = 1")).unwrap();
+    let whole = short
+        .replace("epochs = 24", "epochs = 1")
+        .replace("kind = \"none\"", "kind = \"learned\"")
+        .replace("enabled = false", "enabled = true");
+    fs::write(&settings, whole).unwrap();
     let (encoder, out) = (folder.join("encoder"), folder.join("bundle"));
     succeed(&fusioncap(&[
         &"train",
@@ -48,8 +53,30 @@ fn train_and_caption(folder: &Path) -> serde_json::Value {
         &folder.join("cache"),
         &"--out",
         &out,
+        &"--with-text-tower",
     ]));
-    let photo = project("tests/data/clip-preprocess/cat-small-60x40.png");
+    let photos = project("tests/data/clip-preprocess");
+    let photo = photos.join("cat-small-60x40.png");
+    let references = folder.join("references.json");
+    let written = serde_json::json!({
+        "images": [{"id": 1, "file_name": "cat-small-60x40.png"}],
+        "annotations": [{"image_id": 1, "caption": "a cat looks up"}],
+    });
+    fs::write(&references, written.to_string()).unwrap();
+    let measured = succeed(&fusioncap(&[
+        &"evaluate",
+        &"--model",
+        &out,
+        &"--images",
+        &photos,
+        &"--references",
+        &references,
+        &"--html",
+        &folder.join("report.html"),
+    ]));
+    assert!(measured.starts_with("1 images") && measured.contains("RefCLIPScore"), "{measured}");
+    let page = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg viewBox=\"0 0 6 6\">").count(), 2, "where two queries looked");
     let lines = succeed(&fusioncap(&[&"caption", &"--model", &out, &photo]));
     assert_eq!(lines.lines().count(), 1, "{lines}");
     serde_json::from_str(&lines).unwrap()

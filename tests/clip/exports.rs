@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use fusioncap::bundle::TEXT;
 use fusioncap::bundle::VISION;
-use fusioncap::encoder::TEXT;
 use fusioncap::encoder::clip::tower::Storage;
 use fusioncap::onnx::external::{INLINE_LIMIT, data_path};
 use fusioncap::onnx::graph::{Dim, Graph};

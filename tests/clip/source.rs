@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fusioncap::Result;
+use fusioncap::bundle::TEXT;
 use fusioncap::bundle::VISION;
 use fusioncap::config::Runtime;
+use fusioncap::encoder::EncoderConfig;
 use fusioncap::encoder::clip::tower::Storage;
 use fusioncap::encoder::clip::{Import, import};
-use fusioncap::encoder::{EncoderConfig, TEXT};
 use fusioncap::onnx::external::INLINE_LIMIT;
 use ort::session::SessionInputValue;
 use ort::value::Tensor;

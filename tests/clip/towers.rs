@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use fusioncap::bundle::TEXT;
 use fusioncap::bundle::{PreprocessorConfig, Size, VISION};
 use fusioncap::config::Runtime;
-use fusioncap::encoder::TEXT;
-use fusioncap::encoder::text::TextTower;
 use fusioncap::onnx::proto::ModelProto;
+use fusioncap::text_tower::TextTower;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use prost::Message;

@@ -12,9 +12,9 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{refusal, unwritable};
-use crate::bundle::VISION;
+use crate::bundle::{TEXT, VISION};
 use crate::config::Runtime;
-use crate::encoder::{EncoderConfig, TEXT};
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
 use crate::onnx::graph::{self, Dim};

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{EncoderConfig, TEXT, write_file};
-use crate::bundle::{CARD, CONFIG, PREPROCESSOR_CONFIG, TOKENIZER, VISION, write_json};
+use super::{EncoderConfig, write_file};
+use crate::bundle::{CARD, CONFIG, PREPROCESSOR_CONFIG, TEXT, TOKENIZER, VISION, write_json};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;

@@ -1,178 +1,23 @@
-//! Training end to end on a random encoder, and the exported graphs against the model in burn.
-#![cfg(feature = "train")]
-
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+//! The graphs that training writes compute what the model in burn does.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use fusioncap::bundle::Bundle;
-use fusioncap::config::{Model, Runtime};
-use fusioncap::encoder::random;
-use fusioncap::engine::Engine;
+use fusioncap::config::Runtime;
 use fusioncap::model::local::{Locals, Source};
 use fusioncap::model::{FusionCap, projection};
 use fusioncap::onnx::prefix::Alignment;
 use fusioncap::onnx::{decoder, prefix};
-use fusioncap::train::export::Constants;
+use fusioncap::train::export::{self, Constants};
 use fusioncap::train::settings::Settings;
-use fusioncap::train::trainer::Epoch;
-use fusioncap::train::{self, Request, export};
-use fusioncap::{ErrorKind, Result};
 use half::f16;
 use ort::session::Session;
 use ort::value::Tensor as OrtTensor;
-use tempfile::TempDir;
+
+use crate::{settings, take_turn};
 
 const VOCAB: usize = 50;
 const DIM: usize = 24;
-
-/// burn draws first weights from one generator a process: tests that draw them take turns.
-static GENERATOR: Mutex<()> = Mutex::new(());
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
-}
-
-/// The settings of models/random, two short epochs of seven steps.
-fn settings() -> Settings {
-    let mut settings = Settings::load(Some(&fixture("random.toml"))).unwrap();
-    settings.epochs = 2;
-    settings.batch_size = 64;
-    settings.warmup_steps = 4;
-    settings.noise.sigma = 0.05;
-    settings
-}
-
-/// A place to train in: an encoder, a cache and a bundle to be.
-struct Workshop {
-    folder: TempDir,
-    stop: Arc<AtomicBool>,
-}
-
-impl Workshop {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        random::build(&folder.path().join("encoder"), 7).unwrap();
-        Self { folder, stop: Arc::default() }
-    }
-
-    fn out(&self) -> PathBuf {
-        self.folder.path().join("bundle")
-    }
-
-    fn train(&self, settings: &Settings, resume: bool) -> Result<Vec<Epoch>> {
-        let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-        train::run(&Request {
-            encoder: self.folder.path().join("encoder"),
-            corpora: vec![fixture("captions.txt")],
-            out: self.out(),
-            cache: self.folder.path().join("cache"),
-            settings: settings.clone(),
-            runtime: Runtime::default(),
-            resume,
-            stop: Arc::clone(&self.stop),
-        })
-    }
-}
-
-fn load(bundle: Bundle, batch_size: usize) -> Engine {
-    let model = Model { path: String::new(), embeddings: false, num_beams: None };
-    Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
-}
-
-/// Photos of one colour that fades to another.
-fn picture(engine: &Engine, shade: u8) -> Vec<u8> {
-    let (height, width) = engine.preprocessor().input_size();
-    (0..height * width * 3).map(|index| shade.wrapping_mul((index % 251) as u8)).collect()
-}
-
-#[test]
-fn training_makes_a_bundle_that_captions() {
-    let workshop = Workshop::new();
-    let curve = workshop.train(&settings(), false).unwrap();
-    let (first, last) = (curve.first().unwrap(), curve.last().unwrap());
-    assert_eq!((curve.len(), last.epoch), (2, 2));
-    assert!(last.training_loss < first.training_loss - 0.3, "{curve:?}");
-    assert!(last.held_out_loss < first.held_out_loss, "{curve:?}");
-
-    let bundle = Bundle::open(&workshop.out()).unwrap();
-    assert_eq!(bundle.config.hidden_size, 32);
-    assert_eq!(bundle.config.name, "fusioncap-bundle");
-    let card = std::fs::read_to_string(bundle.path("README.md")).unwrap();
-    for part in ["CC BY 4.0", "SHA-256", "seed = ", "| 2 |", "random weights, seed 7"] {
-        assert!(card.contains(part), "{part} in {card}");
-    }
-
-    let mut engine = load(bundle, 2);
-    let (dark, light) = (picture(&engine, 1), picture(&engine, 200));
-    let captions = engine.caption(&[&dark, &light]).unwrap();
-    assert!(captions.iter().all(|caption| caption.score < 0.0), "{captions:?}");
-    assert_ne!(captions[0].embedding, captions[1].embedding);
-    assert_eq!(engine.caption(&[&dark]).unwrap()[0], captions[0]);
-}
-
-#[test]
-fn an_interrupted_run_ends_like_one_in_one_go() {
-    let settings = settings();
-    let whole = Workshop::new();
-    let expected = whole.train(&settings, false).unwrap();
-
-    // Stopped after each of the first eight steps: over the end of the first epoch.
-    let pieces = Workshop::new();
-    pieces.stop.store(true, Ordering::Relaxed);
-    for step in 1..=8 {
-        let error = pieces.train(&settings, step > 1).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Runtime, "{error}");
-        assert!(error.to_string().ends_with(&format!("(step: {step})")), "{error}");
-    }
-    pieces.stop.store(false, Ordering::Relaxed);
-    let resumed = pieces.train(&settings, true).unwrap();
-
-    assert_eq!(resumed, expected);
-    for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "README.md"] {
-        let read = |workshop: &Workshop| std::fs::read(workshop.out().join(name)).unwrap();
-        assert_eq!(read(&pieces), read(&whole), "{name}");
-    }
-}
-
-#[test]
-fn a_checkpoint_goes_on_only_where_it_belongs() {
-    let workshop = Workshop::new();
-    let missing = workshop.train(&settings(), true).unwrap_err();
-    assert_eq!(missing.exit_code(), 2);
-    assert!(missing.to_string().contains("--resume finds no checkpoint"), "{missing}");
-
-    workshop.stop.store(true, Ordering::Relaxed);
-    workshop.train(&settings(), false).unwrap_err();
-    let mut others = settings();
-    others.seed += 1;
-    let refused = workshop.train(&others, true).unwrap_err();
-    assert_eq!(refused.exit_code(), 2);
-    assert!(refused.to_string().contains("another settings"), "{refused}");
-}
-
-#[test]
-fn a_folder_with_other_files_becomes_no_bundle() {
-    let workshop = Workshop::new();
-    std::fs::create_dir(workshop.out()).unwrap();
-    std::fs::write(workshop.out().join("thesis.tex"), "years of work").unwrap();
-    let refused = workshop.train(&settings(), false).unwrap_err();
-    assert_eq!(refused.exit_code(), 2);
-    assert!(refused.to_string().starts_with("--out holds files"), "{refused}");
-}
-
-#[test]
-fn the_bundles_in_the_repository_load() {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    for name in ["random", "tiny"] {
-        let bundle = Bundle::open(&models.join(name)).unwrap();
-        assert_eq!(bundle.config.name, format!("fusioncap-{name}"));
-        load(bundle, 1);
-    }
-}
 
 /// Makes weights large enough to matter, and exact in the 16 bits they are exported in.
 struct Enlarge;
@@ -201,7 +46,7 @@ fn shape_settings() -> Settings {
 }
 
 fn model(settings: &Settings, device: &Device) -> FusionCap {
-    let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = take_turn();
     device.seed(11);
     FusionCap::new(&settings.plan(DIM, VOCAB), device).map(&mut Enlarge)
 }
@@ -301,7 +146,8 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     }
     let temperature = settings.projection.image_temperature;
     let plan = settings.plan(DIM, VOCAB);
-    let expected = values(model.read(&plan, &rows(memory, &device), moved, locals, temperature));
+    let expected =
+        values(model.read(&plan, Some(&rows(memory, &device)), moved, locals, temperature));
 
     let constants = Constants { embedding_dim: DIM, patches: PATCHES, memory, alignment, nouns };
     let weights = export::prefix_weights(&model, settings, &constants).unwrap();

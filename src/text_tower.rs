@@ -1,13 +1,12 @@
-//! The text tower of an encoder directory, run over many sentences.
+//! The text tower of an encoder directory, or of a bundle that carries one, run over sentences.
 
 use std::path::Path;
 
 use ort::session::Session;
 use ort::value::Tensor;
-use tokenizers::{PaddingParams, Tokenizer, TruncationParams};
+use tokenizers::{Encoding, PaddingParams, Tokenizer, TruncationParams};
 
-use super::TEXT;
-use crate::bundle::TOKENIZER;
+use crate::bundle::{Bundle, TEXT, TEXT_TOKENIZER, TOKENIZER};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,17 +21,29 @@ pub struct TextTower {
 impl TextTower {
     /// Opens the text tower of the encoder in `dir`; longer texts are cut at `max_length` tokens.
     pub fn open(dir: &Path, max_length: usize, runtime: &Runtime) -> Result<Self> {
-        let path = dir.join(TOKENIZER);
+        Self::load(&dir.join(TOKENIZER), &dir.join(TEXT), max_length, runtime)
+    }
+
+    /// Opens the text tower that `bundle` carries, if it does.
+    pub fn of_bundle(bundle: &Bundle, runtime: &Runtime) -> Result<Option<Self>> {
+        let Some(max_length) = bundle.config.text_max_length else {
+            return Ok(None);
+        };
+        let (tokenizer, graph) = (bundle.path(TEXT_TOKENIZER), bundle.path(TEXT));
+        Self::load(&tokenizer, &graph, max_length, runtime).map(Some)
+    }
+
+    fn load(path: &Path, graph: &Path, max_length: usize, runtime: &Runtime) -> Result<Self> {
         let unusable = |error: tokenizers::Error| {
-            Error::new(ErrorKind::Bundle, "the encoder's tokenizer can't be used")
+            Error::new(ErrorKind::Bundle, "the text tower's tokenizer can't be used")
                 .with("path", path.display())
                 .because(error)
         };
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(unusable)?;
+        let mut tokenizer = Tokenizer::from_file(path).map_err(unusable)?;
         let truncation = TruncationParams { max_length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(unusable)?;
         tokenizer.with_padding(Some(PaddingParams::default()));
-        let session = crate::runtime::session(runtime, &dir.join(TEXT))?;
+        let session = crate::runtime::session(runtime, graph)?;
         Ok(Self { session, tokenizer })
     }
 
@@ -54,7 +65,7 @@ impl TextTower {
         let mut done = 0;
         for batch in order.chunks(BATCH) {
             let texts = batch.iter().map(|index| sentences[*index].as_str()).collect();
-            let rows = self.run(texts)?;
+            let rows = self.embed_batch(texts)?;
             let width = rows.len() / batch.len();
             embeddings.resize(sentences.len() * width, 0.0);
             for (row, index) in batch.iter().enumerate() {
@@ -67,10 +78,45 @@ impl TextTower {
         Ok(embeddings)
     }
 
-    fn run(&mut self, texts: Vec<&str>) -> Result<Vec<f32>> {
-        let encodings = self.tokenizer.encode_batch(texts, true).map_err(|error| {
+    /// Unit-length states of the tokens of each of `texts`, `[tokens, embedding_dim]` a text, row-major;
+    /// the tokens that every text has are left out.
+    pub fn token_states(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let encodings = self.tokenize(texts.to_vec())?;
+        let columns = encodings.first().map_or(0, |encoding| encoding.len());
+        let mut states = self.run(&encodings, "token_embeds")?;
+        let width = (states.len() / (encodings.len() * columns).max(1)).max(1);
+        states.chunks_exact_mut(width).for_each(scale_to_unit);
+        let rows = states.chunks_exact((columns * width).max(1));
+        Ok(encodings
+            .iter()
+            .zip(rows)
+            .map(|(encoding, row)| {
+                // Padding is special too.
+                let special = encoding.get_special_tokens_mask();
+                let own =
+                    row.chunks_exact(width).zip(special).filter(|(_, special)| **special == 0);
+                own.flat_map(|(state, _)| state).copied().collect()
+            })
+            .collect())
+    }
+
+    fn embed_batch(&mut self, texts: Vec<&str>) -> Result<Vec<f32>> {
+        let encodings = self.tokenize(texts)?;
+        let mut unit = self.run(&encodings, "text_embeds")?;
+        // A CLIP's embeddings come out of its projection as long as they happen to be.
+        let width = (unit.len() / encodings.len().max(1)).max(1);
+        unit.chunks_exact_mut(width).for_each(scale_to_unit);
+        Ok(unit)
+    }
+
+    fn tokenize(&self, texts: Vec<&str>) -> Result<Vec<Encoding>> {
+        self.tokenizer.encode_batch(texts, true).map_err(|error| {
             Error::new(ErrorKind::Runtime, "can't tokenize a sentence").because(error)
-        })?;
+        })
+    }
+
+    /// One of the tower's outputs, row-major, for texts of one padded length.
+    fn run(&mut self, encodings: &[Encoding], output: &str) -> Result<Vec<f32>> {
         let rows = encodings.len();
         let columns = encodings.first().map_or(0, |encoding| encoding.len());
         let widen =
@@ -86,11 +132,8 @@ impl TextTower {
                 "attention_mask" => Tensor::from_array(([rows, columns], mask)).map_err(failed)?,
             ])
             .map_err(failed)?;
-        let (_, embeddings) = outputs["text_embeds"].try_extract_tensor::<f32>().map_err(failed)?;
-        let mut unit = embeddings.to_vec();
-        // A CLIP's embeddings come out of its projection as long as they happen to be.
-        unit.chunks_exact_mut((embeddings.len() / rows).max(1)).for_each(scale_to_unit);
-        Ok(unit)
+        let (_, values) = outputs[output].try_extract_tensor::<f32>().map_err(failed)?;
+        Ok(values.to_vec())
     }
 }
 

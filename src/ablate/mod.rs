@@ -1,0 +1,234 @@
+//! What each part of FusionCap is worth: the same encoder and corpus through the methods it
+//! follows, several seeds each, measured on the same images.
+//!
+//! Trains bundles with `train`, runs them with `engine`, scores them with `evaluate`. The images
+//! are proxies ([`proxy`]): captions that stand for images, of which a corpus has thousands.
+
+pub mod proxy;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::bundle::{Bundle, MANIFEST};
+use crate::config::Model;
+use crate::encoder::EncoderConfig;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluate::bootstrap::{Bootstrap, Estimate};
+use crate::evaluate::{Metric, Scores};
+use crate::model::noise::Kind;
+use crate::train::corpus::Corpus;
+use crate::train::nouns::Nouns;
+use crate::train::settings::Settings;
+use crate::train::{self, Request, embed};
+use proxy::{Proxy, Recipe};
+
+const BATCH: usize = 32;
+
+/// A method: which parts of FusionCap are switched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Noise alone (Nukrai et al. 2022).
+    CapDec,
+    /// Projection alone (Li et al. 2023).
+    DeCap,
+    NoiseAndProjection,
+    /// All three.
+    FusionCap,
+}
+
+impl Method {
+    pub const ALL: [Self; 4] =
+        [Self::CapDec, Self::DeCap, Self::NoiseAndProjection, Self::FusionCap];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CapDec => "noise (CapDec)",
+            Self::DeCap => "projection (DeCap)",
+            Self::NoiseAndProjection => "noise + projection",
+            Self::FusionCap => "+ local (FusionCap)",
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::CapDec => "capdec",
+            Self::DeCap => "decap",
+            Self::NoiseAndProjection => "noise-projection",
+            Self::FusionCap => "fusioncap",
+        }
+    }
+
+    /// `settings` with this method's parts on, the others off, and `seed`.
+    pub fn settings(self, settings: &Settings, seed: u64) -> Settings {
+        let mut own = settings.clone();
+        own.seed = seed;
+        own.local.enabled = self == Self::FusionCap;
+        match self {
+            Self::CapDec => {
+                own.noise.kind = Kind::Fixed;
+                own.projection.enabled = false;
+            }
+            Self::DeCap => {
+                own.noise.kind = Kind::None;
+                own.projection.enabled = true;
+                own.projection.in_training = false;
+            }
+            Self::NoiseAndProjection | Self::FusionCap => own.projection.enabled = true,
+        }
+        own
+    }
+}
+
+/// What to measure, and where to keep it.
+pub struct Study {
+    /// The encoder, the corpus in image order, the caches and the settings of every training.
+    pub request: Request,
+    pub seeds: u64,
+    /// Images held out, for which captions stand.
+    pub proxies: usize,
+    /// How captions become images; `patches` and `seed` are set from the encoder and settings.
+    pub recipe: Recipe,
+}
+
+/// The methods' bundles by seed, and the images to try them on.
+pub struct Prepared {
+    request: Request,
+    seeds: Vec<u64>,
+    pub proxies: Vec<Proxy>,
+}
+
+impl Study {
+    /// Holds out the proxies and writes what is left of the corpus to `request.out`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` for a corpus that is too small or in no image order; others as they
+    /// happen.
+    pub fn prepare(self) -> Result<Prepared> {
+        let Self { mut request, seeds, proxies, recipe } = self;
+        let encoder = EncoderConfig::open(&request.encoder)?;
+        let dim = encoder.embedding_dim;
+        let embed = |what, texts: &[String]| {
+            embed::embed(what, &request.encoder, &encoder, texts, &request.cache, &request.runtime)
+        };
+        for folder in [&request.out, &request.cache] {
+            fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+        }
+        let captions = Corpus::in_order(&request.corpora, &request.settings)?;
+        let embeddings = embed("embedding captions", &captions)?;
+        let starts = proxy::groups(&embeddings, dim)?;
+        let Some(&split) = starts.iter().rev().nth(proxies.saturating_sub(1)) else {
+            return Err(Error::new(ErrorKind::Config, "--proxies is out of range")
+                .with("value", proxies)
+                .with("allowed", format!("1 to {}", starts.len())));
+        };
+        let learnt = &captions[..split];
+        let known = Nouns::find(learnt, &request.settings.local);
+        let nouns = embed("embedding nouns", &known.names)?;
+        let held_out: Vec<usize> = starts.iter().copied().filter(|start| *start >= split).collect();
+        let playing: Vec<String> = held_out.iter().map(|start| captions[*start].clone()).collect();
+        let things = known.in_captions(&playing);
+        let players: Vec<f32> = held_out
+            .iter()
+            .flat_map(|start| &embeddings[start * dim..(start + 1) * dim])
+            .copied()
+            .collect();
+        let recipe = Recipe { patches: encoder.num_patches, seed: request.settings.seed, ..recipe };
+        let ends = held_out.iter().skip(1).copied().chain([captions.len()]);
+        let proxies = proxy::see(&players, &things, &nouns, dim, &recipe)
+            .into_iter()
+            .zip(held_out.iter().zip(ends))
+            .map(|(seen, (start, end))| Proxy {
+                seen,
+                references: captions[start + 1..end].to_vec(),
+            })
+            .collect();
+        let corpus = request.out.join("corpus.txt");
+        write_corpus(learnt, &corpus)?;
+        request.corpora = vec![corpus];
+        let first = request.settings.seed;
+        Ok(Prepared { request, seeds: (first..first + seeds).collect(), proxies })
+    }
+}
+
+impl Prepared {
+    /// Trains `method` with each seed and scores it on the proxies. Bundles that are there
+    /// already are not trained again; an interrupted training goes on.
+    ///
+    /// # Errors
+    /// As [`train::run`]; those of the engine.
+    pub fn measure(&self, method: Method) -> Result<Vec<Scores>> {
+        self.bundles(method)
+            .into_iter()
+            .zip(&self.seeds)
+            .map(|(bundle, seed)| {
+                self.train(method, *seed, &bundle)?;
+                self.score(Bundle::open(&bundle)?)
+            })
+            .collect()
+    }
+
+    /// Where the bundles of `method` are, a seed each.
+    pub fn bundles(&self, method: Method) -> Vec<PathBuf> {
+        let folder = |seed: &u64| self.request.out.join(format!("{}-{seed}", method.folder()));
+        self.seeds.iter().map(folder).collect()
+    }
+
+    fn train(&self, method: Method, seed: u64, bundle: &Path) -> Result<()> {
+        if bundle.join(MANIFEST).is_file() {
+            return Ok(());
+        }
+        let Request { encoder, corpora, cache, settings, runtime, stop, .. } = &self.request;
+        let checkpoint = bundle.with_extension("checkpoint");
+        train::run(&Request {
+            encoder: encoder.clone(),
+            corpora: corpora.clone(),
+            out: bundle.to_path_buf(),
+            cache: cache.clone(),
+            checkpoint: checkpoint.clone(),
+            settings: method.settings(settings, seed),
+            from: None,
+            text_tower: false,
+            runtime: runtime.clone(),
+            resume: checkpoint.is_dir(),
+            stop: Arc::clone(stop),
+        })?;
+        // Of no use any more, and large.
+        let _ = fs::remove_file(checkpoint.with_extension("best"));
+        for folder in [checkpoint.with_extension("old"), checkpoint] {
+            let _ = fs::remove_dir_all(folder);
+        }
+        Ok(())
+    }
+
+    fn score(&self, bundle: Bundle) -> Result<Scores> {
+        let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+        let mut engine = Engine::load(bundle, &self.request.runtime, &settings, BATCH)?;
+        let mut captions = Vec::with_capacity(self.proxies.len());
+        for batch in self.proxies.chunks(BATCH) {
+            let seen: Vec<_> = batch.iter().map(|proxy| proxy.seen.clone()).collect();
+            captions.extend(engine.caption_seen(&seen)?.into_iter().map(|caption| caption.text));
+        }
+        let references: Vec<Vec<String>> =
+            self.proxies.iter().map(|proxy| proxy.references.clone()).collect();
+        Ok(Scores::new(&captions, &references))
+    }
+}
+
+/// `metric` of a method: the mean over its seeds, with the interval over images.
+pub fn estimate(seeds: &[Scores], metric: Metric, bootstrap: &Bootstrap) -> Estimate {
+    let images = seeds.first().map_or(0, Scores::len);
+    bootstrap.estimate(images, |indices| {
+        let sum: f64 = seeds.iter().map(|scores| scores.value(metric, indices)).sum();
+        sum / seeds.len() as f64
+    })
+}
+
+fn write_corpus(captions: &[String], path: &Path) -> Result<()> {
+    fs::write(path, captions.join("\n") + "\n").map_err(|error| failed(path, error))
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+}

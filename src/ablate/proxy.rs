@@ -1,0 +1,217 @@
+//! Captions that stand for images.
+//!
+//! A corpus of captions has about five of each image. One of them plays the image, as an encoder
+//! would see it: its embedding is drawn towards the nouns nearest to it and blurred as far as
+//! images are from captions; each of its patches shows a thing that it names, or what looks like
+//! it, or something else. The other captions are the references. It proves nothing of photos, but
+//! has thousands of samples and needs none.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
+
+use crate::engine::Seen;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Captions that an image has.
+const FEWEST: usize = 5;
+const MOST: usize = 7;
+/// What a group of more than five has to gain, since almost all have five.
+const OVERSIZE: f32 = 0.6;
+
+/// How a caption becomes an image.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// Share of the nouns in the image's embedding.
+    pub mixture: f32,
+    /// Softmax temperature over the nouns.
+    pub temperature: f32,
+    /// Standard deviation of the noise on an entry of the image's embedding, and of a patch's.
+    pub sigma: f32,
+    /// Share of the patches that show something else.
+    pub background: f32,
+    pub patches: usize,
+    pub seed: u64,
+}
+
+/// An image that was a caption.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    pub seen: Seen,
+    pub references: Vec<String>,
+}
+
+/// Cuts captions in image order into groups of one image each: of all ways with five to seven
+/// captions a group, that with the largest cosines between neighbours inside the groups.
+/// `embeddings` `[captions, dim]` are of unit length. Returns where the groups begin.
+///
+/// # Errors
+/// `ErrorKind::Config` if there are too few captions, or neighbours are no more alike than
+/// captions of different images.
+pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
+    let count = embeddings.len() / dim;
+    let cosine = |left: usize, right: usize| -> f32 {
+        let row = |index: usize| &embeddings[index * dim..(index + 1) * dim];
+        row(left).iter().zip(row(right)).map(|(left, right)| left * right).sum()
+    };
+    // best[i]: the best cut of the first i captions, and where its last group begins.
+    let mut best = vec![(f32::NEG_INFINITY, 0); count + 1];
+    best[0] = (0.0, 0);
+    for end in FEWEST..=count {
+        for size in FEWEST..=MOST.min(end) {
+            let start = end - size;
+            let inside: f32 = (start..end - 1).map(|index| cosine(index, index + 1)).sum();
+            let oversize = (size - FEWEST) as f32 * OVERSIZE;
+            let total = best[start].0 + inside - oversize;
+            if total > best[end].0 {
+                best[end] = (total, start);
+            }
+        }
+    }
+    if count < FEWEST || best[count].0 == f32::NEG_INFINITY {
+        return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
+            .with("captions", count)
+            .with("allowed", format!("{FEWEST} to {MOST} consecutive captions an image")));
+    }
+    let mut starts = Vec::new();
+    let mut end = count;
+    while end > 0 {
+        end = best[end].1;
+        starts.push(end);
+    }
+    starts.reverse();
+    Ok(starts)
+}
+
+/// Makes `captions` (unit length, `[captions, dim]`) into images; `nouns` is `[nouns, dim]`,
+/// `things` says which of them each caption names.
+pub fn see(
+    captions: &[f32],
+    things: &[Vec<u16>],
+    nouns: &[f32],
+    dim: usize,
+    recipe: &Recipe,
+) -> Vec<Seen> {
+    let mut generator = StdRng::seed_from_u64(recipe.seed);
+    let noun = |index: usize| &nouns[index * dim..(index + 1) * dim];
+    captions
+        .chunks_exact(dim)
+        .zip(things)
+        .map(|(caption, things)| {
+            // For each thing, what it may be taken for.
+            let looks: Vec<Vec<f32>> = things
+                .iter()
+                .map(|thing| shares(noun(usize::from(*thing)), nouns, dim, recipe.temperature))
+                .collect();
+            let likely = shares(caption, nouns, dim, recipe.temperature);
+            let mut mixture = vec![0.0; dim];
+            for (row, share) in nouns.chunks_exact(dim).zip(&likely) {
+                mixture.iter_mut().zip(row).for_each(|(sum, entry)| *sum += share * entry);
+            }
+            let (caption, mixture) = (unit(caption.to_vec()), unit(mixture));
+            let mixed = caption.iter().zip(&mixture).map(|(caption, mixture)| {
+                (1.0 - recipe.mixture) * caption + recipe.mixture * mixture
+            });
+            let image = blur(unit(mixed.collect()), recipe.sigma, &mut generator);
+            let mut patches = Vec::with_capacity(recipe.patches * dim);
+            for _ in 0..recipe.patches {
+                let background = generator.random::<f32>() < recipe.background;
+                let shown = match looks.as_slice() {
+                    [_, ..] if !background => {
+                        let look = &looks[generator.random_range(0..looks.len())];
+                        draw(look, &mut generator)
+                    }
+                    _ => generator.random_range(0..likely.len()),
+                };
+                patches.extend(blur(noun(shown).to_vec(), recipe.sigma, &mut generator));
+            }
+            Seen { image, patches }
+        })
+        .collect()
+}
+
+/// Softmax of the cosines with each noun.
+fn shares(caption: &[f32], nouns: &[f32], dim: usize, temperature: f32) -> Vec<f32> {
+    let cosines: Vec<f32> = nouns
+        .chunks_exact(dim)
+        .map(|noun| noun.iter().zip(caption).map(|(noun, caption)| noun * caption).sum::<f32>())
+        .collect();
+    let largest = cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> =
+        cosines.iter().map(|cosine| ((cosine - largest) / temperature).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / sum).collect()
+}
+
+fn draw(shares: &[f32], generator: &mut impl Rng) -> usize {
+    let mut left = generator.random::<f32>();
+    for (index, share) in shares.iter().enumerate() {
+        left -= share;
+        if left < 0.0 {
+            return index;
+        }
+    }
+    shares.len().saturating_sub(1)
+}
+
+fn blur(mut embedding: Vec<f32>, sigma: f32, generator: &mut impl Rng) -> Vec<f32> {
+    for entry in &mut embedding {
+        let noise: f32 = StandardNormal.sample(generator);
+        *entry += sigma * noise;
+    }
+    embedding
+}
+
+fn unit(mut row: Vec<f32>) -> Vec<f32> {
+    let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt().max(1e-12);
+    row.iter_mut().for_each(|entry| *entry /= length);
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A direction for each image; its captions lie around it.
+    fn captions(sizes: &[usize]) -> Vec<f32> {
+        let dim = sizes.len();
+        sizes
+            .iter()
+            .enumerate()
+            .flat_map(|(image, size)| (0..*size).map(move |caption| (image, caption)))
+            .flat_map(|(image, caption)| {
+                let mut row = vec![0.05 * caption as f32; dim];
+                row[image] = 1.0;
+                unit(row)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn groups_end_where_the_captions_change() {
+        let sizes = [5, 5, 6, 5, 7, 5];
+        assert_eq!(groups(&captions(&sizes), sizes.len()).unwrap(), [0, 5, 10, 16, 21, 28]);
+        let error = groups(&captions(&[4]), 1).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn an_image_shows_the_nouns_of_its_caption() {
+        let nouns = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]].concat();
+        let recipe = Recipe {
+            mixture: 1.0,
+            temperature: 0.05,
+            sigma: 0.0,
+            background: 0.0,
+            patches: 4,
+            seed: 1,
+        };
+        let things = [vec![0]];
+        let seen = see(&unit(vec![1.0, 0.3, 0.0]), &things, &nouns, 3, &recipe);
+        assert!(seen[0].image[0] > 0.99, "{seen:?}");
+        assert_eq!(seen[0].patches, [1.0, 0.0, 0.0].repeat(4));
+        let elsewhere = Recipe { background: 1.0, patches: 60, ..recipe };
+        let seen = see(&[1.0, 0.0, 0.0], &things, &nouns, 3, &elsewhere);
+        assert!(seen[0].patches.chunks(3).any(|patch| patch == [0.0, 1.0, 0.0]));
+    }
+}

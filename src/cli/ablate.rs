@@ -1,0 +1,109 @@
+//! `fusioncap ablate`: what each part of FusionCap is worth, in one table.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+
+use super::evaluate::{self, EvaluateArgs};
+use crate::ablate::proxy::Recipe;
+use crate::ablate::{Method, Study, estimate};
+use crate::config::Runtime;
+use crate::error::Result;
+use crate::evaluate::bootstrap::Bootstrap;
+use crate::evaluate::{Metric, Scores};
+use crate::train::Request;
+use crate::train::settings::Settings;
+
+#[derive(Debug, Args)]
+pub struct AblateArgs {
+    /// Encoder directory (`fusioncap encoder` or `fusioncap clip` makes one)
+    #[arg(long, value_name = "DIR")]
+    encoder: PathBuf,
+    /// Captions in image order, about five an image; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    corpus: Vec<PathBuf>,
+    /// Hyper-parameters of every training as TOML, laid over the defaults
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Where to write the bundles; what is there is not trained again
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Trainings a method
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Images at the end of the corpus that are held out; a caption stands for each
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    proxies: usize,
+    /// Standard deviation of the noise on a proxy's embeddings: the encoder's gap
+    #[arg(long, value_name = "SIGMA", default_value_t = 0.06)]
+    proxy_sigma: f32,
+    /// Photos to measure on as well
+    #[arg(long, value_name = "DIR", requires = "references")]
+    images: Option<PathBuf>,
+    /// What people wrote of the photos, in COCO's layout
+    #[arg(long, value_name = "FILE", requires = "images")]
+    references: Option<PathBuf>,
+}
+
+/// # Errors
+/// `ErrorKind::Config` for what was asked wrongly; others as they happen.
+pub fn run(args: AblateArgs) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    super::train::listen(Arc::clone(&stop))?;
+    let study = Study {
+        request: Request {
+            encoder: args.encoder,
+            corpora: args.corpus,
+            cache: args.out.join("cache"),
+            checkpoint: args.out.join("checkpoint"),
+            out: args.out,
+            settings: Settings::load(args.settings.as_deref())?,
+            from: None,
+            text_tower: false,
+            runtime: Runtime::default(),
+            resume: false,
+            stop,
+        },
+        seeds: args.seeds,
+        proxies: args.proxies,
+        recipe: Recipe {
+            mixture: 0.5,
+            temperature: 0.05,
+            sigma: args.proxy_sigma,
+            background: 0.5,
+            patches: 0,
+            seed: 0,
+        },
+    };
+    let prepared = study.prepare()?;
+    let bootstrap = Bootstrap { resamples: 1000, seed: 1 };
+    let mut table = format!(
+        "{:22} {:>24} {:>24}\n",
+        "",
+        format!("CIDEr-D, {} proxies", prepared.proxies.len()),
+        if args.images.is_some() { "CIDEr-D, photos" } else { "" }
+    );
+    for method in Method::ALL {
+        let scores = prepared.measure(method)?;
+        let mut row = format!("{:22} {:>24}", method.name(), text(&scores, &bootstrap));
+        if let (Some(images), Some(references)) = (&args.images, &args.references) {
+            let photos = prepared
+                .bundles(method)
+                .into_iter()
+                .map(|bundle| evaluate::measure(&EvaluateArgs::new(&bundle, images, references)))
+                .collect::<Result<Vec<Scores>>>()?;
+            row.push_str(&format!(" {:>24}", text(&photos, &bootstrap)));
+        }
+        row.push('\n');
+        // Rows take a while: each is shown when it is there.
+        super::print(&if table.is_empty() { row } else { std::mem::take(&mut table) + &row })?;
+    }
+    Ok(())
+}
+
+fn text(seeds: &[Scores], bootstrap: &Bootstrap) -> String {
+    let found = estimate(seeds, Metric::CiderD, bootstrap);
+    format!("{:.1} ({:.1} to {:.1})", 100.0 * found.value, 100.0 * found.low, 100.0 * found.high)
+}

@@ -1,0 +1,30 @@
+//! Training on a random encoder, and the exported graphs against the model in burn.
+#![cfg(feature = "train")]
+
+mod exported;
+mod runs;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fusioncap::train::settings::Settings;
+
+/// burn draws first weights from one generator a process: tests that draw them take turns.
+fn take_turn() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
+}
+
+/// The settings of models/random, two short epochs of seven steps.
+fn settings() -> Settings {
+    let mut settings = Settings::load(Some(&fixture("random.toml"))).unwrap();
+    settings.epochs = 2;
+    settings.batch_size = 64;
+    settings.warmup_steps = 4;
+    settings.noise.sigma = 0.05;
+    settings
+}

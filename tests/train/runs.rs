@@ -1,0 +1,251 @@
+//! Training end to end: what a run leaves behind, how it ends, goes on and is refused.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fusioncap::bundle::Bundle;
+use fusioncap::config::{Model, Runtime};
+use fusioncap::encoder::random;
+use fusioncap::engine::Engine;
+use fusioncap::model::local::Source;
+use fusioncap::train::curve::Epoch;
+use fusioncap::train::settings::Settings;
+use fusioncap::train::{self, Request};
+use fusioncap::{ErrorKind, Result};
+use tempfile::TempDir;
+
+use crate::{fixture, settings, take_turn};
+
+/// A place to train in: an encoder, a cache and a bundle to be.
+struct Workshop {
+    folder: TempDir,
+    stop: Arc<AtomicBool>,
+    from: Option<PathBuf>,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        random::build(&folder.path().join("encoder"), 7).unwrap();
+        Self { folder, stop: Arc::default(), from: None }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("bundle")
+    }
+
+    fn train(&self, settings: &Settings, resume: bool) -> Result<Vec<Epoch>> {
+        self.train_on(&fixture("captions.txt"), settings, resume)
+    }
+
+    fn train_on(&self, corpus: &Path, settings: &Settings, resume: bool) -> Result<Vec<Epoch>> {
+        let _turn = take_turn();
+        train::run(&Request {
+            encoder: self.folder.path().join("encoder"),
+            corpora: vec![corpus.to_path_buf()],
+            out: self.out(),
+            cache: self.folder.path().join("cache"),
+            checkpoint: self.folder.path().join("cache/checkpoint"),
+            settings: settings.clone(),
+            from: self.from.clone(),
+            text_tower: false,
+            runtime: Runtime::default(),
+            resume,
+            stop: Arc::clone(&self.stop),
+        })
+    }
+}
+
+fn load(bundle: Bundle, batch_size: usize) -> Engine {
+    let model = Model { path: String::new(), embeddings: false, num_beams: None };
+    Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
+}
+
+/// Photos of one colour that fades to another.
+fn picture(engine: &Engine, shade: u8) -> Vec<u8> {
+    let (height, width) = engine.preprocessor().input_size();
+    (0..height * width * 3).map(|index| shade.wrapping_mul((index % 251) as u8)).collect()
+}
+
+#[test]
+fn training_makes_a_bundle_that_captions() {
+    let workshop = Workshop::new();
+    let curve = workshop.train(&settings(), false).unwrap();
+    let (first, last) = (curve.first().unwrap(), curve.last().unwrap());
+    assert_eq!((curve.len(), last.epoch), (2, 2));
+    assert!(last.training_loss < first.training_loss - 0.3, "{curve:?}");
+    assert!(last.held_out_loss < first.held_out_loss, "{curve:?}");
+
+    let bundle = Bundle::open(&workshop.out()).unwrap();
+    assert_eq!(bundle.config.hidden_size, 32);
+    assert_eq!(bundle.config.name, "fusioncap-bundle");
+    let card = std::fs::read_to_string(bundle.path("README.md")).unwrap();
+    for part in ["CC BY 4.0", "SHA-256", "seed = ", "| 2 |", "random weights, seed 7"] {
+        assert!(card.contains(part), "{part} in {card}");
+    }
+
+    let mut engine = load(bundle, 2);
+    let (dark, light) = (picture(&engine, 1), picture(&engine, 200));
+    let captions = engine.caption(&[&dark, &light]).unwrap();
+    assert!(captions.iter().all(|caption| caption.score < 0.0), "{captions:?}");
+    assert_ne!(captions[0].embedding, captions[1].embedding);
+    assert_eq!(engine.caption(&[&dark]).unwrap()[0], captions[0]);
+}
+
+#[test]
+fn an_interrupted_run_ends_like_one_in_one_go() {
+    let settings = settings();
+    let whole = Workshop::new();
+    let expected = whole.train(&settings, false).unwrap();
+
+    // Stopped after each of the first eight steps: over the end of the first epoch.
+    let pieces = Workshop::new();
+    pieces.stop.store(true, Ordering::Relaxed);
+    for step in 1..=8 {
+        let error = pieces.train(&settings, step > 1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Runtime, "{error}");
+        assert!(error.to_string().ends_with(&format!("(step: {step})")), "{error}");
+    }
+    pieces.stop.store(false, Ordering::Relaxed);
+    let resumed = pieces.train(&settings, true).unwrap();
+
+    assert_eq!(resumed, expected);
+    for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "README.md"] {
+        let read = |workshop: &Workshop| std::fs::read(workshop.out().join(name)).unwrap();
+        assert_eq!(read(&pieces), read(&whole), "{name}");
+    }
+}
+
+#[test]
+fn training_ends_when_it_learns_no_more_and_keeps_the_best() {
+    let mut settings = settings();
+    // Enough steps to know the corpus by heart and get worse at other captions.
+    (settings.epochs, settings.batch_size, settings.learning_rate) = (30, 16, 2e-2);
+    settings.patience = 2;
+    let stopped = Workshop::new();
+    let curve = stopped.train(&settings, false).unwrap();
+    let losses: Vec<f64> = curve.iter().map(|epoch| epoch.held_out_loss).collect();
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(curve.len() < 30, "{losses:?}");
+    assert_eq!(losses[losses.len() - 3], best, "two epochs after the best: {losses:?}");
+
+    // The same run without an early end is the same up to there, and its bundle no better.
+    settings.patience = 0;
+    let model =
+        |workshop: &Workshop| std::fs::read(workshop.out().join("onnx/decoder.onnx")).unwrap();
+    let whole = Workshop::new();
+    let longer = whole.train(&settings, false).unwrap();
+    assert_eq!(longer[..curve.len()], curve);
+    let overall = longer.iter().map(|epoch| epoch.held_out_loss).fold(f64::INFINITY, f64::min);
+    assert_eq!(model(&whole) == model(&stopped), overall == best);
+}
+
+#[test]
+fn token_states_stand_for_patches_too() {
+    let workshop = Workshop::new();
+    let mut settings = settings();
+    settings.local.enabled = true;
+    settings.local.source = Source::Tokens;
+    let curve = workshop.train(&settings, false).unwrap();
+    assert!(curve[1].held_out_loss < curve[0].held_out_loss, "{curve:?}");
+    let mut engine = load(Bundle::open(&workshop.out()).unwrap(), 1);
+    engine.keep_attention();
+    let picture = picture(&engine, 200);
+    let caption = &engine.caption(&[&picture]).unwrap()[0];
+    // Two queries, of sixteen patches the eight nearest to the whole.
+    assert_eq!(caption.attention.len(), 2);
+    for query in &caption.attention {
+        let looked = query.iter().filter(|share| **share > 0.0).count();
+        assert_eq!((query.len(), looked), (16, 8));
+    }
+}
+
+#[test]
+fn fine_tuning_begins_where_a_bundle_ended() {
+    let mut settings = settings();
+    settings.local.enabled = true;
+    let first = Workshop::new();
+    let learnt = first.train(&settings, false).unwrap();
+    let mut second = Workshop::new();
+    second.from = Some(first.out());
+    settings.epochs = 1;
+    // A rate at which nothing is learnt: what is measured is what was loaded, noise aside.
+    settings.learning_rate = 1e-12;
+    settings.noise.sigma = 0.0;
+    let tuned = second.train(&settings, false).unwrap();
+    let (ended, begun) = (learnt[1].held_out_loss, tuned[0].held_out_loss);
+    assert!((ended - begun).abs() < 0.05, "{begun} after {ended}");
+    let card = std::fs::read_to_string(second.out().join("README.md")).unwrap();
+    let digest = Bundle::open(&first.out()).unwrap().digest().to_owned();
+    assert!(card.contains(&format!("begun with the bundle `{digest}`")), "{card}");
+
+    settings.shape.intermediate_size *= 2;
+    let refused = second.train(&settings, false).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    let reason = "--from: the bundle's model is another one (weight: 0.expand.weight";
+    assert!(refused.to_string().starts_with(reason), "{refused}");
+}
+
+#[test]
+fn a_checkpoint_goes_on_only_where_it_belongs() {
+    let workshop = Workshop::new();
+    let missing = workshop.train(&settings(), true).unwrap_err();
+    assert_eq!(missing.exit_code(), 2);
+    assert!(missing.to_string().contains("--resume finds no checkpoint"), "{missing}");
+
+    workshop.stop.store(true, Ordering::Relaxed);
+    workshop.train(&settings(), false).unwrap_err();
+    let mut others = settings();
+    others.seed += 1;
+    let refused = workshop.train(&others, true).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().contains("another settings"), "{refused}");
+}
+
+#[test]
+fn a_corpus_that_can_not_be_learnt_is_refused() {
+    let workshop = Workshop::new();
+    let corpus = workshop.folder.path().join("corpus.txt");
+    let mut settings = settings();
+    let endless = "x".repeat(100_000);
+    for (text, reason) in [
+        (String::new(), "captions: 0, left out: none, allowed: at least 96"),
+        ("a dog runs fast\n".repeat(500), "captions: 1, left out: 499 duplicate"),
+        (format!("{endless}\n"), "captions: 0, left out: 1 too long"),
+    ] {
+        std::fs::write(&corpus, text).unwrap();
+        let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.to_string().contains(reason), "{refused}");
+    }
+    std::fs::write(&corpus, b"\xff\xfe\n\xc3\x28\n").unwrap();
+    let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
+    assert!(refused.to_string().contains("left out: 2 not UTF-8"), "{refused}");
+
+    settings.shape.max_length = 4;
+    settings.generation.max_new_tokens = 3;
+    let refused = workshop.train(&settings, false).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().contains("allowed: captions of at most 4 tokens"), "{refused}");
+}
+
+#[test]
+fn a_folder_with_other_files_becomes_no_bundle() {
+    let workshop = Workshop::new();
+    std::fs::create_dir(workshop.out()).unwrap();
+    std::fs::write(workshop.out().join("thesis.tex"), "years of work").unwrap();
+    let refused = workshop.train(&settings(), false).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().starts_with("--out holds files"), "{refused}");
+}
+
+#[test]
+fn the_bundles_in_the_repository_load() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    for name in ["random", "tiny"] {
+        let bundle = Bundle::open(&models.join(name)).unwrap();
+        assert_eq!(bundle.config.name, format!("fusioncap-{name}"));
+        load(bundle, 1);
+    }
+}
