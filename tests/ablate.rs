@@ -29,6 +29,13 @@ impl Workshop {
         self.0.path().join(name)
     }
 
+    fn change_settings(&self, from: &str, to: &str) {
+        let path = self.path("short.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+    }
+
     fn ablate(&self, corpus: &Path, more: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_fusioncap"))
             .args(["ablate", "--seeds", "2", "--encoder"])
@@ -58,12 +65,14 @@ fn every_method_gets_its_row() {
     let (table, _) = run();
     let rows: Vec<&str> = table.lines().collect();
     assert!(rows[0].contains("CIDEr-D, 12 proxies"), "{table}");
+    assert!(table.contains("95 % interval over images"), "{table}");
     let methods =
         ["noise (CapDec)", "projection (DeCap)", "noise + projection", "+ local (FusionCap)"];
     for (row, method) in rows[1..].iter().zip(methods) {
-        assert!(row.starts_with(method) && row.contains(" to "), "{row}");
+        let figures = [" to ", ") ", ".."];
+        assert!(row.starts_with(method) && figures.iter().all(|part| row.contains(part)), "{row}");
     }
-    assert_eq!(rows.len(), 5, "{table}");
+    assert!(rows.len() == 7 && rows[6].starts_with("Seeds a method: 2."), "{table}");
 
     // Only FusionCap looks at patches, and only CapDec has no memory of captions.
     let inputs = |name: &str| {
@@ -81,6 +90,21 @@ fn every_method_gets_its_row() {
     let (again, errors) = run();
     assert_eq!(again, table);
     assert!(!errors.contains("training:"), "{errors}");
+
+    // Bundles of other settings, or of another split, are no answer.
+    let study = workshop.path("out").display().to_string();
+    let output = workshop.ablate(&corpus, &["--proxies", "13"]);
+    let error = refused(&output);
+    assert!(error.contains("differs: proxies (12, now 13)") && error.contains(&study), "{error}");
+    workshop.change_settings("patience = 0", "patience = 1");
+    let error = refused(&workshop.ablate(&corpus, &["--proxies", "12"]));
+    assert!(error.contains("differs: settings.patience (0, now 1)"), "{error}");
+}
+
+fn refused(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    error
 }
 
 #[test]
@@ -88,13 +112,39 @@ fn a_corpus_that_is_too_small_is_refused() {
     let workshop = Workshop::new();
     let corpus = workshop.path("three.txt");
     fs::write(&corpus, "a dog runs fast\na cat sleeps here\na bus waits there\n").unwrap();
-    let refused = |output: Output| {
-        assert_eq!(output.status.code(), Some(2));
-        String::from_utf8(output.stderr).unwrap()
-    };
-    let error = refused(workshop.ablate(&corpus, &[]));
+    let error = refused(&workshop.ablate(&corpus, &[]));
     assert!(error.contains("no captions in image order (captions: 3"), "{error}");
     let corpus = project("tests/fixtures/train/captions.txt");
-    let error = refused(workshop.ablate(&corpus, &["--proxies", "5000"]));
-    assert!(error.contains("--proxies is out of range (value: 5000"), "{error}");
+    // All 96 images would leave none to learn from.
+    for proxies in ["5000", "96"] {
+        let error = refused(&workshop.ablate(&corpus, &["--proxies", proxies]));
+        let reason = format!("--proxies is out of range (value: {proxies}, images: 96");
+        assert!(error.contains(&reason), "{error}");
+    }
+    let error = refused(&workshop.ablate(&corpus, &["--proxies", "0"]));
+    assert!(error.contains("--proxies <N>"), "{error}");
+}
+
+#[test]
+fn what_can_not_be_compared_is_refused() {
+    let workshop = Workshop::new();
+    let corpus = project("tests/fixtures/train/captions.txt");
+    let ablate = || refused(&workshop.ablate(&corpus, &["--proxies", "12"]));
+    workshop.change_settings("\"fixed\"", "\"none\"");
+    let error = ablate();
+    assert!(error.contains("noise.kind: the methods to compare need noise"), "{error}");
+    workshop.change_settings("\"none\"", "\"fixed\"");
+    workshop.change_settings("[local]", "[local]\nnoun_count = 400");
+    let error = ablate();
+    assert!(error.contains("no noun to show in proxies (local.noun_count: 400"), "{error}");
+
+    // Every image's captions far apart: there are no images in it.
+    let text = fs::read_to_string(&corpus).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let shuffled: Vec<&str> =
+        (0..lines.len()).map(|place| lines[place * 97 % lines.len()]).collect();
+    let elsewhere = workshop.path("shuffled.txt");
+    fs::write(&elsewhere, shuffled.join("\n")).unwrap();
+    let error = refused(&workshop.ablate(&elsewhere, &["--proxies", "12"]));
+    assert!(error.contains("no captions in image order (cosine of"), "{error}");
 }

@@ -19,6 +19,9 @@ use fusioncap::error::{Error, ErrorKind};
 use fusioncap::onnx::graph::{Attribute, Dim, Graph};
 use fusioncap::onnx::proto::DataType;
 use fusioncap::text_tower::TextTower;
+use fusioncap::train::corpus::Corpus;
+use fusioncap::train::nouns::Nouns;
+use fusioncap::train::settings::Settings;
 use ort::session::Session;
 use ort::value::Tensor;
 use rand::rngs::StdRng;
@@ -386,15 +389,15 @@ fn safetensors_are_read_or_refused_by_name() {
 fn the_standin_says_which_package_it_lacks() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let runtime = Runtime::default();
-    let error = standin::build(folder.path(), &out, &runtime).unwrap_err();
+    let (runtime, nouns) = (Runtime::default(), ["dog".to_owned()]);
+    let error = standin::build(folder.path(), &nouns, &out, &runtime).unwrap_err();
     assert!(error.to_string().contains("efficientnet-lite0"), "{error}");
 
     fs::write(folder.path().join("efficientnet-lite0-57934424.pth"), "no checkpoint").unwrap();
     let sentences = folder.path().join("all_minilm_l6_v2");
     fs::create_dir(&sentences).unwrap();
     fs::write(sentences.join("model.zip"), "no archive").unwrap();
-    let error = standin::build(folder.path(), &out, &runtime).unwrap_err();
+    let error = standin::build(folder.path(), &nouns, &out, &runtime).unwrap_err();
     assert!(error.to_string().contains("all_minilm_l6_v2/model.zip"), "{error}");
 }
 
@@ -426,7 +429,12 @@ fn the_standin_places_photos_among_sentences() {
     ];
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
-    standin::build(Path::new(&packages), dir, &Runtime::default()).unwrap();
+    let settings = Settings::load(None).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let corpus = root.join("models/corpus/coco-captions-a.txt.zst");
+    let captions = Corpus::in_order(&[corpus], &settings).unwrap();
+    let nouns = Nouns::find(&captions, &settings.local).names;
+    standin::build(Path::new(&packages), &nouns, dir, &Runtime::default()).unwrap();
     let related = embed(dir, &["a dog runs on the grass", "a puppy in a field", "a plate of food"]);
     let config = EncoderConfig::open(dir).unwrap();
     let width = config.embedding_dim;
@@ -437,7 +445,7 @@ fn the_standin_places_photos_among_sentences() {
     assert!(dot(rows[0], rows[1]) > dot(rows[0], rows[2]) + 0.2);
 
     let sentences = embed(dir, &PHOTOS.map(|(_, sentence)| sentence));
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
+    let samples = root.join("samples");
     let mut session = open(&dir.join(VISION)).unwrap();
     for (name, expected) in PHOTOS {
         let side = config.image_size;

@@ -1,24 +1,22 @@
 //! The object store's client against a real S3 server: what is read, and what each refusal means.
 
+mod object_store;
+
 use std::fs;
 use std::path::Path;
 
 use fusioncap::ErrorKind;
 use fusioncap::config::{S3, Secret};
-use fusioncap::demo::s3::{Credentials, EmbeddedS3};
 use fusioncap::s3::{Entry, ObjectRef, Store};
+use object_store::ObjectStore;
 
 const LIMIT: u64 = 1000;
 
-/// A server whose bucket `lake` holds `files`; the folder goes with it.
-fn serve(files: &[(&str, &[u8])]) -> (EmbeddedS3, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    for (key, bytes) in files {
-        let path = folder.path().join("lake").join(key);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-    (EmbeddedS3::start(folder.path(), Credentials::random()).unwrap(), folder)
+/// A server whose bucket `lake` holds `files`.
+fn serve(files: &[(&str, &[u8])]) -> ObjectStore {
+    let server = ObjectStore::start("lake");
+    files.iter().for_each(|(key, bytes)| server.put(key, bytes));
+    server
 }
 
 async fn kind(store: &Store, object: ObjectRef<'_>) -> ErrorKind {
@@ -34,9 +32,9 @@ fn lake(key: &str) -> ObjectRef<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_is_read_whole_or_refused() {
     let (large, largest) = (vec![7; 1001], vec![7; 1000]);
-    let (server, _folder) =
+    let server =
         serve(&[("a b.jpg", b"bytes"), ("empty", b""), ("large", &large), ("largest", &largest)]);
-    let store = Store::connect(&server.client_config()).await.unwrap();
+    let store = Store::connect(&server.settings).await.unwrap();
     assert_eq!(store.get(lake("a b.jpg"), LIMIT).await.unwrap().bytes, b"bytes");
     assert_eq!(store.get(lake("largest"), LIMIT).await.unwrap().bytes.len(), 1000);
     assert_eq!(kind(&store, lake("missing")).await, ErrorKind::ObjectNotFound);
@@ -50,8 +48,8 @@ async fn an_object_is_read_whole_or_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_and_a_dead_server_are_told_apart() {
-    let (server, _folder) = serve(&[("a.jpg", b"bytes")]);
-    let settings = server.client_config();
+    let server = serve(&[("a.jpg", b"bytes")]);
+    let settings = server.settings.clone();
     let wrong = S3 { secret_access_key: Some(Secret::new("wrong")), ..settings.clone() };
     let store = Store::connect(&wrong).await.unwrap();
     assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::AccessDenied);
@@ -68,8 +66,8 @@ async fn a_prefix_becomes_a_directory() {
         ("models/tiny/empty", b""),
         ("models/tiny2/config.json", b"other"),
     ];
-    let (server, _folder) = serve(&files);
-    let store = Store::connect(&server.client_config()).await.unwrap();
+    let server = serve(&files);
+    let store = Store::connect(&server.settings).await.unwrap();
     let mut found = store.list("lake", "models/tiny/").await.unwrap();
     found.sort_by(|left, right| left.key.cmp(&right.key));
     let entry = |key: &str, bytes| Entry { key: key.into(), bytes };

@@ -15,6 +15,9 @@ mod bucket;
 #[allow(dead_code, reason = "shared with tests/worker")]
 #[path = "../../tests/worker/kafka.rs"]
 mod kafka;
+#[allow(dead_code, reason = "shared with the tests")]
+#[path = "../../tests/object_store/mod.rs"]
+mod object_store;
 #[allow(dead_code, reason = "shared with tests/worker")]
 #[path = "../../tests/worker/process.rs"]
 mod process;

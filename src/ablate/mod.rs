@@ -4,11 +4,13 @@
 //! Trains bundles with `train`, runs them with `engine`, scores them with `evaluate`. The images
 //! are proxies ([`proxy`]): captions that stand for images, of which a corpus has thousands.
 
+pub mod origin;
 pub mod proxy;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::bundle::{Bundle, MANIFEST};
 use crate::config::Model;
@@ -18,10 +20,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate::bootstrap::{Bootstrap, Estimate};
 use crate::evaluate::{Metric, Scores};
 use crate::model::noise::Kind;
+use crate::train::checkpoint;
 use crate::train::corpus::Corpus;
 use crate::train::nouns::Nouns;
 use crate::train::settings::Settings;
 use crate::train::{self, Request, embed};
+use origin::Origin;
 use proxy::{Proxy, Recipe};
 
 const BATCH: usize = 32;
@@ -103,10 +107,12 @@ impl Study {
     /// Holds out the proxies and writes what is left of the corpus to `request.out`.
     ///
     /// # Errors
-    /// `ErrorKind::Config` for a corpus that is too small or in no image order; others as they
-    /// happen.
+    /// `ErrorKind::Config` for a corpus that is too small, in no image order or without nouns,
+    /// settings without noise, and bundles in `request.out` that were trained from something
+    /// else; others as they happen.
     pub fn prepare(self) -> Result<Prepared> {
         let Self { mut request, seeds, proxies, recipe } = self;
+        check_noise(&request.settings)?;
         let encoder = EncoderConfig::open(&request.encoder)?;
         let dim = encoder.embedding_dim;
         let embed = |what, texts: &[String]| {
@@ -116,16 +122,21 @@ impl Study {
             fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         }
         let captions = Corpus::in_order(&request.corpora, &request.settings)?;
+        let origin = Origin::new(&request.encoder, &captions, proxies, &request.settings)?;
+        origin.check(&request.out)?;
         let embeddings = embed("embedding captions", &captions)?;
+        check_stop(&request)?;
         let starts = proxy::groups(&embeddings, dim)?;
-        let Some(&split) = starts.iter().rev().nth(proxies.saturating_sub(1)) else {
-            return Err(Error::new(ErrorKind::Config, "--proxies is out of range")
-                .with("value", proxies)
-                .with("allowed", format!("1 to {}", starts.len())));
-        };
+        let split = first_held_out(&starts, proxies)?;
         let learnt = &captions[..split];
         let known = Nouns::find(learnt, &request.settings.local);
+        if known.names.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "the corpus has no noun to show in proxies")
+                .with("local.noun_count", request.settings.local.noun_count)
+                .with("captions", learnt.len()));
+        }
         let nouns = embed("embedding nouns", &known.names)?;
+        check_stop(&request)?;
         let held_out: Vec<usize> = starts.iter().copied().filter(|start| *start >= split).collect();
         let playing: Vec<String> = held_out.iter().map(|start| captions[*start].clone()).collect();
         let things = known.in_captions(&playing);
@@ -144,6 +155,7 @@ impl Study {
                 references: captions[start + 1..end].to_vec(),
             })
             .collect();
+        origin.write(&request.out)?;
         let corpus = request.out.join("corpus.txt");
         write_corpus(learnt, &corpus)?;
         request.corpora = vec![corpus];
@@ -157,7 +169,7 @@ impl Prepared {
     /// already are not trained again; an interrupted training goes on.
     ///
     /// # Errors
-    /// As [`train::run`]; those of the engine.
+    /// As [`train::run`]; those of the engine; `ErrorKind::Runtime` for a stop.
     pub fn measure(&self, method: Method) -> Result<Vec<Scores>> {
         self.bundles(method)
             .into_iter()
@@ -179,7 +191,8 @@ impl Prepared {
         if bundle.join(MANIFEST).is_file() {
             return Ok(());
         }
-        let Request { encoder, corpora, cache, settings, runtime, stop, .. } = &self.request;
+        let Request { encoder, corpora, cache, settings, runtime, processor, stop, .. } =
+            &self.request;
         let checkpoint = bundle.with_extension("checkpoint");
         train::run(&Request {
             encoder: encoder.clone(),
@@ -189,9 +202,11 @@ impl Prepared {
             checkpoint: checkpoint.clone(),
             settings: method.settings(settings, seed),
             from: None,
+            notes: None,
             text_tower: false,
             runtime: runtime.clone(),
-            resume: checkpoint.is_dir(),
+            processor: *processor,
+            resume: checkpoint::is_there(&checkpoint),
             stop: Arc::clone(stop),
         })?;
         // Of no use any more, and large.
@@ -207,6 +222,7 @@ impl Prepared {
         let mut engine = Engine::load(bundle, &self.request.runtime, &settings, BATCH)?;
         let mut captions = Vec::with_capacity(self.proxies.len());
         for batch in self.proxies.chunks(BATCH) {
+            check_stop(&self.request)?;
             let seen: Vec<_> = batch.iter().map(|proxy| proxy.seen.clone()).collect();
             captions.extend(engine.caption_seen(&seen)?.into_iter().map(|caption| caption.text));
         }
@@ -225,10 +241,77 @@ pub fn estimate(seeds: &[Scores], metric: Metric, bootstrap: &Bootstrap) -> Esti
     })
 }
 
+/// The lowest and the highest `metric` of a method's seeds.
+pub fn spread(seeds: &[Scores], metric: Metric) -> (f64, f64) {
+    let values = seeds.iter().map(|scores| {
+        let images: Vec<usize> = (0..scores.len()).collect();
+        scores.value(metric, &images)
+    });
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| {
+        (least.min(value), most.max(value))
+    })
+}
+
+/// Where the last `proxies` groups begin.
+fn first_held_out(starts: &[usize], proxies: usize) -> Result<usize> {
+    match starts.iter().rev().nth(proxies.saturating_sub(1)) {
+        // From the first group on, none would be left to learn from.
+        Some(split) if *split > 0 && proxies > 0 => Ok(*split),
+        _ => Err(Error::new(ErrorKind::Config, "--proxies is out of range")
+            .with("value", proxies)
+            .with("images", starts.len())
+            .with("allowed", "at least 1, and fewer than the corpus has images")),
+    }
+}
+
+/// Two of the methods take the noise of the settings, one only its sigma: without it they would
+/// not be what their rows say.
+fn check_noise(settings: &Settings) -> Result<()> {
+    let noise = &settings.noise;
+    let refusal = |field: &'static str| {
+        Error::new(ErrorKind::Config, format!("{field}: the methods to compare need noise"))
+    };
+    if noise.kind == Kind::None {
+        return Err(refusal("noise.kind")
+            .with("value", "none")
+            .with("allowed", "fixed, mixture or learned"));
+    }
+    if noise.sigma <= 0.0 {
+        return Err(refusal("noise.sigma")
+            .with("value", noise.sigma)
+            .with("allowed", "more than 0"));
+    }
+    Ok(())
+}
+
+fn check_stop(request: &Request) -> Result<()> {
+    if !request.stop.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Runtime, "interrupted; the same command goes on from here"))
+}
+
 fn write_corpus(captions: &[String], path: &Path) -> Result<()> {
     fs::write(path, captions.join("\n") + "\n").map_err(|error| failed(path, error))
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_left_to_learn_from() {
+        let starts = [0, 5, 10];
+        assert_eq!(first_held_out(&starts, 1).unwrap(), 10);
+        assert_eq!(first_held_out(&starts, 2).unwrap(), 5);
+        for proxies in [0, 3, 4] {
+            let refused = first_held_out(&starts, proxies).unwrap_err();
+            assert_eq!(refused.exit_code(), 2);
+            assert!(refused.to_string().contains("images: 3"), "{refused}");
+        }
+    }
 }

@@ -17,7 +17,10 @@ use crate::error::{Error, ErrorKind, Result};
 const FEWEST: usize = 5;
 const MOST: usize = 7;
 /// What a group of more than five has to gain, since almost all have five.
-const OVERSIZE: f32 = 0.6;
+const OVERSIZE: f64 = 0.6;
+/// How much of the way to identity neighbours in a group have to be nearer than neighbours across
+/// a border. A share of the way, since encoders differ in how alike any two captions are.
+const MARGIN: f64 = 0.1;
 
 /// How a caption becomes an image.
 #[derive(Clone, Debug)]
@@ -50,25 +53,26 @@ pub struct Proxy {
 /// captions of different images.
 pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     let count = embeddings.len() / dim;
-    let cosine = |left: usize, right: usize| -> f32 {
+    // Sums over a whole corpus are too large for 32 bits.
+    let cosine = |left: usize, right: usize| -> f64 {
         let row = |index: usize| &embeddings[index * dim..(index + 1) * dim];
-        row(left).iter().zip(row(right)).map(|(left, right)| left * right).sum()
+        row(left).iter().zip(row(right)).map(|(left, right)| left * right).sum::<f32>().into()
     };
     // best[i]: the best cut of the first i captions, and where its last group begins.
-    let mut best = vec![(f32::NEG_INFINITY, 0); count + 1];
+    let mut best = vec![(f64::NEG_INFINITY, 0); count + 1];
     best[0] = (0.0, 0);
     for end in FEWEST..=count {
         for size in FEWEST..=MOST.min(end) {
             let start = end - size;
-            let inside: f32 = (start..end - 1).map(|index| cosine(index, index + 1)).sum();
-            let oversize = (size - FEWEST) as f32 * OVERSIZE;
+            let inside: f64 = (start..end - 1).map(|index| cosine(index, index + 1)).sum();
+            let oversize = (size - FEWEST) as f64 * OVERSIZE;
             let total = best[start].0 + inside - oversize;
             if total > best[end].0 {
                 best[end] = (total, start);
             }
         }
     }
-    if count < FEWEST || best[count].0 == f32::NEG_INFINITY {
+    if count < FEWEST || best[count].0 == f64::NEG_INFINITY {
         return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
             .with("captions", count)
             .with("allowed", format!("{FEWEST} to {MOST} consecutive captions an image")));
@@ -80,11 +84,24 @@ pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
         starts.push(end);
     }
     starts.reverse();
+    let borders: Vec<f64> = starts[1..].iter().map(|start| cosine(start - 1, *start)).collect();
+    if borders.is_empty() {
+        return Ok(starts);
+    }
+    let all: f64 = (1..count).map(|index| cosine(index - 1, index)).sum();
+    let across = borders.iter().sum::<f64>() / borders.len() as f64;
+    let inside = (all - borders.iter().sum::<f64>()) / (count - 1 - borders.len()) as f64;
+    if inside - across <= MARGIN * (1.0 - across) {
+        return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
+            .with("cosine of an image's captions", format!("{inside:.3}"))
+            .with("of different images'", format!("{across:.3}"))
+            .with("allowed", "captions of one image that are clearly more alike"));
+    }
     Ok(starts)
 }
 
 /// Makes `captions` (unit length, `[captions, dim]`) into images; `nouns` is `[nouns, dim]`,
-/// `things` says which of them each caption names.
+/// `things` says which of them each caption names. There must be a noun.
 pub fn see(
     captions: &[f32],
     things: &[Vec<u16>],
@@ -170,6 +187,8 @@ fn unit(mut row: Vec<f32>) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use rand::seq::SliceRandom;
+
     use super::*;
 
     /// A direction for each image; its captions lie around it.
@@ -193,6 +212,18 @@ mod tests {
         assert_eq!(groups(&captions(&sizes), sizes.len()).unwrap(), [0, 5, 10, 16, 21, 28]);
         let error = groups(&captions(&[4]), 1).unwrap_err();
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn shuffled_captions_are_no_groups() {
+        let sizes = [5; 24];
+        let ordered = captions(&sizes);
+        assert_eq!(groups(&ordered, sizes.len()).unwrap().len(), 24);
+        let mut rows: Vec<&[f32]> = ordered.chunks_exact(sizes.len()).collect();
+        rows.shuffle(&mut StdRng::seed_from_u64(1));
+        let error = groups(&rows.concat(), sizes.len()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("different images'"), "{error}");
     }
 
     #[test]

@@ -8,12 +8,13 @@ use clap::Args;
 
 use super::evaluate::{self, EvaluateArgs};
 use crate::ablate::proxy::Recipe;
-use crate::ablate::{Method, Study, estimate};
+use crate::ablate::{Method, Study, estimate, spread};
 use crate::config::Runtime;
 use crate::error::Result;
 use crate::evaluate::bootstrap::Bootstrap;
 use crate::evaluate::{Metric, Scores};
 use crate::train::Request;
+use crate::train::device::Processor;
 use crate::train::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -27,15 +28,18 @@ pub struct AblateArgs {
     /// Hyper-parameters of every training as TOML, laid over the defaults
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// Where to write the bundles; what is there is not trained again
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    device: Processor,
+    /// Where to write the bundles; those of the same study that are there are not trained again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Trainings a method
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
     /// Images at the end of the corpus that are held out; a caption stands for each
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    proxies: usize,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    proxies: u32,
     /// Standard deviation of the noise on a proxy's embeddings: the encoder's gap
     #[arg(long, value_name = "SIGMA", default_value_t = 0.06)]
     proxy_sigma: f32,
@@ -61,13 +65,15 @@ pub fn run(args: AblateArgs) -> Result<()> {
             out: args.out,
             settings: Settings::load(args.settings.as_deref())?,
             from: None,
+            notes: None,
             text_tower: false,
             runtime: Runtime::default(),
+            processor: args.device,
             resume: false,
             stop,
         },
         seeds: args.seeds,
-        proxies: args.proxies,
+        proxies: args.proxies as usize,
         recipe: Recipe {
             mixture: 0.5,
             temperature: 0.05,
@@ -80,30 +86,43 @@ pub fn run(args: AblateArgs) -> Result<()> {
     let prepared = study.prepare()?;
     let bootstrap = Bootstrap { resamples: 1000, seed: 1 };
     let mut table = format!(
-        "{:22} {:>24} {:>24}\n",
+        "{:22} {:>28} {:>28}\n",
         "",
         format!("CIDEr-D, {} proxies", prepared.proxies.len()),
         if args.images.is_some() { "CIDEr-D, photos" } else { "" }
     );
     for method in Method::ALL {
         let scores = prepared.measure(method)?;
-        let mut row = format!("{:22} {:>24}", method.name(), text(&scores, &bootstrap));
+        let mut row = format!("{:22} {:>28}", method.name(), text(&scores, &bootstrap));
         if let (Some(images), Some(references)) = (&args.images, &args.references) {
             let photos = prepared
                 .bundles(method)
                 .into_iter()
                 .map(|bundle| evaluate::measure(&EvaluateArgs::new(&bundle, images, references)))
                 .collect::<Result<Vec<Scores>>>()?;
-            row.push_str(&format!(" {:>24}", text(&photos, &bootstrap)));
+            row.push_str(&format!(" {:>28}", text(&photos, &bootstrap)));
         }
         row.push('\n');
         // Rows take a while: each is shown when it is there.
         super::print(&if table.is_empty() { row } else { std::mem::take(&mut table) + &row })?;
     }
-    Ok(())
+    super::print(&format!(
+        "\nSeeds a method: {}. Shown is the mean over them, in brackets its 95 % interval over \
+         images, then the lowest and the highest seed.\n",
+        args.seeds
+    ))
 }
 
+/// The mean, its interval, the seeds' range.
 fn text(seeds: &[Scores], bootstrap: &Bootstrap) -> String {
     let found = estimate(seeds, Metric::CiderD, bootstrap);
-    format!("{:.1} ({:.1} to {:.1})", 100.0 * found.value, 100.0 * found.low, 100.0 * found.high)
+    let (least, most) = spread(seeds, Metric::CiderD);
+    format!(
+        "{:.1} ({:.1} to {:.1}) {:.1}..{:.1}",
+        100.0 * found.value,
+        100.0 * found.low,
+        100.0 * found.high,
+        100.0 * least,
+        100.0 * most
+    )
 }

@@ -7,6 +7,9 @@ use clap::{Args, Subcommand};
 use crate::config::Runtime;
 use crate::encoder::{random, standin};
 use crate::error::Result;
+use crate::train::corpus::Corpus;
+use crate::train::nouns::Nouns;
+use crate::train::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct EncoderArgs {
@@ -21,6 +24,9 @@ enum Kind {
         /// Folder with the packages' wheels
         #[arg(long, value_name = "DIR")]
         packages: PathBuf,
+        /// Captions in whose nouns the encoder says what it sees; may be given several times
+        #[arg(long, value_name = "FILE", required = true)]
+        corpus: Vec<PathBuf>,
         /// Where to write the encoder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
@@ -38,7 +44,12 @@ enum Kind {
 
 pub fn run(args: EncoderArgs) -> Result<()> {
     match args.kind {
-        Kind::Standin { packages, out } => standin::build(&packages, &out, &Runtime::default()),
+        Kind::Standin { packages, corpus, out } => {
+            let settings = Settings::load(None)?;
+            let captions = Corpus::in_order(&corpus, &settings)?;
+            let nouns = Nouns::find(&captions, &settings.local).names;
+            standin::build(&packages, &nouns, &out, &Runtime::default())
+        }
         Kind::Random { out, seed } => random::build(&out, seed),
     }
 }

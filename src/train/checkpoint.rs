@@ -47,6 +47,22 @@ struct Saved {
     state: State,
 }
 
+/// Whether there is a checkpoint in `folder` to go on from.
+pub fn is_there(folder: &Path) -> bool {
+    place(folder).join(STATE).is_file()
+}
+
+/// Where the checkpoint of `folder` is: a run that was cut off between the two renames of
+/// [`Checkpoints::save`] left it beside.
+fn place(folder: &Path) -> PathBuf {
+    let last = previous(folder);
+    if !folder.exists() && last.is_dir() { last } else { folder.to_path_buf() }
+}
+
+fn previous(folder: &Path) -> PathBuf {
+    folder.with_extension("old")
+}
+
 /// The checkpoint of a run, in its place on disk.
 pub struct Checkpoints {
     folder: PathBuf,
@@ -59,6 +75,10 @@ impl Checkpoints {
         Self { folder: folder.to_path_buf(), run }
     }
 
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
     /// Loads the weights into `model` and the moments into `optimizer`.
     ///
     /// # Errors
@@ -69,12 +89,13 @@ impl Checkpoints {
         model: FusionCap,
         optimizer: ModuleOptimizer,
     ) -> Result<(FusionCap, ModuleOptimizer, State)> {
+        let folder = place(&self.folder);
         let damaged = |name: &str, error: String| {
             Error::new(ErrorKind::Io, "the checkpoint is damaged; start again without --resume")
-                .with("path", self.folder.join(name).display())
+                .with("path", folder.join(name).display())
                 .because(error)
         };
-        let bytes = fs::read(self.folder.join(STATE)).map_err(|error| {
+        let bytes = fs::read(folder.join(STATE)).map_err(|error| {
             Error::new(ErrorKind::Config, "--resume finds no checkpoint to go on from")
                 .with("path", self.folder.display())
                 .because(error)
@@ -83,10 +104,10 @@ impl Checkpoints {
             serde_json::from_slice(&bytes).map_err(|error| damaged(STATE, error.to_string()))?;
         self.check(&saved.run)?;
         let restored = model
-            .try_load_file(self.folder.join(MODEL))
+            .try_load_file(folder.join(MODEL))
             .map_err(|error| damaged(MODEL, error.to_string()))?;
         let moments = optimizer
-            .load(self.folder.join(OPTIMIZER))
+            .load(folder.join(OPTIMIZER))
             .map_err(|error| damaged(OPTIMIZER, error.to_string()))?;
         Ok((restored, moments, saved.state))
     }
@@ -154,11 +175,59 @@ impl Checkpoints {
         model.clone().save_file(aside.join(MODEL)).map_err(|error| failed(error.to_string()))?;
         optimizer.save(aside.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
         write_json(&aside.join(STATE), &Saved { run: self.run.clone(), state: state.clone() })?;
-        let old = self.folder.with_extension("old");
-        let _ = fs::remove_dir_all(&old); // the one before the last
+        // At every moment one of the two is whole, and found by `place`.
         if self.folder.exists() {
+            let old = previous(&self.folder);
+            let _ = fs::remove_dir_all(&old); // the one before the last
             fs::rename(&self.folder, &old).map_err(|error| failed(error.to_string()))?;
         }
         fs::rename(&aside, &self.folder).map_err(|error| failed(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::optim::AdamWConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_cut_between_the_renames_loses_no_checkpoint() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("checkpoint");
+        let mut settings = Settings::load(None).unwrap();
+        settings.shape.hidden_size = 8;
+        settings.shape.intermediate_size = 8;
+        settings.local.enabled = false;
+        let device = Device::flex().autodiff();
+        let model = || FusionCap::new(&settings.plan(4, 10), &device);
+        let optimizer = || AdamWConfig::new().init();
+        let run = Run {
+            settings: settings.clone(),
+            corpus: String::new(),
+            encoder: String::new(),
+            from: None,
+        };
+        let checkpoints = Checkpoints::new(&folder, run);
+        let save = |step| {
+            let state = State { step, ..State::default() };
+            checkpoints.save(&model(), &optimizer(), &state).unwrap();
+        };
+        let load = || checkpoints.load(model(), optimizer()).map(|(_, _, state)| state.step);
+        assert!(!is_there(&folder));
+        assert_eq!(load().unwrap_err().exit_code(), 2);
+        save(1);
+        save(2);
+        assert_eq!(load().unwrap(), 2);
+
+        // What a cut leaves: the last one is moved away, the next one is not there yet.
+        fs::remove_dir_all(previous(&folder)).unwrap();
+        fs::rename(&folder, previous(&folder)).unwrap();
+        assert!(is_there(&folder));
+        assert_eq!(load().unwrap(), 2);
+        save(3);
+        assert_eq!(load().unwrap(), 3);
+        assert!(previous(&folder).is_dir(), "kept until the next one is in its place");
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tracing::info;
 
 use super::settings::Settings;
 use crate::error::{Error, ErrorKind, Result};
@@ -101,6 +102,11 @@ impl Corpus {
         for path in files {
             reader.read(path)?;
         }
+        info!(
+            captions = reader.captions.len(),
+            left_out = %reader.skipped,
+            "read the captions in their order"
+        );
         Ok(reader.captions)
     }
 

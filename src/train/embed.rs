@@ -6,14 +6,15 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
-use crate::bundle::TEXT;
+use crate::bundle::{TEXT, TOKENIZER};
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text_tower::TextTower;
 
-/// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`, from the cache in
-/// `folder` if the same encoder has embedded the same captions before.
+/// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`, from
+/// the cache in `folder` if the same text tower and tokenizer have embedded the same captions, cut
+/// at the same length, before.
 pub fn embed(
     what: &'static str,
     encoder_dir: &Path,
@@ -22,10 +23,13 @@ pub fn embed(
     folder: &Path,
     runtime: &Runtime,
 ) -> Result<Vec<f32>> {
-    let tower_path = encoder_dir.join(TEXT);
-    let tower_bytes = fs::read(&tower_path).map_err(|error| failed(&tower_path, error))?;
     let mut hasher = Sha256::new();
-    hasher.update(Sha256::digest(&tower_bytes));
+    for name in [TEXT, TOKENIZER] {
+        let path = encoder_dir.join(name);
+        let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
+        hasher.update(Sha256::digest(&bytes));
+    }
+    hasher.update((encoder.text_max_length as u64).to_le_bytes());
     for caption in captions {
         hasher.update(caption.as_bytes());
         hasher.update(b"\n");

@@ -1,8 +1,10 @@
 //! A trained model written as a bundle: graphs, vocabulary, configuration, model card, manifest.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Component, Path};
 
 use burn::module::Param;
 use burn::nn;
@@ -16,7 +18,7 @@ use super::settings::{CANDIDATES, Settings};
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
 use crate::bundle::{
-    self, CARD, CONFIG, DECODER, GENERATION_CONFIG, MANIFEST, ModelConfig, PREFIX,
+    self, CARD, CONFIG, DECODER, GENERATION_CONFIG, MANIFEST, Manifest, ModelConfig, PREFIX,
     PREPROCESSOR_CONFIG, TEXT, TEXT_TOKENIZER, TOKENIZER, VISION,
 };
 use crate::encoder::EncoderConfig;
@@ -30,6 +32,8 @@ use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Proj
 
 /// The learning curves, beside the model card.
 const CURVE: &str = "curve.svg";
+/// How the folder in `out` begins in which a bundle is written.
+const ASIDE: &str = ".export-";
 
 /// What a bundle is made of.
 pub struct Parts<'a> {
@@ -40,6 +44,8 @@ pub struct Parts<'a> {
     pub constants: Constants<'a>,
     /// Digest of the bundle that the training began with.
     pub from: Option<&'a str>,
+    /// What the model card should say besides.
+    pub notes: Option<&'a str>,
     pub outcome: &'a Outcome,
 }
 
@@ -56,13 +62,16 @@ pub struct Constants<'a> {
 }
 
 /// Checks, before hours of training, that `out` can become a bundle: it is not there yet, empty,
-/// or a bundle to be replaced.
+/// or a bundle to be replaced, perhaps one whose export was cut off.
 ///
 /// # Errors
 /// `ErrorKind::Config` if `out` holds something else, which the manifest would then list.
 pub fn check(out: &Path) -> Result<()> {
-    let Ok(mut entries) = fs::read_dir(out) else { return Ok(()) };
-    if entries.next().is_none() || out.join(MANIFEST).is_file() {
+    let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
+    let names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let ours = |name: &String| name == MANIFEST || name.starts_with(ASIDE);
+    if names.is_empty() || names.iter().any(ours) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Config, "--out holds files that are no bundle")
@@ -70,41 +79,98 @@ pub fn check(out: &Path) -> Result<()> {
         .with("allowed", "a new or empty folder, or a bundle to replace"))
 }
 
-/// Writes the bundle to `request.out` and seals it.
+/// Writes the bundle to `request.out`: aside and sealed first, then in the place of whatever
+/// bundle is there, which stays whole if anything fails before.
 pub fn write(parts: &Parts<'_>) -> Result<()> {
+    let out = &parts.request.out;
+    let unwritable = |error: io::Error| failed(out, error);
+    fs::create_dir_all(out).map_err(unwritable)?;
+    // Inside, so that `out` may be a mounted volume.
+    let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(out).map_err(unwritable)?;
+    write_to(aside.path(), parts)?;
+    bundle::seal(aside.path())?;
+    replace(aside.path(), out).map_err(unwritable)
+}
+
+fn write_to(dir: &Path, parts: &Parts<'_>) -> Result<()> {
     let Parts { request, tokenizer, outcome, .. } = parts;
     let settings = &request.settings;
-    let out = &request.out;
     let model = &outcome.model;
-    fs::create_dir_all(out.join("onnx")).map_err(|error| failed(out, error))?;
+    let onnx = dir.join("onnx");
+    fs::create_dir_all(&onnx).map_err(|error| failed(&onnx, error))?;
     for name in [VISION, PREPROCESSOR_CONFIG] {
-        let target = out.join(name);
-        fs::copy(request.encoder.join(name), &target).map_err(|error| failed(&target, error))?;
+        copy(&request.encoder.join(name), &dir.join(name))?;
     }
-    copy_data(&request.encoder.join(VISION), &out.join(VISION))?;
+    copy_data(&request.encoder.join(VISION), &dir.join(VISION))?;
     if request.text_tower {
         for (name, target) in [(TEXT, TEXT), (TOKENIZER, TEXT_TOKENIZER)] {
-            let target = out.join(target);
-            fs::copy(request.encoder.join(name), &target)
-                .map_err(|error| failed(&target, error))?;
+            copy(&request.encoder.join(name), &dir.join(target))?;
         }
-        copy_data(&request.encoder.join(TEXT), &out.join(TEXT))?;
+        copy_data(&request.encoder.join(TEXT), &dir.join(TEXT))?;
     }
     let weights = prefix_weights(model, settings, &parts.constants)?;
-    write_file(&out.join(PREFIX), &prefix::write(&weights))?;
+    write_file(&dir.join(PREFIX), &prefix::write(&weights))?;
     let vocab_size = tokenizer.get_vocab_size(true);
     write_file(
-        &out.join(DECODER),
+        &dir.join(DECODER),
         &decoder::write(&decoder_weights(model, vocab_size, settings)?),
     )?;
     tokenizer
-        .save(out.join(TOKENIZER), true)
+        .save(dir.join(TOKENIZER), true)
         .map_err(|error| Error::new(ErrorKind::Io, "can't write the tokenizer").because(error))?;
-    bundle::write_json(&out.join(CONFIG), &model_config(parts, vocab_size))?;
-    bundle::write_json(&out.join(GENERATION_CONFIG), &settings.generation)?;
-    write_file(&out.join(CURVE), curve::draw(&outcome.curve)?.as_bytes())?;
-    write_file(&out.join(CARD), card(parts)?.as_bytes())?;
-    bundle::seal(out)
+    bundle::write_json(&dir.join(CONFIG), &model_config(parts, vocab_size))?;
+    bundle::write_json(&dir.join(GENERATION_CONFIG), &settings.generation)?;
+    write_file(&dir.join(CURVE), curve::draw(&outcome.curve)?.as_bytes())?;
+    write_file(&dir.join(CARD), card(parts)?.as_bytes())
+}
+
+/// Moves the sealed bundle in `dir` over whatever bundle is in `out`, of which nothing stays.
+fn replace(dir: &Path, out: &Path) -> io::Result<()> {
+    let new = listed(dir);
+    let stale: Vec<String> = listed(out).difference(&new).cloned().collect();
+    // First gone and last back: a directory without its manifest is no bundle.
+    remove(&out.join(MANIFEST))?;
+    for name in stale {
+        remove(&out.join(name))?;
+    }
+    for name in new.iter().map(String::as_str).chain([MANIFEST]) {
+        let target = out.join(name);
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::rename(dir.join(name), target)?;
+    }
+    remove_asides(out)
+}
+
+/// Removes the folder that a bundle was written in, and those that cut off exports have left.
+fn remove_asides(out: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(out)? {
+        let found = entry?;
+        if found.file_name().to_string_lossy().starts_with(ASIDE) {
+            fs::remove_dir_all(found.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The files that the manifest in `dir` names, none outside it; nothing without a manifest.
+fn listed(dir: &Path) -> BTreeSet<String> {
+    let bytes = fs::read(dir.join(MANIFEST)).unwrap_or_default();
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
+        return BTreeSet::new();
+    };
+    let inside = |name: &String| {
+        Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+    };
+    manifest.files.into_keys().filter(inside).collect()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
@@ -266,7 +332,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
          Losses are nats a token; the training loss includes label smoothing. Knowing how \
          frequent each token is, and nothing else, gives {unigram:.3}.\n\n\
-         ```toml\n{toml}```\n",
+         {notes}```toml\n{toml}```\n",
         name = model_config(parts, 0).name,
         encoder = parts.encoder.name,
         version = parts.encoder.version,
@@ -277,6 +343,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
         digest = parts.corpus.digest,
         attribution = attribution(&parts.request.corpora),
         seed = settings.seed,
+        notes = parts.notes.map(|text| format!("{}\n\n", text.trim_end())).unwrap_or_default(),
         from = parts
             .from
             .map(|digest| format!(", begun with the bundle `{digest}`"))
@@ -302,9 +369,13 @@ fn attribution(corpora: &[std::path::PathBuf]) -> String {
 fn copy_data(from: &Path, to: &Path) -> Result<()> {
     let (source, target) = (external::data_path(from), external::data_path(to));
     if source.is_file() {
-        fs::copy(&source, &target).map_err(|error| failed(&target, error))?;
+        copy(&source, &target)?;
     }
     Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).map_err(|error| failed(to, error).with("from", from.display()))
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

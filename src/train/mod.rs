@@ -10,6 +10,7 @@ pub mod alignment;
 pub mod checkpoint;
 pub mod corpus;
 pub mod curve;
+pub mod device;
 pub mod embed;
 pub mod examples;
 pub mod export;
@@ -38,6 +39,7 @@ use crate::text_tower::TextTower;
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
 use curve::Epoch;
+use device::Processor;
 use examples::Examples;
 use export::Constants;
 use locals::NounBank;
@@ -59,10 +61,13 @@ pub struct Request {
     pub settings: Settings,
     /// A bundle to begin with, instead of random weights and a new vocabulary.
     pub from: Option<PathBuf>,
+    /// Text for the model card, such as what was measured.
+    pub notes: Option<PathBuf>,
     /// Whether the bundle carries the encoder's text tower.
     pub text_tower: bool,
     pub runtime: Runtime,
-    /// Continue from the checkpoint in `cache`.
+    pub processor: Processor,
+    /// Continue from `checkpoint`.
     pub resume: bool,
     /// Set from outside to end training after the step under way, with a checkpoint.
     pub stop: Arc<AtomicBool>,
@@ -76,6 +81,8 @@ pub struct Request {
 pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
     export::check(&request.out)?;
+    let device = request.processor.device()?;
+    let notes = request.notes.as_deref().map(read_notes).transpose()?;
     let encoder = EncoderConfig::open(&request.encoder)?;
     let mut corpus = Corpus::read(&request.corpora, settings)?;
     let warm_start = request.from.as_deref().map(WarmStart::open).transpose()?;
@@ -105,9 +112,12 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
         },
     );
     let vocab_size = tokenizer.get_vocab_size(true);
-    let trainer =
-        Trainer::new(settings, &examples, &memory, vocab_size, checkpoints, &request.stop);
+    let stop = &request.stop;
+    let trainer = Trainer::new(settings, &examples, &memory, vocab_size, checkpoints, stop, device);
     let outcome = trainer.run(request.resume, warm_start.as_ref())?;
+    if let Some(speed) = outcome.tokens_per_second {
+        info!(tokens_per_second = speed.round(), steps = outcome.steps, "trained");
+    }
     export::write(&export::Parts {
         request,
         encoder: &encoder,
@@ -121,6 +131,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
             nouns: &examples.nouns.embeddings,
         },
         from: warm_start.as_ref().map(|start| start.digest.as_str()),
+        notes: notes.as_deref(),
         outcome: &outcome,
     })?;
     Ok(outcome.curve)
@@ -163,6 +174,14 @@ fn examples(
         token_states,
     };
     Ok((examples, memory))
+}
+
+fn read_notes(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| {
+        Error::new(ErrorKind::Config, "can't read the notes for the model card")
+            .with("path", path.display())
+            .because(error)
+    })
 }
 
 fn make_folder(path: &Path) -> Result<()> {

@@ -9,7 +9,7 @@ use super::alignment::AlignmentSettings;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::local::LocalSettings;
-use crate::model::noise::NoiseSettings;
+use crate::model::noise::{Kind, NoiseSettings};
 use crate::model::projection::ProjectionSettings;
 use crate::model::{Plan, Shape};
 
@@ -86,6 +86,7 @@ impl Settings {
             ("local.nouns", self.local.nouns, 1),
             ("local.noun_count", self.local.noun_count, 1),
             ("batch_size", self.batch_size, 1),
+            ("epochs", self.epochs, 1),
             ("checkpoint_steps", self.checkpoint_steps, 1),
             ("held_out", self.held_out, 1),
             ("shape.hidden_size", shape.hidden_size, 1),
@@ -149,6 +150,11 @@ impl Settings {
             if !(value >= 0.0 && value.is_finite()) {
                 return Err(out_of_range(field, value, "0 or more"));
             }
+        }
+        // The learned scale is measured by its prior's.
+        if noise.kind == Kind::Learned && noise.sigma == 0.0 {
+            let allowed = "more than 0 where noise.kind is \"learned\"";
+            return Err(out_of_range("noise.sigma", noise.sigma, allowed));
         }
         let shares = [
             ("noise.floor", noise.floor),
@@ -225,5 +231,19 @@ mod tests {
             long.contains("generation.max_new_tokens") && long.contains("at most 31"),
             "{long}"
         );
+    }
+
+    #[test]
+    fn what_nothing_can_be_learnt_with_is_refused() {
+        let none = load("epochs = 0").unwrap_err();
+        assert_eq!(none.exit_code(), 2);
+        let reason = "epochs is out of range (value: 0, allowed: at least 1)";
+        assert_eq!(none.to_string(), reason);
+
+        let still = load("[noise]\nkind = \"learned\"\nsigma = 0.0").unwrap_err();
+        assert_eq!(still.exit_code(), 2);
+        let reason = "noise.sigma is out of range (value: 0, allowed: more than 0 where noise.kind";
+        assert!(still.to_string().starts_with(reason), "{still}");
+        load("[noise]\nkind = \"fixed\"\nsigma = 0.0").unwrap();
     }
 }

@@ -24,7 +24,8 @@ pub struct Outcome {
     pub steps: usize,
     /// What the losses compare with: see [`Examples::unigram_entropy`].
     pub unigram_entropy: f64,
-    pub tokens_per_second: f64,
+    /// Over this run's steps; nothing if the checkpoint left none to do.
+    pub tokens_per_second: Option<f64>,
 }
 
 /// What changes from step to step.
@@ -47,7 +48,7 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// `memory` is row-major `[captions, embedding_dim]`.
+    /// `memory` is row-major `[captions, embedding_dim]`; `device` tracks gradients.
     pub fn new(
         settings: &'a Settings,
         examples: &'a Examples,
@@ -55,8 +56,8 @@ impl<'a> Trainer<'a> {
         vocab_size: usize,
         checkpoints: Checkpoints,
         stop: &'a AtomicBool,
+        device: Device,
     ) -> Self {
-        let device = Device::flex().autodiff();
         let rows = |values: &[f32]| {
             let shape = [values.len() / examples.dim, examples.dim];
             Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
@@ -116,7 +117,7 @@ impl<'a> Trainer<'a> {
             curve: training.state.curve,
             steps: training.state.step,
             unigram_entropy: self.examples.unigram_entropy(),
-            tokens_per_second: speed(tokens),
+            tokens_per_second: (tokens > 0).then(|| speed(tokens)),
         })
     }
 
@@ -126,7 +127,7 @@ impl<'a> Trainer<'a> {
         let optimizer = self.optimizer();
         if !resume {
             let model = match warm_start {
-                Some(start) => start.apply(model)?,
+                Some(start) => start.apply(model, self.checkpoints.run())?,
                 None => model,
             };
             return Ok(Training { model, optimizer, state: State::default() });
@@ -166,13 +167,14 @@ impl<'a> Trainer<'a> {
     fn keep(&self, training: &Training, total: usize) -> Result<()> {
         let step = training.state.step;
         let stop = self.stop.load(Ordering::Relaxed);
-        if stop || step == total || step.is_multiple_of(self.settings.checkpoint_steps) {
+        let finished = step == total || self.is_stuck(&training.state.curve);
+        if stop || finished || step.is_multiple_of(self.settings.checkpoint_steps) {
             self.checkpoints.save(&training.model, &training.optimizer, &training.state)?;
         }
         if stop {
             return Err(Error::new(
                 ErrorKind::Runtime,
-                "interrupted; the same command with --resume goes on from the checkpoint",
+                "interrupted; the same command goes on from the checkpoint, `train` with --resume",
             )
             .with("step", step));
         }

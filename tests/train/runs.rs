@@ -10,6 +10,7 @@ use fusioncap::encoder::random;
 use fusioncap::engine::Engine;
 use fusioncap::model::local::Source;
 use fusioncap::train::curve::Epoch;
+use fusioncap::train::device::Processor;
 use fusioncap::train::settings::Settings;
 use fusioncap::train::{self, Request};
 use fusioncap::{ErrorKind, Result};
@@ -22,13 +23,14 @@ struct Workshop {
     folder: TempDir,
     stop: Arc<AtomicBool>,
     from: Option<PathBuf>,
+    text_tower: bool,
 }
 
 impl Workshop {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         random::build(&folder.path().join("encoder"), 7).unwrap();
-        Self { folder, stop: Arc::default(), from: None }
+        Self { folder, stop: Arc::default(), from: None, text_tower: false }
     }
 
     fn out(&self) -> PathBuf {
@@ -49,8 +51,10 @@ impl Workshop {
             checkpoint: self.folder.path().join("cache/checkpoint"),
             settings: settings.clone(),
             from: self.from.clone(),
-            text_tower: false,
+            notes: None,
+            text_tower: self.text_tower,
             runtime: Runtime::default(),
+            processor: Processor::Cpu,
             resume,
             stop: Arc::clone(&self.stop),
         })
@@ -111,7 +115,7 @@ fn an_interrupted_run_ends_like_one_in_one_go() {
     let resumed = pieces.train(&settings, true).unwrap();
 
     assert_eq!(resumed, expected);
-    for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "README.md"] {
+    for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "curve.svg", "README.md"] {
         let read = |workshop: &Workshop| std::fs::read(workshop.out().join(name)).unwrap();
         assert_eq!(read(&pieces), read(&whole), "{name}");
     }
@@ -129,6 +133,13 @@ fn training_ends_when_it_learns_no_more_and_keeps_the_best() {
     let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(curve.len() < 30, "{losses:?}");
     assert_eq!(losses[losses.len() - 3], best, "two epochs after the best: {losses:?}");
+
+    // An early end leaves a checkpoint of the last step, from which nothing is left to do.
+    std::fs::remove_dir_all(stopped.out()).unwrap();
+    assert_eq!(stopped.train(&settings, true).unwrap(), curve);
+    let card = std::fs::read_to_string(stopped.out().join("README.md")).unwrap();
+    let steps = curve.len() * 448_usize.div_ceil(16);
+    assert!(card.contains(&format!(", {steps} steps.")), "{card}");
 
     // The same run without an early end is the same up to there, and its bundle no better.
     settings.patience = 0;
@@ -185,6 +196,83 @@ fn fine_tuning_begins_where_a_bundle_ended() {
     assert_eq!(refused.exit_code(), 2);
     let reason = "--from: the bundle's model is another one (weight: 0.expand.weight";
     assert!(refused.to_string().starts_with(reason), "{refused}");
+}
+
+/// What no weight's shape shows.
+#[test]
+fn fine_tuning_what_was_made_for_something_else_is_refused() {
+    let mut settings = settings();
+    settings.epochs = 1;
+    let first = Workshop::new();
+    first.train(&settings, false).unwrap();
+    let mut second = Workshop::new();
+    second.from = Some(first.out());
+    let assert_refused = |settings: &Settings, differs: &str| {
+        let refused = second.train(settings, false).unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        let reason = format!("--from: the bundle's model is another one (differs: {differs})");
+        assert_eq!(refused.to_string(), reason);
+    };
+    let mut heads = settings.clone();
+    heads.shape.num_attention_heads = 4;
+    assert_refused(&heads, "shape.num_attention_heads, expected: 4, found: 2");
+    let mut switched = settings.clone();
+    switched.projection.enabled = false;
+    assert_refused(&switched, "projection.enabled, expected: false, found: true");
+    random::build(&second.folder.path().join("encoder"), 8).unwrap();
+    assert_refused(&settings, "encoder, expected: random 8, found: random 7");
+}
+
+#[test]
+fn a_replaced_bundle_leaves_nothing_and_stays_until_then() {
+    let mut settings = settings();
+    settings.epochs = 1;
+    let mut workshop = Workshop::new();
+    workshop.text_tower = true;
+    // The data of a larger encoder's graphs goes with them.
+    let encoder = workshop.folder.path().join("encoder");
+    std::fs::write(encoder.join("onnx/text.onnx.data"), "weights").unwrap();
+    workshop.train(&settings, false).unwrap();
+    let tower = ["onnx/text.onnx", "onnx/text.onnx.data", "text_tokenizer.json"];
+    let there = |name: &&str| workshop.out().join(name).is_file();
+    assert!(tower.iter().all(there));
+    let before = Bundle::open(&workshop.out()).unwrap().digest().to_owned();
+
+    // An export that fails half-way.
+    let vision = encoder.join("onnx/vision.onnx");
+    std::fs::rename(&vision, encoder.join("aside")).unwrap();
+    let error = workshop.train(&settings, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert_eq!(Bundle::open(&workshop.out()).unwrap().digest(), before);
+    std::fs::rename(encoder.join("aside"), &vision).unwrap();
+
+    // One that was cut off, and a file of somebody else's.
+    std::fs::create_dir(workshop.out().join(".export-cut")).unwrap();
+    std::fs::write(workshop.out().join("notes.txt"), "mine").unwrap();
+    workshop.text_tower = false;
+    workshop.train(&settings, false).unwrap();
+    let there = |name: &&str| workshop.out().join(name).is_file();
+    assert!(!tower.iter().any(there));
+    Bundle::open(&workshop.out()).unwrap();
+    let manifest = std::fs::read_to_string(workshop.out().join("manifest.json")).unwrap();
+    assert!(!manifest.contains("notes") && !manifest.contains("text.onnx"), "{manifest}");
+    let mut names: Vec<String> = std::fs::read_dir(workshop.out())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected = [
+        "README.md",
+        "config.json",
+        "curve.svg",
+        "generation_config.json",
+        "manifest.json",
+        "notes.txt",
+        "onnx",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ];
+    assert_eq!(names, expected);
 }
 
 #[test]

@@ -1,33 +1,35 @@
 //! A real S3 server with images, and with objects that are no images.
 
-use std::fs;
 use std::io::Cursor;
-use std::path::PathBuf;
 
-use fusioncap::demo::s3::{Credentials, EmbeddedS3};
+use fusioncap::config::S3;
 use image::{ImageFormat, Rgb, RgbImage};
+
+use crate::object_store::ObjectStore;
 
 pub const BUCKET: &str = "photos";
 
-pub struct Bucket {
-    pub server: EmbeddedS3,
-    folder: tempfile::TempDir,
-}
+pub struct Bucket(ObjectStore);
 
 impl Bucket {
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join(BUCKET)).unwrap();
-        let server = EmbeddedS3::start(folder.path(), Credentials::random()).unwrap();
-        Self { server, folder }
+        Self(ObjectStore::start(BUCKET))
     }
 
     /// Puts an object; its URI.
     pub fn put(&self, key: &str, bytes: &[u8]) -> String {
-        let path: PathBuf = self.folder.path().join(BUCKET).join(key);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        self.0.put(key, bytes);
         uri(key)
+    }
+
+    /// With what a worker reaches it.
+    pub fn settings(&self) -> &S3 {
+        &self.0.settings
+    }
+
+    /// The secret that signs requests.
+    pub fn secret(&self) -> &str {
+        self.settings().secret_access_key.as_ref().unwrap().reveal()
     }
 }
 

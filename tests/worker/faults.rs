@@ -18,40 +18,41 @@ pub const PARTITIONS: i32 = 6;
 /// One reference in fifty is poison.
 const POISON_EVERY: usize = 50;
 
-/// Two workers, SIGKILL twice, one broker of three killed and started again.
+/// Two workers, one of them killed twice with SIGKILL and started again each time, and one broker
+/// of three killed and started again.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() {
     let cluster = Cluster::start(3);
     let bucket = Bucket::start();
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let one = Configuration::new("one", &cluster, &topics, &bucket);
-    let two = Configuration::new("two", &cluster, &topics, &bucket);
-    let mut first = one.start();
-    let mut second = two.start();
+    let killed = Configuration::new("one", &cluster, &topics, &bucket);
+    let mut first = killed.start();
+    let mut second = Configuration::new("two", &cluster, &topics, &bucket).start();
     first.await_ready();
     second.await_ready();
 
     // References come in waves, so that each fault meets workers at work.
     let mut expected = produce(&cluster, &topics, 0..800).await;
     kill_at_work(&mut first, &cluster, &topics, expected.len());
-    let mut first = one.start();
+    let mut first = killed.start();
     first.await_ready();
 
-    let waves = produce(&cluster, &topics, 800..1_400);
-    if cluster.is_ours() {
-        cluster.broker("kill", 2);
-        assert!(!cluster.is_listening(2), "the broker is still there");
-    }
-    expected.extend(waves.await);
+    let workers = [&first, &second];
+    let (more, ()) = tokio::join!(
+        produce(&cluster, &topics, 800..1_400),
+        kill_broker_at_work(&cluster, &topics, &workers, expected.len()),
+    );
+    expected.extend(more);
     if cluster.is_ours() {
         cluster.broker("start", 2);
         assert!(cluster.is_listening(2), "the broker is not back");
     }
+
     expected.extend(produce(&cluster, &topics, 1_400..REFERENCES).await);
     assert_eq!(expected.len(), REFERENCES);
-    kill_at_work(&mut second, &cluster, &topics, expected.len());
-    let mut second = two.start();
+    kill_at_work(&mut first, &cluster, &topics, expected.len());
+    let mut first = killed.start();
 
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     let records = cluster.await_records(&both, REFERENCES, Duration::from_secs(180));
@@ -65,6 +66,35 @@ async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() 
     }
     let after = cluster.read_committed(&both);
     assert_exactly_once(&after, &expected);
+}
+
+/// Kills a broker, if it may be killed, while references beyond the `produced` ones arrive and the
+/// workers hold some that nobody has committed.
+async fn kill_broker_at_work(
+    cluster: &Cluster,
+    topics: &Topics,
+    workers: &[&Worker],
+    produced: usize,
+) {
+    if !cluster.is_ours() {
+        return;
+    }
+    let in_flight = || workers.iter().map(|worker| worker.metric("fusioncap_in_flight")).sum();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let arrived = cluster.stored(&topics.input, PARTITIONS);
+        let held: f64 = in_flight();
+        if arrived > produced as i64 && held >= 16.0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{arrived} references arrived, {held} in flight");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.broker("kill", 2);
+    assert!(!cluster.is_listening(2), "the broker is still there");
+    let held: f64 = in_flight();
+    assert!(held > 0.0, "the broker died under idle workers");
+    println!("killed a broker with {held} references in flight");
 }
 
 /// Freezes a busy worker, shows that it holds references which nobody has committed, kills it.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use fusioncap::s3::{ObjectRef, Store};
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::json;
 
@@ -59,6 +60,11 @@ async fn every_shape_of_reference_is_captioned_once() {
     assert_eq!(mine.header("traceparent"), trace);
     assert_eq!(mine.header("fusioncap-source-topic"), topics.input);
     assert_eq!(mine.header("fusioncap-model-digest"), mine.text("model_digest"));
+    let store = Store::connect(bucket.settings()).await.unwrap();
+    let object = ObjectRef { bucket: BUCKET, key: "a b/0.png", version_id: None, etag: None };
+    let etag = store.get(object, 1_000_000).await.unwrap().etag.expect("the server has ETags");
+    assert_eq!(mine.header("fusioncap-etag"), etag);
+    assert_eq!(mine.text("etag"), etag);
     assert_eq!(mine.text("uri"), uri("a b/0.png"));
     assert_eq!(mine.text("content_type"), "image/png");
     assert_eq!((&mine.value["width"], &mine.value["height"]), (&json!(64), &json!(48)));
@@ -122,9 +128,8 @@ async fn wrong_credentials_are_access_denied() {
     let topics = cluster.topics(1).await;
     let reference = json!({"uri": bucket.put("a.png", &picture(1))}).to_string();
     cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
-    let secret = bucket.server.credentials().secret_access_key.reveal().to_owned();
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing(&secret, "wrong-and-secret")
+        .replacing(bucket.secret(), "wrong-and-secret")
         .start();
     let letters = cluster.await_records(&[&topics.dead_letters], 1, PATIENCE);
     assert_eq!(letters[0].text("code"), "access_denied");

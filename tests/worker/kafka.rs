@@ -185,6 +185,13 @@ impl Cluster {
             .sum()
     }
 
+    /// References stored in `topic` so far.
+    pub fn stored(&self, topic: &str, partitions: i32) -> i64 {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let end = |partition| consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap().1;
+        (0..partitions).map(end).sum()
+    }
+
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap);

@@ -5,6 +5,8 @@ mod faults;
 mod fences;
 mod flow;
 mod kafka;
+#[path = "../object_store/mod.rs"]
+mod object_store;
 mod process;
 mod refusals;
 

@@ -22,7 +22,7 @@ impl Configuration {
     pub fn new(name: &str, cluster: &Cluster, topics: &Topics, bucket: &Bucket) -> Self {
         let listen = free_address();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
-        let credentials = bucket.server.credentials();
+        let s3 = bucket.settings();
         let yaml = format!(
             "kafka:\n  brokers: {brokers}\n  group: {group}\n  transactional_id: {group}-{name}\n  \
              input_topic: {input}\n  output_topic: {output}\n  dead_letter_topic: {dead}\n  \
@@ -41,9 +41,9 @@ impl Configuration {
             input = topics.input,
             output = topics.output,
             dead = topics.dead_letters,
-            endpoint = bucket.server.endpoint(),
-            key = credentials.access_key_id,
-            secret = credentials.secret_access_key.reveal(),
+            endpoint = s3.endpoint.as_deref().unwrap(),
+            key = s3.access_key_id.as_deref().unwrap(),
+            secret = bucket.secret(),
             model = model.display(),
         );
         Self { yaml, listen }

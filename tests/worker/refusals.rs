@@ -11,11 +11,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_is_named() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
-    let mut topics = cluster.topics(1).await;
-    topics.dead_letters = "nowhere".into();
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
-    assert!(!worker.wait(PATIENCE).success());
-    assert!(worker.log().contains("nowhere"), "{}", worker.log());
+    let topics = cluster.topics(1).await;
+    let cases = [
+        ("input_topic", &topics.input),
+        ("output_topic", &topics.output),
+        ("dead_letter_topic", &topics.dead_letters),
+    ];
+    // All at once: each waits a while for its topic to appear.
+    let workers = cases.map(|(field, topic)| {
+        let configuration = Configuration::new("one", &cluster, &topics, &bucket)
+            .replacing(&format!("{field}: {topic}"), &format!("{field}: nowhere-{field}"));
+        (field, configuration.start())
+    });
+    for (field, mut worker) in workers {
+        assert_eq!(worker.wait(PATIENCE).code(), Some(1), "{}", worker.log());
+        let log = worker.log();
+        let missing = format!("nowhere-{field}");
+        assert!(log.contains(&format!("kafka.{field}")) && log.contains(&missing), "{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,40 @@
+//! Where training computes.
+
+use burn::tensor::Device;
+use clap::ValueEnum;
+
+use crate::error::Result;
+
+/// A kind of processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Processor {
+    #[default]
+    Cpu,
+    /// The first NVIDIA GPU, in a build with the feature `train-cuda`.
+    Cuda,
+}
+
+impl Processor {
+    /// The device, which tracks gradients.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` for CUDA where it was not built in.
+    pub fn device(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::flex().autodiff()),
+            Self::Cuda => cuda(),
+        }
+    }
+}
+
+#[cfg(feature = "train-cuda")]
+fn cuda() -> Result<Device> {
+    Ok(Device::cuda(0).autodiff())
+}
+
+#[cfg(not(feature = "train-cuda"))]
+fn cuda() -> Result<Device> {
+    use crate::error::{Error, ErrorKind};
+    Err(Error::new(ErrorKind::Config, "--device can't be cuda in this build")
+        .with("allowed", "cpu; cuda in a build with the feature train-cuda"))
+}
