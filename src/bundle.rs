@@ -289,10 +289,14 @@ fn verify(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
         return Err(bundle_error("a file of the bundle is missing", &path));
     }
     let found = measure(&path)?;
-    if found != *expected {
-        return Err(bundle_error("a file of the bundle is damaged", &path)
+    let damaged = || bundle_error("a file of the bundle is damaged", &path);
+    if found.sha256 != expected.sha256 {
+        return Err(damaged()
             .with("expected sha256", &expected.sha256)
             .with("found", &found.sha256));
+    }
+    if found.bytes != expected.bytes {
+        return Err(damaged().with("expected bytes", expected.bytes).with("found", found.bytes));
     }
     Ok(())
 }

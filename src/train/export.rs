@@ -332,7 +332,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
          Losses are nats a token; the training loss includes label smoothing. Knowing how \
          frequent each token is, and nothing else, gives {unigram:.3}.\n\n\
-         {notes}```toml\n{toml}```\n",
+         ```toml\n{toml}```\n{notes}",
         name = model_config(parts, 0).name,
         encoder = parts.encoder.name,
         version = parts.encoder.version,
@@ -343,7 +343,7 @@ fn card(parts: &Parts<'_>) -> Result<String> {
         digest = parts.corpus.digest,
         attribution = attribution(&parts.request.corpora),
         seed = settings.seed,
-        notes = parts.notes.map(|text| format!("{}\n\n", text.trim_end())).unwrap_or_default(),
+        notes = parts.notes.map(|text| format!("\n{}\n", text.trim_end())).unwrap_or_default(),
         from = parts
             .from
             .map(|digest| format!(", begun with the bundle `{digest}`"))
