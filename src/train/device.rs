@@ -38,3 +38,17 @@ fn cuda() -> Result<Device> {
     Err(Error::new(ErrorKind::Config, "--device can't be cuda in this build")
         .with("allowed", "cpu; cuda in a build with the feature train-cuda"))
 }
+
+#[cfg(all(test, not(feature = "train-cuda")))]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn a_build_without_cuda_says_so() {
+        let error = Processor::Cuda.device().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("train-cuda"), "{error}");
+        assert!(Processor::Cpu.device().is_ok());
+    }
+}
