@@ -9,6 +9,7 @@ mod kafka;
 mod object_store;
 mod process;
 mod refusals;
+mod retries;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Weak};

@@ -1,0 +1,81 @@
+//! An object store that fails: what passes is tried again, what lasts becomes a dead letter.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::process::Configuration;
+use crate::shared_cluster;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// As `Configuration` has it.
+const MAX_ATTEMPTS: usize = 3;
+
+/// How often each key was asked for.
+type Requests = Arc<Mutex<HashMap<String, usize>>>;
+
+/// Answers as an object store in trouble: `throttled.png` never comes, `broken.png` neither, and
+/// `late.png` at the last attempt.
+async fn troubled_store() -> (SocketAddr, Requests) {
+    let requests = Requests::default();
+    let router = Router::new()
+        .route("/photos/{key}", axum::routing::get(answer))
+        .with_state(requests.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, requests)
+}
+
+async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Response {
+    let attempt = {
+        let mut counts = requests.lock().unwrap();
+        let count = counts.entry(key.clone()).or_default();
+        *count += 1;
+        *count
+    };
+    let error = |code: &str| format!("<Error><Code>{code}</Code></Error>");
+    match key.as_str() {
+        "late.png" if attempt == MAX_ATTEMPTS => picture(1).into_response(),
+        "broken.png" => (StatusCode::INTERNAL_SERVER_ERROR, error("InternalError")).into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, error("SlowDown")).into_response(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_for_now_is_tried_again_and_then_dead_lettered() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let (address, requests) = troubled_store().await;
+    for key in ["throttled.png", "broken.png", "late.png"] {
+        let reference = json!({"uri": uri(key)}).to_string();
+        cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+    }
+    let real = bucket.settings().endpoint.as_deref().unwrap();
+    let _worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(real, &format!("http://{address}"))
+        .start();
+    let records = cluster.await_records(&[&topics.output, &topics.dead_letters], 3, PATIENCE);
+
+    let of = |key: &str| records.iter().find(|record| record.text("uri") == uri(key)).unwrap();
+    for (key, code) in [("throttled.png", "fetch_throttled"), ("broken.png", "fetch_unavailable")] {
+        let letter = of(key);
+        assert_eq!(letter.text("code"), code, "{key}");
+        assert_eq!(letter.text("stage"), "fetch", "{key}");
+        assert_eq!(letter.value["attempts"], json!(MAX_ATTEMPTS), "{key}");
+    }
+    assert!(!of("late.png").text("caption").is_empty());
+    let counts = requests.lock().unwrap();
+    for key in ["throttled.png", "broken.png", "late.png"] {
+        assert_eq!(counts[key], MAX_ATTEMPTS, "{key}: the store was asked so often");
+    }
+}
