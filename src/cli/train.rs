@@ -87,7 +87,9 @@ pub(super) fn listen(stop: Arc<AtomicBool>) -> Result<()> {
                 if stop.swap(true, Ordering::Relaxed) {
                     std::process::exit(130);
                 }
-                eprintln!("interrupted: writing a checkpoint; interrupt again to stop at once");
+                eprintln!(
+                    "interrupted: ending after the step under way; interrupt again to stop at once"
+                );
             }
         });
     };

@@ -120,8 +120,8 @@ fn mixtures(classes: &ArrayView2<'_, f32>, words: &ArrayView2<'_, f32>) -> Array
     }
     let mut mixed = shares.dot(words);
     for mut row in mixed.rows_mut() {
-        let length = length(&row.view());
-        row /= length;
+        let norm = length(&row.view());
+        row /= norm;
     }
     mixed
 }

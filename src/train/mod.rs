@@ -154,9 +154,13 @@ fn examples(
     let split = corpus.captions.len();
     let memory =
         memory::build(&embeddings[..split * dim], dim, &settings.projection, settings.seed);
-    let found = Nouns::find(&all, &settings.local);
-    info!(nouns = found.names.len(), "found the nouns");
-    let noun_embeddings = embed("embedding nouns", &found.names)?;
+    let (found, noun_embeddings) = if settings.reads_nouns() {
+        let found = nouns(&all, settings)?;
+        let embeddings = embed("embedding nouns", &found.names)?;
+        (found, embeddings)
+    } else {
+        Default::default()
+    };
     let token_states = match settings.local.source {
         Source::Tokens if settings.local.enabled => {
             let length = encoder.text_max_length;
@@ -174,6 +178,17 @@ fn examples(
         token_states,
     };
     Ok((examples, memory))
+}
+
+fn nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
+    let found = Nouns::find(captions, &settings.local);
+    if found.names.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "no noun stands in enough of the captions")
+            .with("local.noun_count", settings.local.noun_count)
+            .with("allowed", "a lower one, or [local] and mixture noise switched off"));
+    }
+    info!(nouns = found.names.len(), "found the nouns");
+    Ok(found)
 }
 
 fn read_notes(path: &Path) -> Result<String> {

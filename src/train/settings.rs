@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::alignment::AlignmentSettings;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::local::LocalSettings;
+use crate::model::local::{LocalSettings, Source};
 use crate::model::noise::{Kind, NoiseSettings};
 use crate::model::projection::ProjectionSettings;
 use crate::model::{Plan, Shape};
@@ -63,6 +63,12 @@ impl Settings {
         let settings: Self = table.try_into().map_err(|error| malformed(&error))?;
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// Whether anything is made from the corpus's nouns.
+    pub fn reads_nouns(&self) -> bool {
+        let local = self.local.enabled && self.local.source == Source::Nouns;
+        local || self.noise.kind == Kind::Mixture
     }
 
     /// The model that these settings describe.

@@ -311,6 +311,12 @@ fn a_corpus_that_can_not_be_learnt_is_refused() {
     let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
     assert!(refused.to_string().contains("left out: 2 not UTF-8"), "{refused}");
 
+    let mut nounless = settings.clone();
+    (nounless.local.enabled, nounless.local.noun_count) = (true, 10_000);
+    let refused = workshop.train(&nounless, false).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+    assert!(refused.to_string().contains("local.noun_count: 10000"), "{refused}");
+
     settings.shape.max_length = 4;
     settings.generation.max_new_tokens = 3;
     let refused = workshop.train(&settings, false).unwrap_err();
