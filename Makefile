@@ -7,7 +7,7 @@ target = $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
-.PHONY: help demo test lint packages model model-random onnxruntime kafka-jars bench bench-train clean
+.PHONY: help demo test lint packages model model-random onnxruntime kafka-jars simulate bench bench-train clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -24,6 +24,9 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 	cargo clippy --all-targets --features train -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
 	cargo deny check licenses bans sources
+
+simulate: ## A million random schedules of the commit protocol against a model of Kafka
+	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
 	cargo bench --bench '*' -- $(ARGS)

@@ -32,7 +32,7 @@ pub enum ErrorKind {
     BucketNotAllowed,
     /// The object, its version or its bucket does not exist.
     ObjectNotFound,
-    /// The object store refused access (403).
+    /// The object store refused access to the object (403).
     AccessDenied,
     /// The object's ETag is not the one the reference asked for.
     EtagMismatch,
@@ -52,6 +52,8 @@ pub enum ErrorKind {
     FetchThrottled,
     /// The object store answered 5xx, or could not be reached.
     FetchUnavailable,
+    /// The object store does not know the credentials, or no longer.
+    CredentialsRefused,
     /// The configuration or the command line is wrong: exit code 2.
     Config,
     /// The model bundle is missing, damaged or of an unknown kind.
@@ -68,7 +70,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kinds that can end as a dead letter, in the order of the pipeline's stages.
-    pub const DEAD_LETTERS: [ErrorKind; 14] = [
+    pub const DEAD_LETTERS: [ErrorKind; 15] = [
         Self::InvalidMessage,
         Self::UnsupportedUri,
         Self::BucketNotAllowed,
@@ -80,6 +82,7 @@ impl ErrorKind {
         Self::FetchTimeout,
         Self::FetchThrottled,
         Self::FetchUnavailable,
+        Self::CredentialsRefused,
         Self::NotAnImage,
         Self::CorruptImage,
         Self::ImageTooLarge,
@@ -102,6 +105,7 @@ impl ErrorKind {
             Self::FetchTimeout => "fetch_timeout",
             Self::FetchThrottled => "fetch_throttled",
             Self::FetchUnavailable => "fetch_unavailable",
+            Self::CredentialsRefused => "credentials_refused",
             Self::Config => "config",
             Self::Bundle => "bundle",
             Self::Runtime => "runtime",
@@ -114,9 +118,10 @@ impl ErrorKind {
     /// What the worker does about it.
     pub const fn disposition(self) -> Disposition {
         match self {
-            Self::FetchTimeout | Self::FetchThrottled | Self::FetchUnavailable => {
-                Disposition::Retry
-            }
+            Self::FetchTimeout
+            | Self::FetchThrottled
+            | Self::FetchUnavailable
+            | Self::CredentialsRefused => Disposition::Retry,
             Self::Config
             | Self::Bundle
             | Self::Runtime

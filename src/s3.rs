@@ -21,7 +21,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use tokio::io::AsyncWriteExt;
 
 use crate::config;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
 
 /// A connection that takes longer has failed; the whole-request deadline is the caller's.
@@ -149,6 +149,20 @@ impl Store {
         within(self.timeout, read).await.map_err(|error| {
             error.with("uri", format_args!("s3://{}/{}", object.bucket, object.key))
         })
+    }
+
+    /// Asks for an object that does not exist: any answer about it, "no such key" or "forbidden",
+    /// shows that the store is up.
+    ///
+    /// # Errors
+    /// Only such as may pass: no answer, "slow down", 5xx.
+    pub async fn probe(&self, bucket: &str) -> Result<()> {
+        let key = format!("fusioncap-probe-{}", uuid::Uuid::new_v4());
+        let object = ObjectRef { bucket, key: &key, version_id: None, etag: None };
+        match within(self.timeout, self.open(object)).await {
+            Err(error) if error.disposition() == Disposition::Retry => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Every key of `bucket` that begins with `prefix`, in the store's order.

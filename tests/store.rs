@@ -52,7 +52,7 @@ async fn wrong_credentials_and_a_dead_server_are_told_apart() {
     let settings = server.settings.clone();
     let wrong = S3 { secret_access_key: Some(Secret::new("wrong")), ..settings.clone() };
     let store = Store::connect(&wrong).await.unwrap();
-    assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::AccessDenied);
+    assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::CredentialsRefused);
     let nobody = S3 { endpoint: Some("http://127.0.0.1:1".into()), ..settings };
     let store = Store::connect(&nobody).await.unwrap();
     assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::FetchUnavailable);

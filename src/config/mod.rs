@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use load::Overrides;
 pub use reference::reference;
 pub use secret::{Properties, Secret};
-pub use validate::protected;
+pub use validate::{LEAVING_MS, protected};
 
 /// What the worker runs with.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -195,6 +195,10 @@ pub struct Runtime {
     /// How long SIGTERM lets work in flight finish, in milliseconds.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub drain_timeout_ms: u64,
+    /// How long after SIGTERM the platform kills the process, in milliseconds: Kubernetes'
+    /// `terminationGracePeriodSeconds`. More than `runtime.drain_timeout_ms` and 5 seconds.
+    #[schemars(range(min = 1, max = 7_200_000))]
+    pub termination_grace_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
@@ -278,6 +282,7 @@ impl Default for Runtime {
             decode_threads: 0,
             library: None,
             drain_timeout_ms: 20_000,
+            termination_grace_ms: 30_000,
         }
     }
 }

@@ -4,7 +4,10 @@
 use url::Url;
 
 use super::field::shown;
-use super::{Config, Kafka, S3};
+use super::{Config, Kafka, Runtime, S3};
+
+/// What leaving the group may take after a drain.
+pub const LEAVING_MS: u64 = 5_000;
 
 /// librdkafka properties on which exactly-once delivery or a field of our own rests, and what
 /// holds instead.
@@ -61,7 +64,17 @@ pub fn check(config: &Config) -> Result<(), Problem> {
             &format!("at least batch.size, which is {}", config.batch.size),
         ));
     }
-    let providers = &config.runtime.providers;
+    let Runtime { drain_timeout_ms, termination_grace_ms, providers, .. } = &config.runtime;
+    if drain_timeout_ms.saturating_add(LEAVING_MS) > *termination_grace_ms {
+        return Err(Problem::new(
+            "runtime.drain_timeout_ms",
+            *drain_timeout_ms,
+            &format!(
+                "5000 below runtime.termination_grace_ms, which is {termination_grace_ms}: the \
+                 group has to be left before the process is killed"
+            ),
+        ));
+    }
     let repeated = providers
         .iter()
         .enumerate()

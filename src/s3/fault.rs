@@ -51,16 +51,21 @@ fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
         }
         (408, _) | (_, "RequestTimeout") => ErrorKind::FetchTimeout,
         (412, _) => ErrorKind::EtagMismatch,
-        // Expired or malformed credentials answer 400 on some stores.
-        (401 | 403, _)
+        // Who asks is unknown, whatever is asked for: 400 on some stores, 403 on others.
+        (401, _)
         | (
-            400,
+            400 | 403,
             "ExpiredToken"
             | "InvalidToken"
             | "TokenRefreshRequired"
             | "AuthorizationHeaderMalformed"
-            | "InvalidAccessKeyId",
-        ) => ErrorKind::AccessDenied,
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "RequestTimeTooSkewed"
+            | "InvalidSecurity"
+            | "NotSignedUp",
+        ) => ErrorKind::CredentialsRefused,
+        (403, _) => ErrorKind::AccessDenied,
         (500..=599, _) => ErrorKind::FetchUnavailable,
         // Whatever else is refused names no object that can be read: a missing key or bucket, a
         // version id of another bucket (400), a deleted version (405), another region (301).
@@ -74,6 +79,7 @@ const fn message(kind: ErrorKind) -> &'static str {
         ErrorKind::FetchTimeout => "the object store did not answer in time",
         ErrorKind::EtagMismatch => "the object has changed since it was referred to",
         ErrorKind::AccessDenied => "the object store refused access",
+        ErrorKind::CredentialsRefused => "the object store refused the credentials",
         ErrorKind::FetchUnavailable => "the object store is not available",
         _ => "there is no such object",
     }
@@ -93,10 +99,10 @@ mod tests {
             (400, Some("InvalidArgument"), ErrorKind::ObjectNotFound),
             (301, Some("PermanentRedirect"), ErrorKind::ObjectNotFound),
             (403, Some("AccessDenied"), ErrorKind::AccessDenied),
-            (403, Some("SignatureDoesNotMatch"), ErrorKind::AccessDenied),
+            (403, Some("SignatureDoesNotMatch"), ErrorKind::CredentialsRefused),
             (403, None, ErrorKind::AccessDenied),
-            (401, None, ErrorKind::AccessDenied),
-            (400, Some("ExpiredToken"), ErrorKind::AccessDenied),
+            (401, None, ErrorKind::CredentialsRefused),
+            (400, Some("ExpiredToken"), ErrorKind::CredentialsRefused),
             (412, Some("PreconditionFailed"), ErrorKind::EtagMismatch),
             (503, Some("SlowDown"), ErrorKind::FetchThrottled),
             (429, None, ErrorKind::FetchThrottled),

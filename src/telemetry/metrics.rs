@@ -45,6 +45,11 @@ pub struct Metrics {
     pub paused: Gauge<u64>,
     /// Partitions assigned.
     pub partitions: Gauge<u64>,
+    /// 1 while the object store is taken for down, else 0.
+    pub store_down: Gauge<u64>,
+    /// Seconds left below a time limit, by the slowest so far; attribute `deadline`: transaction,
+    /// session, max_poll_interval, termination.
+    pub slack_seconds: Gauge<f64>,
 }
 
 impl Metrics {
@@ -80,6 +85,11 @@ impl Metrics {
             in_flight: gauge("fusioncap_in_flight", "references in flight"),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
+            store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
+            slack_seconds: meter
+                .f64_gauge("fusioncap_slack_seconds")
+                .with_description("seconds left below a time limit, by the slowest so far")
+                .build(),
         }
     }
 

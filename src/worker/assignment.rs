@@ -14,21 +14,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdkafka::consumer::ConsumerGroupMetadata;
-
-/// Shared by all stages.
-#[derive(Default)]
-pub struct Assignment {
-    state: Mutex<State>,
+/// Shared by all stages. `G` is the group metadata: what the broker is shown at a commit.
+pub struct Assignment<G> {
+    state: Mutex<State<G>>,
 }
 
-#[derive(Default)]
-struct State {
+struct State<G> {
     partitions: BTreeMap<i32, Partition>,
     last_epoch: u64,
     /// A transaction has failed and not ended: committed offsets are not the truth yet.
     unsettled: bool,
-    group: Option<Arc<ConsumerGroupMetadata>>,
+    group: Option<Arc<G>>,
 }
 
 struct Partition {
@@ -60,7 +56,15 @@ pub enum Polled {
     WentBack,
 }
 
-impl Assignment {
+impl<G> Default for Assignment<G> {
+    fn default() -> Self {
+        let partitions = BTreeMap::new();
+        let state = State { partitions, last_epoch: 0, unsettled: false, group: None };
+        Self { state: Mutex::new(state) }
+    }
+}
+
+impl<G> Assignment<G> {
     /// Adds a partition under a new epoch.
     pub fn assign(&self, partition: i32) -> u64 {
         let mut state = self.lock();
@@ -152,7 +156,7 @@ impl Assignment {
         self.lock().partitions.keys().copied().collect()
     }
 
-    pub fn set_group(&self, group: Arc<ConsumerGroupMetadata>) {
+    pub fn set_group(&self, group: Arc<G>) {
         self.lock().group = Some(group);
     }
 
@@ -161,7 +165,7 @@ impl Assignment {
     pub fn snapshot(
         &self,
         wanted: impl IntoIterator<Item = (i32, u64)>,
-    ) -> (Vec<i32>, Option<Arc<ConsumerGroupMetadata>>) {
+    ) -> (Vec<i32>, Option<Arc<G>>) {
         let state = self.lock();
         let current = wanted
             .into_iter()
@@ -174,12 +178,12 @@ impl Assignment {
     }
 
     /// No method panics while it holds the lock, so a poisoned one guards sound data.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<G>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Assignment {
+impl<G> fmt::Debug for Assignment<G> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let epochs: BTreeMap<i32, Option<u64>> = self
             .lock()
@@ -197,7 +201,7 @@ mod tests {
 
     #[test]
     fn an_epoch_ends_with_its_assignment() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         let first = assignment.assign(3);
         assert_eq!(assignment.polled(3, 10), Polled::Taken { epoch: first });
         assert!(assignment.is_current(3, first));
@@ -212,7 +216,7 @@ mod tests {
 
     #[test]
     fn an_offset_that_comes_again_makes_its_partition_move_back() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         let epoch = assignment.assign(0);
         assert_eq!(assignment.polled(0, 10), Polled::Taken { epoch });
         assert_eq!(assignment.polled(0, 12), Polled::Taken { epoch }, "offsets may skip");
@@ -227,7 +231,7 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_between_a_failed_transaction_and_its_rewind() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         let old = assignment.assign(0);
         assignment.assign(1);
         assert_eq!(assignment.polled(0, 10), Polled::Taken { epoch: old });
@@ -251,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_message_dropped_while_suspended_makes_its_partition_move_back() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         assignment.assign(0);
         assignment.suspend_all();
         assert_eq!(assignment.polled(0, 7), Polled::Dropped);
@@ -261,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_partition_assigned_during_a_suspension_is_not_rewound() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         assignment.assign(0);
         assignment.suspend_all();
         let epoch = assignment.assign(1);
@@ -272,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_names_what_is_owned() {
-        let assignment = Assignment::default();
+        let assignment = Assignment::<()>::default();
         let first = assignment.assign(0);
         let second = assignment.assign(1);
         let (current, group) = assignment.snapshot([(0, first), (1, second + 1), (2, 1)]);

@@ -43,6 +43,7 @@ impl Captioner {
         let pixels: Vec<&[u8]> = batch.iter().map(|image| image.pixels.rgb.as_slice()).collect();
         let captions = self.engine.caption(&pixels)?;
         self.shared.busy(Step::Caption, started);
+        self.shared.slowest.batch(started.elapsed());
         if captions.len() != batch.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
                 .with("images", batch.len())

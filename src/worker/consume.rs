@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::KeyValue;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -18,8 +19,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::LEAVING_MS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::assignment::Polled;
+use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
@@ -32,12 +35,8 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const BUSY_POLL: Duration = Duration::from_millis(5);
 /// Messages taken in one turn.
 const BURST: usize = 128;
-/// For one request to the brokers during a rewind.
-const REWIND_TIMEOUT: Duration = Duration::from_secs(10);
-/// A rewind that does not succeed for so long ends the worker.
-const REWIND_LIMIT: Duration = Duration::from_secs(180);
 /// Leaving the group may take so long.
-const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+const CLOSE_LIMIT: Duration = Duration::from_millis(LEAVING_MS);
 
 pub struct Consume {
     pub consumer: BaseConsumer<Rebalancer>,
@@ -46,14 +45,13 @@ pub struct Consume {
     pub publisher: Sender<Event>,
     pub fetch: mpsc::Sender<Referenced>,
     pub max_in_flight: usize,
-    pub drain_limit: Duration,
+    pub deadlines: Deadlines,
     pub shutdown: CancellationToken,
     /// Records that the fetchers have no room for yet.
     pub backlog: VecDeque<Referenced>,
     /// Whose group metadata the assignment holds.
     pub membership: Option<Membership>,
-    /// Since when a rewind has been tried.
-    pub rewinding_since: Option<Instant>,
+    pub last_poll: Instant,
 }
 
 impl Consume {
@@ -74,13 +72,16 @@ impl Consume {
     }
 
     fn turn(&mut self) -> Result<()> {
-        self.rewind()?;
+        self.rewind();
         self.hand_over();
         self.balance()?;
         self.measure();
         let wait = if self.backlog.is_empty() { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
-        let Some(first) = consumer.poll(wait) else {
+        self.shared.slowest.poll_gap(self.last_poll.elapsed());
+        let polled = consumer.poll(wait);
+        self.last_poll = Instant::now();
+        let Some(first) = polled else {
             membership::refresh(consumer, &self.shared, &mut self.membership);
             return Ok(());
         };
@@ -128,8 +129,9 @@ impl Consume {
     fn balance(&self) -> Result<()> {
         let in_flight = self.shared.in_flight();
         let suspended = self.shared.assignment.is_suspended();
-        let enough = in_flight >= self.max_in_flight || !self.backlog.is_empty() || suspended;
-        let little = in_flight <= self.max_in_flight / 2 && !suspended;
+        let waits = suspended || self.shared.breaker.is_open();
+        let enough = in_flight >= self.max_in_flight || !self.backlog.is_empty() || waits;
+        let little = in_flight <= self.max_in_flight / 2 && !waits;
         if enough {
             self.pause_all()
         } else if little {
@@ -170,14 +172,13 @@ impl Consume {
         Ok(())
     }
 
-    /// Takes every partition that a failed transaction suspended back to its committed offset.
-    fn rewind(&mut self) -> Result<()> {
+    /// Takes every partition that a failed transaction suspended back to its committed offset; one
+    /// that can't be taken there yet is tried again at the next turn.
+    fn rewind(&mut self) {
         let wanted = self.shared.assignment.to_rewind();
         if wanted.is_empty() {
-            self.rewinding_since = None;
-            return Ok(());
+            return;
         }
-        let since = *self.rewinding_since.get_or_insert_with(Instant::now);
         self.backlog.clear();
         let mut targets = Vec::new();
         for rewind in wanted {
@@ -188,24 +189,19 @@ impl Consume {
             }
         }
         if targets.is_empty() {
-            return Ok(());
+            return;
         }
-        let Err(error) = self.seek(&targets) else {
-            return Ok(());
-        };
-        if since.elapsed() > REWIND_LIMIT {
-            return Err(kafka_error("partitions can't be taken back to their offsets", error));
+        if let Err(error) = self.seek(&targets) {
+            tracing::warn!(%error, "a rewind failed and will be tried again");
         }
-        tracing::warn!(%error, "a rewind failed and will be tried again");
-        Ok(())
     }
 
     /// Seeks each (partition, first polled offset) to its committed offset, or, where there is
     /// none, to the first polled one: that is what `auto.offset.reset` chose.
     fn seek(&self, targets: &[(i32, i64)]) -> Result<(), KafkaError> {
-        let context = self.consumer.context();
+        let (context, limit) = (self.consumer.context(), self.deadlines.poll_wait());
         let numbers = targets.iter().map(|(partition, _)| *partition);
-        let committed = self.consumer.committed_offsets(context.list(numbers), REWIND_TIMEOUT)?;
+        let committed = self.consumer.committed_offsets(context.list(numbers), limit)?;
         let mut wanted = context.list([]);
         for &(partition, first) in targets {
             let Some(found) = committed.find_partition(&self.topic, partition) else {
@@ -219,7 +215,7 @@ impl Consume {
             wanted.add_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
             tracing::info!(partition, offset, "rewinding");
         }
-        let sought = self.consumer.seek_partitions(wanted, REWIND_TIMEOUT)?;
+        let sought = self.consumer.seek_partitions(wanted, limit)?;
         let mut failure = None;
         for element in sought.elements() {
             match element.error() {
@@ -235,11 +231,14 @@ impl Consume {
         metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
         metrics.paused.record(u64::from(!self.consumer.context().paused().is_empty()), &[]);
         metrics.partitions.record(self.shared.assignment.partitions().len() as u64, &[]);
+        for (deadline, seconds) in self.deadlines.slack(&self.shared.slowest) {
+            metrics.slack_seconds.record(seconds, &[KeyValue::new("deadline", deadline)]);
+        }
     }
 
     /// Lets what is in flight finish, polling on with everything paused.
     fn drain(&mut self) -> Result<()> {
-        let deadline = Instant::now() + self.drain_limit;
+        let deadline = Instant::now() + self.deadlines.drain();
         self.shared.health.set_not_ready("draining");
         tracing::info!(in_flight = self.shared.in_flight(), "draining");
         while self.shared.in_flight() > 0

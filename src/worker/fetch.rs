@@ -1,22 +1,27 @@
 //! References to bytes: reads each object from the store, many at once.
 //!
 //! Transient failures are tried again with backoff; then, like permanent ones, they end as dead
-//! letters. A fetcher holds its place until the decoders take the image, so what waits in memory
-//! is bounded by `s3.concurrency`.
+//! letters, but only where the store itself is up (`breaker`). A fetcher holds its place until the
+//! decoders take the image, so what waits in memory is bounded by `s3.concurrency`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Store};
+use crate::worker::breaker::Asker;
 use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
 use crate::worker::message::{ImageRequest, Stage};
 use crate::worker::shared::{Shared, Step, panicked};
+
+/// Probes in a row that show that the store is up.
+const PROBES: u32 = 3;
 
 pub struct Fetch {
     pub store: Store,
@@ -24,6 +29,8 @@ pub struct Fetch {
     pub publisher: std::sync::mpsc::Sender<Event>,
     pub decode: mpsc::Sender<FetchedImage>,
     policy: Policy,
+    /// Records that were asked for so far.
+    askers: AtomicU64,
     concurrency: usize,
     allowed_buckets: Vec<String>,
     max_bytes: u64,
@@ -43,6 +50,7 @@ impl Fetch {
             publisher,
             decode,
             policy: Policy::from(&settings.s3),
+            askers: AtomicU64::new(0),
             concurrency: settings.s3.concurrency.max(1),
             allowed_buckets: settings.s3.allowed_buckets.clone(),
             max_bytes: settings.limits.max_object_bytes,
@@ -52,6 +60,15 @@ impl Fetch {
     /// Runs until its input ends or the run fails.
     pub async fn run(self, mut input: mpsc::Receiver<Referenced>) {
         let fetch = Arc::new(self);
+        let prober = Arc::clone(&fetch);
+        tokio::select! {
+            () = fetch.all(&mut input) => {}
+            () = prober.probe() => {}
+        }
+    }
+
+    async fn all(self: Arc<Self>, input: &mut mpsc::Receiver<Referenced>) {
+        let fetch = self;
         let places = Arc::new(Semaphore::new(fetch.concurrency));
         let mut tasks = JoinSet::new();
         while let Some(record) = input.recv().await {
@@ -109,6 +126,47 @@ impl Fetch {
         if let Err(error) = allowed(&self.allowed_buckets, &request.bucket) {
             return Err(GaveUp { error, attempts: 0 });
         }
+        let (breaker, asker) = (&self.shared.breaker, self.askers.fetch_add(1, Ordering::Relaxed));
+        // Whether the store was shown to be up after the tries before these.
+        let mut proven = false;
+        let mut before = 0;
+        loop {
+            let began = Instant::now();
+            let gave_up = match self.rounds(asker, request, &wanted).await {
+                Ok((object, attempts)) => return Ok((object, before + attempts)),
+                Err(gave_up) => gave_up,
+            };
+            before += gave_up.attempts;
+            let told = GaveUp { error: gave_up.error, attempts: before };
+            if told.error.disposition() != Disposition::Retry || !wanted() {
+                return Err(told);
+            }
+            if breaker.is_open() {
+                // Cut short: these tries don't count.
+                if !breaker.closed(&wanted).await {
+                    return Err(told);
+                }
+                continue;
+            }
+            if breaker.vouches(asker, began) {
+                return Err(told);
+            }
+            match breaker.ask(&request.bucket, &wanted).await {
+                None => return Err(told),
+                Some(true) if proven => return Err(told),
+                Some(clean) => proven = clean,
+            }
+        }
+    }
+
+    /// Tries as often as the policy allows, while the breaker is closed.
+    async fn rounds(
+        &self,
+        asker: Asker,
+        request: &ImageRequest,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(Object, u32), GaveUp> {
+        let breaker = &self.shared.breaker;
         let object = ObjectRef {
             bucket: &request.bucket,
             key: &request.key,
@@ -121,15 +179,48 @@ impl Fetch {
                 let started = Instant::now();
                 let read = self.store.get(object, self.max_bytes).await;
                 self.shared.busy(Step::Fetch, started);
+                let failed = |error: &Error| error.disposition() == Disposition::Retry;
+                breaker.note(asker, &request.bucket, !read.as_ref().is_err_and(failed));
                 read
             },
             |error, attempts, pause| {
                 self.shared.metrics.fetch_retries.add(1, &[]);
                 tracing::debug!(error = error.chain(), attempts, ?pause, "fetching again");
-                wanted()
+                wanted() && !breaker.is_open()
             },
         )
         .await
+    }
+
+    /// Probes the store whenever the breaker is open, and closes it when it answers again. Runs
+    /// without end.
+    async fn probe(&self) {
+        let Shared { breaker, metrics, .. } = &*self.shared;
+        loop {
+            metrics.store_down.record(0, &[]);
+            let bucket = breaker.opened().await;
+            metrics.store_down.record(1, &[]);
+            let since = Instant::now();
+            let mut pauses = Policy::endless(self.policy.initial, self.policy.max).pauses();
+            let (mut answered, mut clean) = (0, true);
+            while answered < PROBES {
+                match self.store.probe(&bucket).await {
+                    Ok(()) => answered += 1,
+                    Err(error) => {
+                        if clean {
+                            let error = error.chain();
+                            tracing::warn!(error, "the object store is down: references wait");
+                        }
+                        (answered, clean) = (0, false);
+                        tokio::time::sleep(pauses.next().unwrap_or(self.policy.max)).await;
+                    }
+                }
+            }
+            breaker.close(clean);
+            if !clean {
+                tracing::info!(down = ?since.elapsed(), "the object store is up again");
+            }
+        }
     }
 }
 

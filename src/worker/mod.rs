@@ -16,10 +16,12 @@
 
 mod assignment;
 mod batch;
+mod breaker;
 mod caption;
 mod client;
 mod client_log;
 mod consume;
+mod deadlines;
 mod decode;
 mod fetch;
 mod flow;
@@ -27,9 +29,12 @@ mod ledger;
 mod membership;
 pub mod message;
 mod output;
+mod protocol;
 mod publish;
 mod rebalance;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod transaction;
 mod watchdog;
 
@@ -56,6 +61,7 @@ use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
 use crate::worker::client::Clients;
 use crate::worker::consume::Consume;
+use crate::worker::deadlines::Deadlines;
 use crate::worker::decode::Decode;
 use crate::worker::fetch::Fetch;
 use crate::worker::flow::Event;
@@ -97,8 +103,24 @@ pub async fn run(
     let shared = Arc::new(Shared::new(metrics, health));
     let store = Store::connect(&config.s3).await?;
     let (publisher, inbox) = std::sync::mpsc::channel();
-    let clients = connect(&config, &shared, &publisher, &stop).await?;
-    let stages = Stages::start(config, engine, store, clients, (publisher, inbox), &shared, stop)?;
+    let clients = Clients::new(&config.kafka)?;
+    let deadlines = Deadlines::new(&config, clients.timeouts)?;
+    let context = Rebalancer::new(
+        config.kafka.input_topic.as_str().into(),
+        Arc::clone(&shared),
+        publisher.clone(),
+        deadlines.poll_wait(),
+    );
+    let clients = connect(&config, clients, context, &stop).await?;
+    let stages = Stages::start(
+        (config, deadlines),
+        engine,
+        store,
+        clients,
+        (publisher, inbox),
+        &shared,
+        stop,
+    )?;
     stages.join(&shared).await;
     if let Some(error) = shared.take_failure() {
         return Err(error);
@@ -127,16 +149,13 @@ pub async fn run(
 /// Both Kafka clients, checked and ready.
 async fn connect(
     config: &Config,
-    shared: &Arc<Shared>,
-    publisher: &Sender<Event>,
+    clients: Clients,
+    context: Rebalancer,
     stop: &CancellationToken,
 ) -> Result<(BaseConsumer<Rebalancer>, Transactor)> {
     let kafka = config.kafka.clone();
-    let topic: Arc<str> = kafka.input_topic.as_str().into();
-    let context = Rebalancer::new(topic, Arc::clone(shared), publisher.clone());
     let stop = stop.clone();
     let connecting = tokio::task::spawn_blocking(move || {
-        let clients = Clients::new(&kafka)?;
         let consumer: BaseConsumer<Rebalancer> =
             clients.consumer.create_with_context(context).map_err(client::creation_error)?;
         client::check_topics(&consumer, &kafka)?;
@@ -168,7 +187,7 @@ struct Stages {
 
 impl Stages {
     fn start(
-        config: Config,
+        (config, deadlines): (Config, Deadlines),
         engine: Engine,
         store: Store,
         (consumer, transactor): (BaseConsumer<Rebalancer>, Transactor),
@@ -231,11 +250,11 @@ impl Stages {
             publisher: publisher.clone(),
             fetch: to_fetch,
             max_in_flight: config.limits.max_in_flight.max(1),
-            drain_limit: Duration::from_millis(config.runtime.drain_timeout_ms),
+            deadlines,
             shutdown: stop,
             backlog: VecDeque::new(),
             membership: None,
-            rewinding_since: None,
+            last_poll: Instant::now(),
         };
         let consume = spawn_thread("consume", shared, move || {
             let outcome = consume.run();

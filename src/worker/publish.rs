@@ -1,11 +1,10 @@
-//! Commits what is finished, on a thread of its own that owns the ledger and the producer.
+//! Commits what is finished, on a thread of its own that owns the producer.
 //!
 //! A transaction holds the captions, the dead letters and the offsets of the same messages. It
-//! begins only when all of that is there, so that it is open for milliseconds. When it fails, all
-//! work in flight becomes stale first; then, once the transaction is over for certain, the
-//! consumer may go back to the committed offsets.
+//! begins only when all of that is there, so that it is open for milliseconds. What may be
+//! committed, and what becomes of it afterwards, `protocol` decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -20,14 +19,17 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::flow::{Event, Outcome};
-use crate::worker::ledger::{Finished, Ledger, references};
+use crate::worker::ledger::Finished;
 use crate::worker::output::{Record, RecordWriter};
+use crate::worker::protocol::{self, Outcome as Ending, Protocol, Ready};
 use crate::worker::shared::{Shared, Step};
-use crate::worker::transaction::{Ended, Transactor};
+use crate::worker::transaction::{Failure, Transactor};
 
-/// Transactions that fail in a row before the worker gives up: something is wrong that reading
-/// the same references again won't mend.
-const MAX_FAILURES: u32 = 10;
+/// Failures in a row after which the worker says that it is not ready.
+const WORRYING_FAILURES: u32 = 3;
+/// So many producers fenced within [`FENCING_WINDOW`] are no coincidence.
+const MAX_FENCINGS: usize = 5;
+const FENCING_WINDOW: Duration = Duration::from_secs(600);
 
 pub struct Publisher {
     pub inbox: Receiver<Event>,
@@ -36,8 +38,11 @@ pub struct Publisher {
     pub writer: RecordWriter,
     pub input_topic: Arc<str>,
     pub shutdown: CancellationToken,
-    ledger: Ledger<Outcome>,
+    protocol: Protocol<Outcome>,
+    /// Transactions that failed in a row.
     failures: u32,
+    /// When producers of ours were fenced, within the window.
+    fencings: VecDeque<Instant>,
 }
 
 /// A transaction's contents.
@@ -57,8 +62,17 @@ impl Publisher {
         input_topic: Arc<str>,
         shutdown: CancellationToken,
     ) -> Self {
-        let ledger = Ledger::default();
-        Self { inbox, shared, transactor, writer, input_topic, shutdown, ledger, failures: 0 }
+        Self {
+            inbox,
+            shared,
+            transactor,
+            writer,
+            input_topic,
+            shutdown,
+            protocol: Protocol::default(),
+            failures: 0,
+            fencings: VecDeque::new(),
+        }
     }
 
     /// Runs until it is told to close or the run fails.
@@ -84,15 +98,17 @@ impl Publisher {
     fn apply(&mut self, event: Event) -> Result<bool> {
         match event {
             Event::Tracked { partition, epoch, offset, records } => {
-                self.track(partition, epoch, offset, records);
+                let assignment = &self.shared.assignment;
+                let message = (partition, epoch, offset);
+                self.shared.leave(self.protocol.track(assignment, message, records));
             }
             Event::Finished(outcomes) => {
                 for outcome in outcomes {
                     let origin = outcome.origin();
-                    let (partition, epoch) = (origin.partition(), origin.epoch());
-                    let (offset, index) = (origin.offset(), origin.index);
-                    if !self.ledger.finish(partition, epoch, offset, index, outcome) {
-                        tracing::debug!(partition, offset, index, "dropped a stale outcome");
+                    let message = (origin.partition(), origin.epoch(), origin.offset());
+                    let index = origin.index;
+                    if !self.protocol.finish(message, index, outcome) {
+                        tracing::debug!(?message, index, "dropped a stale outcome");
                     }
                 }
             }
@@ -110,24 +126,8 @@ impl Publisher {
         Ok(false)
     }
 
-    fn track(&mut self, partition: i32, epoch: u64, offset: i64, records: usize) {
-        if !self.shared.assignment.is_current(partition, epoch) {
-            self.shared.leave(references(records));
-            return;
-        }
-        if self.ledger.epoch(partition).is_some_and(|known| known != epoch) {
-            self.forget(&[partition]);
-        }
-        if !self.ledger.track(partition, epoch, offset, records) {
-            tracing::warn!(partition, offset, "a message was polled twice, and dropped");
-            self.shared.leave(references(records));
-        }
-    }
-
     fn forget(&mut self, partitions: &[i32]) {
-        for &partition in partitions {
-            self.shared.leave(self.ledger.remove(partition));
-        }
+        self.shared.leave(self.protocol.forget(partitions));
     }
 
     /// Commits every finished prefix, if there is one.
@@ -141,11 +141,8 @@ impl Publisher {
             self.rebuild()?;
         }
         let started = Instant::now();
-        let pairs: Vec<(i32, u64)> =
-            commit.finished.iter().map(|finished| (finished.partition, finished.epoch)).collect();
         let assignment = &self.shared.assignment;
-        let still_owned =
-            || pairs.iter().all(|&(partition, epoch)| assignment.is_current(partition, epoch));
+        let still_owned = || protocol::is_owned(&commit.finished, assignment);
         let ended =
             self.transactor.run(&commit.records, &commit.offsets, &commit.group, still_owned);
         self.shared.busy(Step::Publish, started);
@@ -153,31 +150,26 @@ impl Publisher {
             self.shared.leave(finished.references);
         }
         match ended {
-            Ok(()) => {
+            Ok(_) => {
+                if self.failures >= WORRYING_FAILURES && !self.shutdown.is_cancelled() {
+                    self.shared.health.set_ready(true);
+                }
                 self.failures = 0;
+                self.shared.slowest.commit(started.elapsed());
                 self.account(&commit, started);
                 Ok(())
             }
-            Err(ended) => self.recover(ended),
+            Err(failure) => self.recover(failure),
         }
     }
 
     /// Takes what is finished and still owned, and makes records of it.
     fn prepare(&mut self) -> Result<Option<Commit>> {
-        let taken = self.ledger.take_finished();
-        if taken.is_empty() {
+        let (ready, dropped) = self.protocol.prepare(&self.shared.assignment);
+        self.shared.leave(dropped);
+        let Some(Ready { finished: taken, group }) = ready else {
             return Ok(None);
-        }
-        let pairs = taken.iter().map(|finished| (finished.partition, finished.epoch));
-        let (owned, group) = self.shared.assignment.snapshot(pairs);
-        let (taken, stale): (Vec<_>, Vec<_>) =
-            taken.into_iter().partition(|finished| owned.contains(&finished.partition));
-        for finished in stale {
-            self.shared.leave(finished.references);
-        }
-        if taken.is_empty() {
-            return Ok(None);
-        }
+        };
         let Some(group) = group else {
             return Err(Error::new(ErrorKind::Internal, "work was finished without a group"));
         };
@@ -245,15 +237,14 @@ impl Publisher {
         );
     }
 
-    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind.
-    fn recover(&mut self, ended: Ended) -> Result<()> {
-        self.failures += 1;
-        self.shared.assignment.suspend_all();
-        self.shared.leave(self.ledger.clear());
-        let (outcome, error) = match ended {
-            Ended::Aborted(error) => ("aborted", error),
-            Ended::Unknown(error) => ("fatal", error),
-        };
+    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind. Goes
+    /// on for as long as it takes: a topic that is full, read-only or short of replicas, and
+    /// brokers that are away, are mended by others.
+    fn recover(&mut self, failure: Failure) -> Result<()> {
+        self.failures = self.failures.saturating_add(1);
+        self.shared.leave(self.protocol.end(&self.shared.assignment, failure.outcome));
+        let Failure { outcome, error, fenced } = failure;
+        let outcome = if outcome == Ending::Aborted { "aborted" } else { "fatal" };
         self.shared.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
         tracing::warn!(
             outcome,
@@ -261,17 +252,43 @@ impl Publisher {
             failures = self.failures,
             "transaction failed"
         );
-        if self.failures >= MAX_FAILURES {
-            return Err(Error::new(ErrorKind::Kafka, "transactions fail again and again")
-                .with("failures", self.failures)
-                .because(error));
+        if fenced {
+            self.count_fencing(error)?;
+        }
+        if self.failures >= WORRYING_FAILURES {
+            self.shared.health.set_not_ready("transactions fail");
         }
         if !self.transactor.is_ready() {
             self.rebuild()?;
         }
         self.pause();
-        self.shared.assignment.allow_rewind();
+        self.protocol.settle(&self.shared.assignment);
         Ok(())
+    }
+
+    /// # Errors
+    /// `ErrorKind::Kafka` when it happens too often: then two workers fence each other, and one
+    /// of them must go.
+    fn count_fencing(&mut self, error: Error) -> Result<()> {
+        let now = Instant::now();
+        let id = self.transactor.transactional_id();
+        tracing::warn!(
+            transactional_id = id,
+            "fenced: another producer uses this worker's kafka.transactional_id, or the broker \
+             gave its transaction up"
+        );
+        self.fencings.push_back(now);
+        self.fencings.retain(|then| now.duration_since(*then) < FENCING_WINDOW);
+        if self.fencings.len() < MAX_FENCINGS {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Kafka,
+            "fenced again and again: another worker uses the same kafka.transactional_id",
+        )
+        .with("kafka.transactional_id", id)
+        .with("fenced", self.fencings.len())
+        .because(error))
     }
 
     fn rebuild(&mut self) -> Result<()> {

@@ -25,15 +25,13 @@ use crate::worker::client_log;
 use crate::worker::flow::Event;
 use crate::worker::shared::Shared;
 
-/// How long a revocation waits for the publisher; far below the rebalance timeout, which is
-/// `max.poll.interval.ms`.
-const FLUSH_LIMIT: Duration = Duration::from_secs(10);
-
 /// The consumer's context.
 pub struct Rebalancer {
     topic: Arc<str>,
     shared: Arc<Shared>,
     publisher: Sender<Event>,
+    /// How long a revocation waits for the publisher.
+    flush_limit: Duration,
     /// Partitions that this consumer has paused: only these may be resumed (librdkafka #2593,
     /// #4637), and librdkafka keeps the mark beyond the assignment.
     paused: Mutex<BTreeSet<i32>>,
@@ -41,11 +39,17 @@ pub struct Rebalancer {
 }
 
 impl Rebalancer {
-    pub fn new(topic: Arc<str>, shared: Arc<Shared>, publisher: Sender<Event>) -> Self {
+    pub fn new(
+        topic: Arc<str>,
+        shared: Arc<Shared>,
+        publisher: Sender<Event>,
+        flush_limit: Duration,
+    ) -> Self {
         Self {
             topic,
             shared,
             publisher,
+            flush_limit,
             paused: Mutex::new(BTreeSet::new()),
             last_error: Mutex::new(None),
         }
@@ -117,7 +121,10 @@ impl Rebalancer {
         }
         let (done, answer) = sync_channel(1);
         let asked = self.publisher.send(Event::Revoked { partitions: partitions.to_vec(), done });
-        if asked.is_ok() && answer.recv_timeout(FLUSH_LIMIT).is_err() && !self.shared.has_failed() {
+        if asked.is_ok()
+            && answer.recv_timeout(self.flush_limit).is_err()
+            && !self.shared.has_failed()
+        {
             tracing::warn!(?partitions, "finished work was not committed before the revocation");
         }
     }

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
+use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Health, Metrics};
 use crate::worker::assignment::Assignment;
+use crate::worker::breaker::Breaker;
+use crate::worker::deadlines::Slowest;
 use crate::worker::flow::Origin;
 
 /// The steps of the flow, in its order.
@@ -43,10 +46,13 @@ impl Step {
 /// Shared by the stages of one run.
 #[derive(Debug)]
 pub struct Shared {
-    pub assignment: Assignment,
+    pub assignment: Assignment<ConsumerGroupMetadata>,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
     pub tally: Tally,
+    pub slowest: Slowest,
+    /// Open while the object store is taken for down.
+    pub breaker: Breaker,
     /// References polled and not yet committed or dropped.
     in_flight: AtomicUsize,
     failure: Mutex<Option<Error>>,
@@ -72,6 +78,8 @@ impl Shared {
             metrics,
             health,
             tally: Tally::default(),
+            slowest: Slowest::default(),
+            breaker: Breaker::default(),
             in_flight: AtomicUsize::new(0),
             failure: Mutex::new(None),
             failed: CancellationToken::new(),

@@ -27,22 +27,35 @@ use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
 use crate::worker::client_log;
 use crate::worker::output::Record;
+use crate::worker::protocol::Outcome;
 use crate::worker::watchdog::Watchdog;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// A producer that can't be built for so long ends the worker.
-const BUILD_LIMIT: Duration = Duration::from_secs(300);
+/// A first producer that can't be built for so long ends the worker; later ones are waited for.
+const FIRST_BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// How far a stuck call may outlive the transaction that the broker gives up.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
 
-/// How a transaction failed.
+/// A transaction that was not committed, as far as is known.
 #[derive(Debug)]
-pub enum Ended {
-    /// It was aborted, for certain: the producer can go on.
-    Aborted(Error),
-    /// Its outcome is unknown or the producer is unusable: the producer has to be replaced.
-    Unknown(Error),
+pub struct Failure {
+    pub outcome: Outcome,
+    pub error: Error,
+    /// Somebody has the same transactional id, or the broker gave the transaction up.
+    pub fenced: bool,
+}
+
+impl Failure {
+    fn unknown(error: Error) -> Self {
+        Self { outcome: Outcome::Unknown, error, fenced: false }
+    }
+
+    /// The producer failed with `error` in a call that only `message` tells apart.
+    fn fatal(message: &'static str, error: KafkaError) -> Self {
+        let fenced = is_fenced(&error);
+        Self { outcome: Outcome::Unknown, error: kafka_error(message, error), fenced }
+    }
 }
 
 /// What an error of the transaction API asks for.
@@ -74,19 +87,27 @@ impl Transactor {
         let mut transactor = Self {
             config: clients.producer.clone(),
             transactional_id: clients.transactional_id.clone(),
-            transaction_timeout: clients.transaction_timeout,
-            message_timeout: clients.message_timeout,
-            watchdog: Watchdog::start(clients.transaction_timeout + WATCHDOG_MARGIN)?,
+            transaction_timeout: clients.timeouts.transaction,
+            message_timeout: clients.timeouts.message,
+            watchdog: Watchdog::start(
+                clients.timeouts.transaction + WATCHDOG_MARGIN,
+                clients.producer.get("bootstrap.servers").unwrap_or_default().to_owned(),
+            )?,
             producer: None,
         };
-        transactor.replace(stop)?;
+        transactor.build_within(FIRST_BUILD_LIMIT, stop)?;
         Ok(transactor)
     }
 
     /// Drops the producer, if there is one, and builds a new one, which ends whatever the old one
-    /// left open. Returns early, without a producer, when `stop` says so.
+    /// left open: for as long as it takes, since brokers that are away come back. Returns early,
+    /// without a producer, when `stop` says so.
     pub fn replace(&mut self, stop: impl Fn() -> bool) -> Result<()> {
         self.close();
+        self.build_within(Duration::MAX, stop)
+    }
+
+    fn build_within(&mut self, limit: Duration, stop: impl Fn() -> bool) -> Result<()> {
         let started = Instant::now();
         let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(5));
         let mut attempts = 0;
@@ -107,7 +128,7 @@ impl Transactor {
                 }
                 Err(error) => error,
             };
-            if is_hopeless(&error) || started.elapsed() > BUILD_LIMIT {
+            if is_hopeless(&error) || started.elapsed() > limit {
                 return Err(kafka_error("no transactional producer could be built", error)
                     .with("kafka.transactional_id", &self.transactional_id));
             }
@@ -142,25 +163,31 @@ impl Transactor {
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         still_owned: impl Fn() -> bool,
-    ) -> Result<(), Ended> {
+    ) -> Result<Outcome, Failure> {
         if offsets.count() == 0 {
-            return Err(Ended::Unknown(Error::new(
+            return Err(Failure::unknown(Error::new(
                 ErrorKind::Internal,
                 "a transaction without offsets was refused",
             )));
         }
         let Some(producer) = self.producer.take() else {
-            return Err(Ended::Unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
+            return Err(Failure::unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
         };
-        // Put back only if it may be used again.
-        let outcome = self.attempt(&producer, records, offsets, group, still_owned);
-        match outcome {
-            Ok(Connection::Kept) | Err(Ended::Aborted(_)) => self.producer = Some(producer),
-            Ok(Connection::Broken) | Err(Ended::Unknown(_)) => {
-                self.watchdog.watch("drop the producer", || drop(producer));
-            }
+        let ended = self.attempt(&producer, records, offsets, group, still_owned);
+        let outcome = match &ended {
+            Ok(outcome) => *outcome,
+            Err(failure) => failure.outcome,
+        };
+        if outcome.keeps_producer() {
+            self.producer = Some(producer);
+        } else {
+            self.watchdog.watch("drop the producer", || drop(producer));
         }
-        outcome.map(|_| ())
+        ended
+    }
+
+    pub fn transactional_id(&self) -> &str {
+        &self.transactional_id
     }
 
     /// Whether there is a producer that can begin a transaction.
@@ -175,13 +202,13 @@ impl Transactor {
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         still_owned: impl Fn() -> bool,
-    ) -> Result<Connection, Ended> {
+    ) -> Result<Outcome, Failure> {
         let deadline = Instant::now() + self.transaction_timeout;
         let context = producer.context();
         context.begin();
         self.watchdog
             .watch("begin_transaction", || producer.begin_transaction())
-            .map_err(|error| Ended::Unknown(kafka_error("a transaction can't begin", error)))?;
+            .map_err(|error| Failure::fatal("a transaction can't begin", error))?;
         let sent = self
             .send(producer, records, deadline)
             .and_then(|()| {
@@ -192,7 +219,7 @@ impl Transactor {
             .and_then(|()| self.await_deliveries(producer));
         if let Err(error) = sent {
             if classify(&error) == Fault::Fatal {
-                return Err(Ended::Unknown(kafka_error("the producer failed", error)));
+                return Err(Failure::fatal("the producer failed", error));
             }
             return Err(self.abort(producer, kafka_error("the transaction failed", error)));
         }
@@ -208,8 +235,9 @@ impl Transactor {
         let disconnects = context.disconnects();
         self.watchdog
             .watch("commit_transaction", || producer.commit_transaction(Timeout::Never))
-            .map_err(|error| Ended::Unknown(kafka_error("the commit's outcome is unknown", error)))?;
-        Ok(if context.disconnects() == disconnects { Connection::Kept } else { Connection::Broken })
+            .map_err(|error| Failure::fatal("the commit's outcome is unknown", error))?;
+        let held = context.disconnects() == disconnects;
+        Ok(if held { Outcome::Committed } else { Outcome::CommittedLoosely })
     }
 
     /// Hands the records to librdkafka, which sends them in the background.
@@ -247,14 +275,19 @@ impl Transactor {
         Ok(())
     }
 
-    fn abort(&self, producer: &ThreadedProducer<Deliveries>, why: Error) -> Ended {
+    fn abort(&self, producer: &ThreadedProducer<Deliveries>, why: Error) -> Failure {
+        let disconnects = producer.context().disconnects();
         let aborted =
             self.watchdog.watch("abort_transaction", || producer.abort_transaction(Timeout::Never));
+        let held = producer.context().disconnects() == disconnects;
         match aborted {
-            Ok(()) => Ended::Aborted(why),
+            Ok(()) if held => Failure { outcome: Outcome::Aborted, error: why, fenced: false },
+            // As with a commit: the abort may have been sent twice.
+            Ok(()) => Failure::unknown(why),
             Err(error) => {
                 tracing::warn!(%error, "the abort failed");
-                Ended::Unknown(why)
+                let fenced = is_fenced(&error);
+                Failure { outcome: Outcome::Unknown, error: why, fenced }
             }
         }
     }
@@ -281,13 +314,6 @@ impl Transactor {
     }
 }
 
-/// Whether the connections held during a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connection {
-    Kept,
-    Broken,
-}
-
 fn base_record(record: &Record) -> BaseRecord<'_, [u8], [u8]> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (key, value) in &record.headers {
@@ -312,6 +338,18 @@ fn classify(error: &KafkaError) -> Fault {
         }
         _ => Fault::Abortable,
     }
+}
+
+/// Whether the broker knows a newer producer with this transactional id.
+fn is_fenced(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::Fenced
+                | RDKafkaErrorCode::ProducerFenced
+                | RDKafkaErrorCode::InvalidProducerEpoch
+        )
+    )
 }
 
 /// Building it again would end the same way.

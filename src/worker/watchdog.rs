@@ -3,7 +3,11 @@
 //! Commit and abort take an infinite timeout, since any other loses track of the transaction's
 //! state, and a stuck one can't be cancelled. The broker ends the transaction by itself, and the
 //! worker's successor reads its references again: ending the process loses nothing.
+//!
+//! While no broker can be reached at all, a call that waits is not stuck: it goes on when they are
+//! back, and a new process could do no more.
 
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +16,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 const TICK: Duration = Duration::from_millis(500);
 
-/// What is called when a call is stuck, with its name.
-type Expire = Box<dyn Fn(&'static str) + Send>;
+/// How long one broker may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is called when a call is late, with its name. Returns whether to wait for as long again.
+type Expire = Box<dyn Fn(&'static str) -> bool + Send>;
 
 /// Watches one thread's calls, one at a time, until it is dropped.
 #[derive(Debug)]
@@ -28,12 +35,17 @@ struct Call {
 }
 
 impl Watchdog {
-    /// Ends the process with 1 when a call takes longer than `limit`.
-    pub fn start(limit: Duration) -> Result<Self> {
+    /// Ends the process with 1 when a call takes longer than `limit` although one of `brokers`
+    /// (`host:port[,host:port...]`) can be reached.
+    pub fn start(limit: Duration, brokers: String) -> Result<Self> {
         Self::start_with(
             limit,
             TICK,
             Box::new(move |name| {
+                if !can_reach(&brokers) {
+                    tracing::warn!(call = name, brokers, "no broker can be reached: waiting on");
+                    return true;
+                }
                 tracing::error!(
                     call = name,
                     limit_ms = limit.as_millis(),
@@ -51,14 +63,17 @@ impl Watchdog {
         thread::Builder::new()
             .name("watchdog".into())
             .spawn(move || {
+                let mut patient_since = Instant::now();
                 while let Some(call) = watched.upgrade() {
                     let now = *call.lock().unwrap_or_else(PoisonError::into_inner);
                     drop(call);
                     if let Some(Call { name, since }) = now
-                        && since.elapsed() > limit
+                        && since.max(patient_since).elapsed() > limit
                     {
-                        expire(name);
-                        return;
+                        if !expire(name) {
+                            return;
+                        }
+                        patient_since = Instant::now();
                     }
                     thread::sleep(tick);
                 }
@@ -82,8 +97,19 @@ impl Watchdog {
     }
 }
 
+/// Whether one of `brokers` accepts connections.
+fn can_reach(brokers: &str) -> bool {
+    brokers.split(',').any(|broker| {
+        let found = broker.trim().to_socket_addrs();
+        found.is_ok_and(|mut addresses| {
+            addresses.any(|address| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok())
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
     use std::sync::mpsc::channel;
 
     use super::*;
@@ -91,7 +117,10 @@ mod tests {
     #[test]
     fn only_a_stuck_call_is_noticed() {
         let (told, heard) = channel();
-        let expire = Box::new(move |name| told.send(name).unwrap());
+        let expire = Box::new(move |name| {
+            told.send(name).unwrap();
+            false
+        });
         let limit = Duration::from_millis(100);
         let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), expire).unwrap();
         for _ in 0..5 {
@@ -101,5 +130,28 @@ mod tests {
         assert!(heard.try_recv().is_err(), "neither quick calls nor pauses between them");
         watchdog.watch("stuck", || thread::sleep(limit * 3));
         assert_eq!(heard.recv_timeout(limit), Ok("stuck"));
+    }
+
+    #[test]
+    fn a_late_call_is_waited_for_while_it_is_told_to() {
+        let (told, heard) = channel();
+        let expire = Box::new(move |name| {
+            told.send(name).unwrap();
+            true
+        });
+        let limit = Duration::from_millis(50);
+        let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), expire).unwrap();
+        watchdog.watch("late", || thread::sleep(limit * 6));
+        let times = heard.try_iter().count();
+        assert!((2..=6).contains(&times), "asked again after each limit: {times}");
+    }
+
+    #[test]
+    fn brokers_are_reached_or_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(can_reach(&format!("127.0.0.1:1, {address}")));
+        drop(listener);
+        assert!(!can_reach(&format!("127.0.0.1:1,{address},no.such.host.invalid:9092")));
     }
 }

@@ -7,6 +7,7 @@ mod flow;
 mod kafka;
 #[path = "../object_store/mod.rs"]
 mod object_store;
+mod outages;
 mod process;
 mod refusals;
 mod retries;

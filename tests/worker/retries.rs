@@ -23,8 +23,8 @@ const MAX_ATTEMPTS: usize = 3;
 /// How often each key was asked for.
 type Requests = Arc<Mutex<HashMap<String, usize>>>;
 
-/// Answers as an object store in trouble: `throttled.png` never comes, `broken.png` neither, and
-/// `late.png` at the last attempt.
+/// Answers as an object store that is up, but for some objects: `throttled.png` never comes,
+/// `broken.png` neither, and `late.png` at the last attempt.
 async fn troubled_store() -> (SocketAddr, Requests) {
     let requests = Requests::default();
     let router = Router::new()
@@ -46,8 +46,12 @@ async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Re
     let error = |code: &str| format!("<Error><Code>{code}</Code></Error>");
     match key.as_str() {
         "late.png" if attempt == MAX_ATTEMPTS => picture(1).into_response(),
+        "throttled.png" | "late.png" => {
+            (StatusCode::SERVICE_UNAVAILABLE, error("SlowDown")).into_response()
+        }
         "broken.png" => (StatusCode::INTERNAL_SERVER_ERROR, error("InternalError")).into_response(),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, error("SlowDown")).into_response(),
+        good if good.starts_with("good") => picture(2).into_response(),
+        _ => (StatusCode::NOT_FOUND, error("NoSuchKey")).into_response(),
     }
 }
 
@@ -56,15 +60,18 @@ async fn what_fails_for_now_is_tried_again_and_then_dead_lettered() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(1).await;
     let (address, requests) = troubled_store().await;
-    for key in ["throttled.png", "broken.png", "late.png"] {
-        let reference = json!({"uri": uri(key)}).to_string();
+    let bad = ["throttled.png", "broken.png", "late.png"].map(str::to_owned);
+    // These show that the store is up.
+    let good = (0..20).map(|number| format!("good-{number}.png"));
+    for key in bad.into_iter().chain(good) {
+        let reference = json!({"uri": uri(&key)}).to_string();
         cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
     }
     let real = bucket.settings().endpoint.as_deref().unwrap();
     let _worker = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing(real, &format!("http://{address}"))
         .start();
-    let records = cluster.await_records(&[&topics.output, &topics.dead_letters], 3, PATIENCE);
+    let records = cluster.await_records(&[&topics.output, &topics.dead_letters], 23, PATIENCE);
 
     let of = |key: &str| records.iter().find(|record| record.text("uri") == uri(key)).unwrap();
     for (key, code) in [("throttled.png", "fetch_throttled"), ("broken.png", "fetch_unavailable")] {
@@ -78,4 +85,24 @@ async fn what_fails_for_now_is_tried_again_and_then_dead_lettered() {
     for key in ["throttled.png", "broken.png", "late.png"] {
         assert_eq!(counts[key], MAX_ATTEMPTS, "{key}: the store was asked so often");
     }
+}
+
+/// Nothing else is asked for, so only the store itself can say whether it is up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_bad_object_is_dead_lettered_when_the_store_answers_probes() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let (address, requests) = troubled_store().await;
+    let reference = json!({"uri": uri("broken.png")}).to_string();
+    cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+    let real = bucket.settings().endpoint.as_deref().unwrap();
+    let _worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(real, &format!("http://{address}"))
+        .start();
+    let letters = cluster.await_records(&[&topics.dead_letters], 1, PATIENCE);
+    assert_eq!(letters[0].text("code"), "fetch_unavailable");
+    let counts = requests.lock().unwrap();
+    assert_eq!(counts["broken.png"], 2 * MAX_ATTEMPTS, "all tries, and all again after a probe");
+    let probes = counts.keys().filter(|key| key.starts_with("fusioncap-probe-")).count();
+    assert!(probes >= 3, "the store was asked about other keys: {probes}");
 }

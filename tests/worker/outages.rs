@@ -1,0 +1,171 @@
+//! The world is down for a while: nothing is lost, nothing is dead-lettered for it, and the worker
+//! goes on by itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::faults::{PARTITIONS, fill, produce};
+use crate::kafka::{Cluster, Topics, deliver};
+use crate::process::{Configuration, Worker};
+use crate::{assert_exactly_once, shared_cluster};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than the sessions of `Configuration`.
+const OUTAGE: Duration = Duration::from_secs(12);
+const REFERENCES: usize = 300;
+
+/// An object store that can be switched off: then it answers everything with 503.
+#[derive(Default)]
+struct Switch {
+    down: AtomicBool,
+    refused: AtomicUsize,
+    served: AtomicUsize,
+}
+
+async fn store(switch: &Arc<Switch>) -> SocketAddr {
+    let router = Router::new()
+        .route("/photos/{key}", axum::routing::get(answer))
+        .with_state(Arc::clone(switch));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+async fn answer(State(switch): State<Arc<Switch>>, Path(key): Path<String>) -> Response {
+    if switch.down.load(Ordering::SeqCst) {
+        switch.refused.fetch_add(1, Ordering::SeqCst);
+        return (StatusCode::SERVICE_UNAVAILABLE, "<Error><Code>ServiceUnavailable</Code></Error>")
+            .into_response();
+    }
+    if key.starts_with("fusioncap-probe-") {
+        return (StatusCode::NOT_FOUND, "<Error><Code>NoSuchKey</Code></Error>").into_response();
+    }
+    switch.served.fetch_add(1, Ordering::SeqCst);
+    picture(key.len() as u32).into_response()
+}
+
+fn await_metric(worker: &mut Worker, name: &str, is: impl Fn(f64) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is(worker.metric(name)) {
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+        assert!(Instant::now() < deadline, "{name} is {}", worker.metric(name));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+async fn refer(cluster: &Cluster, topics: &Topics) {
+    let producer = cluster.producer();
+    let deliveries = (0..REFERENCES).map(|number| {
+        let (producer, topic) = (producer.clone(), topics.input.clone());
+        async move {
+            let reference = json!({"uri": uri(&format!("{number}.png"))}).to_string();
+            let headers = OwnedHeaders::new();
+            deliver(&producer, &topic, 0, "k", reference.as_bytes(), headers).await
+        }
+    });
+    futures::future::join_all(deliveries).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_store_pauses_the_worker_and_dead_letters_nothing() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let switch = Arc::new(Switch::default());
+    let address = store(&switch).await;
+    let real = bucket.settings().endpoint.as_deref().unwrap();
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(real, &format!("http://{address}"))
+        .start();
+    worker.await_ready();
+    switch.down.store(true, Ordering::SeqCst);
+    refer(&cluster, &topics).await;
+    await_metric(&mut worker, "fusioncap_store_down", |value| value == 1.0);
+    await_metric(&mut worker, "fusioncap_paused", |value| value == 1.0);
+    let began = Instant::now();
+    tokio::time::sleep(OUTAGE).await;
+    assert_eq!(worker.metric("fusioncap_store_down"), 1.0);
+    let refused = switch.refused.load(Ordering::SeqCst);
+    let probes = OUTAGE.as_millis() as usize / 50;
+    assert!(refused > 3, "the store was asked");
+    assert!(
+        refused < REFERENCES * 3 + probes,
+        "but not for everything, again and again: {refused}"
+    );
+    assert_eq!(switch.served.load(Ordering::SeqCst), 0);
+    switch.down.store(false, Ordering::SeqCst);
+    println!("the store was down for {:?} and refused {refused} requests", began.elapsed());
+
+    let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
+    assert_eq!(records.len(), REFERENCES);
+    assert_eq!(cluster.read_committed(&[&topics.dead_letters]).len(), 0);
+    assert_eq!(worker.metric("fusioncap_store_down"), 0.0);
+    let log = worker.log();
+    assert_eq!(log.matches("\"partitions assigned\"").count(), 1, "membership was kept:\n{log}");
+    assert!(log.contains("the object store is down") && log.contains("is up again"), "{log}");
+    worker.signal("TERM");
+    assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
+}
+
+/// Wrong credentials are no fault of any object: nothing is dead-lettered for them either.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_are_an_outage() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let reference = json!({"uri": bucket.put("a.png", &picture(1))}).to_string();
+    cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+    let right = Configuration::new("one", &cluster, &topics, &bucket);
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(bucket.secret(), "wrong-and-secret")
+        .start();
+    await_metric(&mut worker, "fusioncap_store_down", |value| value == 1.0);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    worker.signal("TERM");
+    assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
+    let log = worker.log();
+    assert!(log.contains("refused the credentials"), "{log}");
+    assert!(!log.contains("wrong-and-secret"), "{log}");
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    assert!(cluster.read_committed(&both).is_empty());
+    let _mended = right.start();
+    assert!(!cluster.await_records(&[&topics.output], 1, PATIENCE)[0].text("caption").is_empty());
+}
+
+/// The only broker is away for longer than any time-out of the worker, the watchdog's included.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_kafka_ends_no_worker_and_loses_nothing_takes_minutes() {
+    let cluster = Cluster::start(1);
+    if !cluster.is_ours() {
+        return;
+    }
+    let bucket = Bucket::start();
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    worker.await_ready();
+    let expected = produce(&cluster, &topics, 0..1_500).await;
+    await_metric(&mut worker, "fusioncap_captions_total", |value| value > 50.0);
+    await_metric(&mut worker, "fusioncap_in_flight", |value| value >= 16.0);
+    cluster.broker("kill", 1);
+    assert!(!cluster.is_listening(1), "the broker is still there");
+    // Transactions time out after 8 s, the watchdog asks 30 s later.
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+    cluster.broker("start", 1);
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, expected.len(), PATIENCE * 2);
+    assert_exactly_once(&records, &expected);
+    worker.signal("TERM");
+    assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
+    assert_exactly_once(&cluster.read_committed(&both), &expected);
+}
