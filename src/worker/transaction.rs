@@ -4,9 +4,9 @@
 //! retriable, where the same call is made again with the same arguments; abortable; fatal; and no
 //! flag at all, which means fatal. Commit and abort stand apart: librdkafka has no KIP-890, so an
 //! end of transaction whose outcome is unknown can still act on a *later* transaction of the same
-//! producer. After any error of theirs, and after a commit during which a connection broke (the
-//! request may have been sent twice), the producer is replaced: `init_transactions` fences
-//! whatever the old one still has on the wire.
+//! producer. After any error of theirs, and after a transaction whose producer has lost a
+//! connection (librdkafka then asks again by itself, and says that all went well), the producer is
+//! replaced: `init_transactions` fences whatever the old one still has on the wire.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -154,13 +154,13 @@ impl Transactor {
         };
         // Put back only if it may be used again.
         let outcome = self.attempt(&producer, records, offsets, group, still_owned);
-        match outcome {
-            Ok(Connection::Kept) | Err(Ended::Aborted(_)) => self.producer = Some(producer),
-            Ok(Connection::Broken) | Err(Ended::Unknown(_)) => {
-                self.watchdog.watch("drop the producer", || drop(producer));
-            }
+        let is_over = !matches!(outcome, Err(Ended::Unknown(_)));
+        if is_over && producer.context().disconnects() == 0 {
+            self.producer = Some(producer);
+        } else {
+            self.watchdog.watch("drop the producer", || drop(producer));
         }
-        outcome.map(|_| ())
+        outcome
     }
 
     /// Whether there is a producer that can begin a transaction.
@@ -175,7 +175,7 @@ impl Transactor {
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         still_owned: impl Fn() -> bool,
-    ) -> Result<Connection, Ended> {
+    ) -> Result<(), Ended> {
         let deadline = Instant::now() + self.transaction_timeout;
         let context = producer.context();
         context.begin();
@@ -205,11 +205,9 @@ impl Transactor {
             let error = Error::new(ErrorKind::Kafka, "a partition was lost before the commit");
             return Err(self.abort(producer, error));
         }
-        let disconnects = context.disconnects();
         self.watchdog
             .watch("commit_transaction", || producer.commit_transaction(Timeout::Never))
-            .map_err(|error| Ended::Unknown(kafka_error("the commit's outcome is unknown", error)))?;
-        Ok(if context.disconnects() == disconnects { Connection::Kept } else { Connection::Broken })
+            .map_err(|error| Ended::Unknown(kafka_error("the commit's outcome is unknown", error)))
     }
 
     /// Hands the records to librdkafka, which sends them in the background.
@@ -281,13 +279,6 @@ impl Transactor {
     }
 }
 
-/// Whether the connections held during a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connection {
-    Kept,
-    Broken,
-}
-
 fn base_record(record: &Record) -> BaseRecord<'_, [u8], [u8]> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (key, value) in &record.headers {
@@ -341,6 +332,7 @@ fn kafka_error(message: &'static str, error: KafkaError) -> Error {
 #[derive(Debug, Default)]
 pub struct Deliveries {
     failure: Mutex<Option<String>>,
+    /// Connections lost since the producer was built.
     disconnects: AtomicU64,
 }
 
@@ -358,13 +350,26 @@ impl Deliveries {
     }
 }
 
+/// Whether librdkafka logs the end of a connection that may have had requests under way.
+///
+/// The error callback does not hear of a connection that the other side has closed, and hears of
+/// the rest too late; the log does, on the thread that finds out, before any request is made
+/// again. It leaves out what repeats itself within 30 s, so one is enough to replace a producer.
+fn is_disconnect(facility: &str, message: &str) -> bool {
+    // Nothing is under way before there is a connection.
+    let connecting = ["in state TRY_CONNECT", "in state CONNECT"];
+    facility == "FAIL" && !connecting.iter().any(|state| message.contains(state))
+}
+
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_disconnect(facility, message) {
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
+        }
         client_log::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.disconnects.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, reason, client = "producer", "kafka client error");
     }
 }
@@ -379,5 +384,22 @@ impl ProducerContext for Deliveries {
         let reason =
             format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_told_from_one_that_never_was() {
+        let lost = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:9092: Disconnected (after \
+                    25ms in state UP)";
+        let refused = "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to \
+                       ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)";
+        assert!(is_disconnect("FAIL", lost));
+        assert!(is_disconnect("FAIL", "in words that nobody knows"));
+        assert!(!is_disconnect("FAIL", refused));
+        assert!(!is_disconnect("REQTMOUT", lost));
     }
 }

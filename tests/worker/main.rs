@@ -1,5 +1,6 @@
 //! The worker as a process, against a real Kafka and a real S3 server.
 
+mod ambiguous;
 mod bucket;
 mod faults;
 mod fences;
@@ -8,6 +9,7 @@ mod kafka;
 #[path = "../object_store/mod.rs"]
 mod object_store;
 mod process;
+mod proxy;
 mod refusals;
 mod retries;
 
@@ -33,6 +35,12 @@ pub fn shared_cluster() -> Arc<Cluster> {
     let cluster = Arc::new(Cluster::start(1));
     *shared = Arc::downgrade(&cluster);
     cluster
+}
+
+/// The shared broker, or one of our own where a running one is named: no proxy stands before that.
+pub fn proxied_cluster() -> Arc<Cluster> {
+    let shared = shared_cluster();
+    if shared.is_ours() { shared } else { Arc::new(Cluster::start_own(1, 4, &[])) }
 }
 
 /// Every expected source offset is answered once and as expected, and nothing else is there.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::kafka::{Cluster, Topics};
+use crate::proxy::Proxy;
 
 /// One worker's configuration, as YAML.
 pub struct Configuration {
@@ -47,6 +48,16 @@ impl Configuration {
             model = model.display(),
         );
         Self { yaml, listen }
+    }
+
+    /// The same with one more librdkafka property.
+    pub fn with_property(self, name: &str, value: &str) -> Self {
+        self.replacing("  properties:\n", &format!("  properties:\n    {name}: {value}\n"))
+    }
+
+    /// The same, reaching Kafka through `proxy` alone.
+    pub fn through(self, cluster: &Cluster, proxy: &Proxy) -> Self {
+        self.replacing(&cluster.bootstrap, &proxy.address.to_string())
     }
 
     /// The same with every `from` replaced.
@@ -118,6 +129,16 @@ impl Worker {
 
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until its log has `text` so many times.
+    pub fn await_log(&mut self, text: &str, times: usize) {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while self.log().matches(text).count() < times {
+            assert!(self.is_running(), "the worker ended:\n{}", self.log());
+            assert!(Instant::now() < deadline, "no '{text}':\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until `/readyz` says so.
