@@ -52,6 +52,8 @@ pub enum ErrorKind {
     FetchThrottled,
     /// The object store answered 5xx, or could not be reached.
     FetchUnavailable,
+    /// The caption does not fit into a message of the output topic.
+    RecordTooLarge,
     /// The configuration or the command line is wrong: exit code 2.
     Config,
     /// The model bundle is missing, damaged or of an unknown kind.
@@ -68,7 +70,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kinds that can end as a dead letter, in the order of the pipeline's stages.
-    pub const DEAD_LETTERS: [ErrorKind; 14] = [
+    pub const DEAD_LETTERS: [ErrorKind; 15] = [
         Self::InvalidMessage,
         Self::UnsupportedUri,
         Self::BucketNotAllowed,
@@ -83,6 +85,7 @@ impl ErrorKind {
         Self::NotAnImage,
         Self::CorruptImage,
         Self::ImageTooLarge,
+        Self::RecordTooLarge,
     ];
 
     /// Stable machine-readable name.
@@ -102,6 +105,7 @@ impl ErrorKind {
             Self::FetchTimeout => "fetch_timeout",
             Self::FetchThrottled => "fetch_throttled",
             Self::FetchUnavailable => "fetch_unavailable",
+            Self::RecordTooLarge => "record_too_large",
             Self::Config => "config",
             Self::Bundle => "bundle",
             Self::Runtime => "runtime",

@@ -21,6 +21,7 @@ mod client;
 mod client_log;
 mod consume;
 mod decode;
+mod fencing;
 mod fetch;
 mod flow;
 mod ledger;
@@ -227,6 +228,7 @@ impl Stages {
         let mut consume = Consume {
             consumer,
             topic,
+            instance: config.kafka.group_instance_id.clone(),
             shared: share(),
             publisher: publisher.clone(),
             fetch: to_fetch,

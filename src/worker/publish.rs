@@ -155,10 +155,20 @@ impl Publisher {
         match ended {
             Ok(()) => {
                 self.failures = 0;
+                for finished in &commit.finished {
+                    self.writer.committed(finished.partition, finished.next_offset);
+                }
                 self.account(&commit, started);
                 Ok(())
             }
-            Err(ended) => self.recover(ended),
+            Err(ended) => {
+                for &record in self.transactor.too_large() {
+                    if let Some(record) = commit.records.get(record) {
+                        self.writer.refuse(record);
+                    }
+                }
+                self.recover(ended)
+            }
         }
     }
 

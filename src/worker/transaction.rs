@@ -7,6 +7,10 @@
 //! producer. After any error of theirs, and after a transaction whose producer has lost a
 //! connection (librdkafka then asks again by itself, and says that all went well), the producer is
 //! replaced: `init_transactions` fences whatever the old one still has on the wire.
+//!
+//! A topic that takes no batch of a given size refuses every record of the batch. So after such a
+//! refusal one transaction is tried with each record alone in its batch: whatever is refused then
+//! is too large itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
 use crate::worker::client_log;
+use crate::worker::fencing::Fencings;
 use crate::worker::output::Record;
 use crate::worker::watchdog::Watchdog;
 
@@ -60,6 +65,10 @@ pub struct Transactor {
     transaction_timeout: Duration,
     message_timeout: Duration,
     watchdog: Watchdog,
+    fencings: Fencings,
+    /// Each record in a batch of its own.
+    alone: bool,
+    too_large: Vec<usize>,
     /// None while there is no usable one.
     producer: Option<ThreadedProducer<Deliveries>>,
 }
@@ -77,6 +86,9 @@ impl Transactor {
             transaction_timeout: clients.transaction_timeout,
             message_timeout: clients.message_timeout,
             watchdog: Watchdog::start(clients.transaction_timeout + WATCHDOG_MARGIN)?,
+            fencings: Fencings::default(),
+            alone: false,
+            too_large: Vec::new(),
             producer: None,
         };
         transactor.replace(stop)?;
@@ -94,6 +106,7 @@ impl Transactor {
             if stop() {
                 return Ok(());
             }
+            self.fencings.check(&self.transactional_id)?;
             attempts += 1;
             let error = match self.build() {
                 Ok(producer) => {
@@ -111,6 +124,9 @@ impl Transactor {
                 return Err(kafka_error("no transactional producer could be built", error)
                     .with("kafka.transactional_id", &self.transactional_id));
             }
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fenced) {
+                self.fencings.note();
+            }
             tracing::warn!(%error, attempts, "the transactional producer will be built again");
             std::thread::sleep(pause);
         }
@@ -118,8 +134,12 @@ impl Transactor {
     }
 
     fn build(&self) -> KafkaResult<ThreadedProducer<Deliveries>> {
+        let mut config = self.config.clone();
+        if self.alone {
+            config.set("batch.num.messages", "1");
+        }
         let producer: ThreadedProducer<Deliveries> =
-            self.config.create_with_context(Deliveries::default())?;
+            config.create_with_context(Deliveries::default())?;
         let deadline = Instant::now() + self.transaction_timeout;
         self.again(deadline, "init_transactions", || producer.init_transactions(CALL_TIMEOUT))?;
         Ok(producer)
@@ -152,15 +172,33 @@ impl Transactor {
         let Some(producer) = self.producer.take() else {
             return Err(Ended::Unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
         };
-        // Put back only if it may be used again.
+        let began = Instant::now();
         let outcome = self.attempt(&producer, records, offsets, group, still_owned);
+        // The broker itself fences a producer whose transaction took too long.
+        let is_fenced = producer.client().fatal_error().is_some_and(|(code, _)| {
+            code == RDKafkaErrorCode::Fenced && began.elapsed() < self.transaction_timeout
+        });
+        if is_fenced {
+            self.fencings.note();
+        }
+        let was_alone = self.alone;
+        let too_large = producer.context().too_large();
+        // Once more with each alone, or back to batches.
+        self.alone = !too_large.is_empty() || (was_alone && outcome.is_err());
+        self.too_large = if was_alone { too_large } else { Vec::new() };
+        // Put back only if it may be used again.
         let is_over = !matches!(outcome, Err(Ended::Unknown(_)));
-        if is_over && producer.context().disconnects() == 0 {
+        if is_over && self.alone == was_alone && producer.context().disconnects() == 0 {
             self.producer = Some(producer);
         } else {
             self.watchdog.watch("drop the producer", || drop(producer));
         }
         outcome
+    }
+
+    /// Which records of the last transaction are too large for their topics, if that is known.
+    pub fn too_large(&self) -> &[usize] {
+        &self.too_large
     }
 
     /// Whether there is a producer that can begin a transaction.
@@ -217,9 +255,9 @@ impl Transactor {
         records: &[Record],
         deadline: Instant,
     ) -> KafkaResult<()> {
-        for record in records {
+        for (index, record) in records.iter().enumerate() {
             loop {
-                let Err((error, _)) = producer.send(base_record(record)) else {
+                let Err((error, _)) = producer.send(base_record(record, index)) else {
                     break;
                 };
                 let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
@@ -279,12 +317,14 @@ impl Transactor {
     }
 }
 
-fn base_record(record: &Record) -> BaseRecord<'_, [u8], [u8]> {
+fn base_record(record: &Record, index: usize) -> BaseRecord<'_, [u8], [u8], usize> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (key, value) in &record.headers {
         headers = headers.insert(Header { key, value: Some(value.as_slice()) });
     }
-    let base = BaseRecord::to(&record.topic).payload(record.payload.as_slice()).headers(headers);
+    let base = BaseRecord::with_opaque_to(&record.topic, index)
+        .payload(record.payload.as_slice())
+        .headers(headers);
     match &record.key {
         Some(key) => base.key(key.as_slice()),
         None => base,
@@ -332,6 +372,8 @@ fn kafka_error(message: &'static str, error: KafkaError) -> Error {
 #[derive(Debug, Default)]
 pub struct Deliveries {
     failure: Mutex<Option<String>>,
+    /// The records that were refused for their size, or that of their batch.
+    too_large: Mutex<Vec<usize>>,
     /// Connections lost since the producer was built.
     disconnects: AtomicU64,
 }
@@ -339,6 +381,11 @@ pub struct Deliveries {
 impl Deliveries {
     fn begin(&self) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn too_large(&self) -> Vec<usize> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn failure(&self) -> Option<String> {
@@ -375,12 +422,16 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    /// The record's place in its transaction.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
         let Err((error, message)) = result else {
             return;
         };
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        }
         let reason =
             format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);

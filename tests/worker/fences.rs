@@ -4,10 +4,6 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, OwnedResourceSpecifier, ResourceSpecifier,
-};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
 
@@ -95,30 +91,23 @@ async fn a_fenced_producer_is_replaced() {
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
 }
 
-/// The broker refuses every caption for a while: the transactions abort and the partitions are
-/// rewound, until it takes them again.
+/// The broker takes no caption for a while, since too few copies of the topic are in step: the
+/// transactions abort and the partitions are rewound, until it takes them again.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_records_are_written_later() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    set_largest_record(&cluster, &topics.output, "100").await;
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    cluster.set(&topics.output, "min.insync.replicas", "2").await;
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing("message.timeout.ms: 6000", "message.timeout.ms: 1000")
+        .start();
     worker.await_ready();
     let expected = produce(&cluster, &topics, 0..200).await;
     worker.await_log("\"transaction failed\"", 2);
-    set_largest_record(&cluster, &topics.output, "1000000").await;
+    cluster.set(&topics.output, "min.insync.replicas", "1").await;
     assert!(worker.log().contains("\"rewinding\""), "{}", worker.log());
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
-}
-
-async fn set_largest_record(cluster: &Cluster, topic: &str, bytes: &str) {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &cluster.bootstrap).create().unwrap();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    let changed = admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
-    let expected = OwnedResourceSpecifier::Topic(topic.to_owned());
-    assert_eq!(changed, [Ok(expected)]);
 }
 
 /// Workers join and leave a busy group.

@@ -7,7 +7,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, OwnedResourceSpecifier,
+    ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -126,7 +129,7 @@ impl Cluster {
             dead_letters: format!("images.dlq-{run}"),
             group: format!("captioners-{run}"),
         };
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let admin = self.admin();
         let copies = self.brokers.min(3);
         let new = [(&topics.input, partitions), (&topics.output, 3), (&topics.dead_letters, 1)]
             .map(|(name, partitions)| {
@@ -137,6 +140,37 @@ impl Cluster {
             result.unwrap();
         }
         topics
+    }
+
+    /// Sets one property of a topic, and its others back to their defaults.
+    pub async fn set(&self, topic: &str, property: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+        let changed = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        assert_eq!(changed, [Ok(OwnedResourceSpecifier::Topic(topic.to_owned()))]);
+    }
+
+    /// Gives a topic more partitions.
+    pub async fn grow(&self, topic: &str, partitions: usize) {
+        let more = NewPartitions::new(topic, partitions);
+        let grown = self.admin().create_partitions([&more], &AdminOptions::new()).await.unwrap();
+        assert_eq!(grown, [Ok(topic.to_owned())]);
+    }
+
+    /// Sets the offset of one partition from outside the group, as an operator does.
+    pub fn reset(
+        &self,
+        topics: &Topics,
+        partition: i32,
+        offset: i64,
+    ) -> rdkafka::error::KafkaResult<()> {
+        let consumer: BaseConsumer = self.client().set("group.id", &topics.group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(&topics.input, partition, rdkafka::Offset::Offset(offset))?;
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync)
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
     }
 
     /// Produces one reference to `partition`; its offset.

@@ -6,8 +6,10 @@ mod faults;
 mod fences;
 mod flow;
 mod kafka;
+mod members;
 #[path = "../object_store/mod.rs"]
 mod object_store;
+mod oddities;
 mod process;
 mod proxy;
 mod refusals;

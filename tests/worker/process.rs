@@ -16,6 +16,7 @@ use crate::proxy::Proxy;
 pub struct Configuration {
     pub yaml: String,
     listen: SocketAddr,
+    log: &'static str,
 }
 
 impl Configuration {
@@ -47,12 +48,24 @@ impl Configuration {
             secret = bucket.secret(),
             model = model.display(),
         );
-        Self { yaml, listen }
+        Self { yaml, listen, log: "info" }
     }
 
     /// The same with one more librdkafka property.
     pub fn with_property(self, name: &str, value: &str) -> Self {
         self.replacing("  properties:\n", &format!("  properties:\n    {name}: {value}\n"))
+    }
+
+    /// The same as a static member of its group.
+    pub fn with_instance(self, id: &str) -> Self {
+        let input = "  input_topic: ";
+        self.replacing(input, &format!("  group_instance_id: {id}\n{input}"))
+    }
+
+    /// The same with everything in its log.
+    pub fn with_debug_log(mut self) -> Self {
+        self.log = "info,fusioncap=debug";
+        self
     }
 
     /// The same, reaching Kafka through `proxy` alone.
@@ -78,6 +91,7 @@ impl Configuration {
             .arg("--config")
             .arg(&config)
             .env_remove("FUSIONCAP_CONFIG")
+            .env("FUSIONCAP_LOG", self.log)
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)

@@ -62,6 +62,17 @@ impl Request {
     }
 }
 
+/// The first partition's error in the answer to a TxnOffsetCommit from version 3: correlation id,
+/// tagged fields, throttle time, number of topics, a name with its length, number of partitions,
+/// partition.
+pub fn offset_error(request: &Request) -> i16 {
+    assert_eq!(request.api, TXN_OFFSET_COMMIT);
+    let answer = request.answer.as_ref().expect("no answer yet");
+    let name = 4 + 1 + 4 + 1;
+    let error = name + usize::from(answer[name]) + 1 + 4;
+    i16::from_be_bytes(answer[error..error + 2].try_into().unwrap())
+}
+
 type Wanted = Box<dyn Fn(&Request) -> bool + Send>;
 
 enum Fault {
@@ -323,9 +334,10 @@ impl Shared {
         let mut ledger = self.lock();
         let correlation = i32::from_be_bytes(frame[..4].try_into().unwrap());
         let Ledger { requests, rules, cut, .. } = &mut *ledger;
-        let request = requests.iter_mut().rev().find(|request| {
-            request.connection == connection && request.correlation == correlation
-        });
+        let request = requests
+            .iter_mut()
+            .rev()
+            .find(|request| request.connection == connection && request.correlation == correlation);
         let request = request.expect("an answer to nothing");
         let lost = rules.iter().any(|rule| {
             matches!(rule.fault, Fault::LoseAnswer) && rule.hit == Some(request.number)
