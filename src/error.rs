@@ -54,6 +54,8 @@ pub enum ErrorKind {
     FetchUnavailable,
     /// The object store does not know the credentials, or no longer.
     CredentialsRefused,
+    /// The caption does not fit into a message of the output topic.
+    RecordTooLarge,
     /// The configuration or the command line is wrong: exit code 2.
     Config,
     /// The model bundle is missing, damaged or of an unknown kind.
@@ -70,7 +72,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kinds that can end as a dead letter, in the order of the pipeline's stages.
-    pub const DEAD_LETTERS: [ErrorKind; 15] = [
+    pub const DEAD_LETTERS: [ErrorKind; 16] = [
         Self::InvalidMessage,
         Self::UnsupportedUri,
         Self::BucketNotAllowed,
@@ -86,6 +88,7 @@ impl ErrorKind {
         Self::NotAnImage,
         Self::CorruptImage,
         Self::ImageTooLarge,
+        Self::RecordTooLarge,
     ];
 
     /// Stable machine-readable name.
@@ -106,6 +109,7 @@ impl ErrorKind {
             Self::FetchThrottled => "fetch_throttled",
             Self::FetchUnavailable => "fetch_unavailable",
             Self::CredentialsRefused => "credentials_refused",
+            Self::RecordTooLarge => "record_too_large",
             Self::Config => "config",
             Self::Bundle => "bundle",
             Self::Runtime => "runtime",

@@ -119,6 +119,9 @@ impl Clients {
             .set("transactional.id", &transactional_id)
             .set("enable.idempotence", "true")
             .set("acks", "all")
+            // A lost connection makes the end of a transaction doubtful: `transaction` listens.
+            .set("log.connection.close", "true")
+            .set("log.queue", "false")
             .set("transaction.timeout.ms", transaction.to_string())
             .set("message.timeout.ms", message.to_string());
         // One client's properties mean nothing to the other, which would warn about each.
@@ -299,6 +302,8 @@ mod tests {
         let producer = |name| clients.producer.get(name);
         assert_eq!(producer("enable.idempotence"), Some("true"));
         assert_eq!(producer("acks"), Some("all"));
+        assert_eq!(producer("log.connection.close"), Some("true"));
+        assert_eq!(producer("log.queue"), Some("false"));
         assert_eq!(producer("linger.ms"), Some("20"));
         assert!(producer("transactional.id").unwrap().starts_with("fusioncap-"));
     }
@@ -318,6 +323,8 @@ mod tests {
             "group.protocol",
             "partition.assignment.strategy",
             "enable.partition.eof",
+            "log.connection.close",
+            "log.queue",
         ] {
             let told = refusal(&[(name, "x")]);
             assert!(told.contains(&format!("kafka.properties.{name}")), "{told}");

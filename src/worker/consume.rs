@@ -41,6 +41,8 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(LEAVING_MS);
 pub struct Consume {
     pub consumer: BaseConsumer<Rebalancer>,
     pub topic: Arc<str>,
+    /// `kafka.group_instance_id`.
+    pub instance: Option<String>,
     pub shared: Arc<Shared>,
     pub publisher: Sender<Event>,
     pub fetch: mpsc::Sender<Referenced>,
@@ -93,7 +95,7 @@ impl Consume {
         while let Some(polled) = next {
             match polled {
                 Ok(message) => take(&self.shared, &self.publisher, &mut self.backlog, &message),
-                Err(error) => survive(error)?,
+                Err(error) => self.survive(error)?,
             }
             taken += 1;
             // Asked before the next poll: what is polled must be taken, or its offset is skipped.
@@ -251,13 +253,41 @@ impl Consume {
             self.pause_all()?;
             // A message that slips through is not tracked, so the next owner reads it.
             if let Some(Err(error)) = self.consumer.poll(BUSY_POLL) {
-                survive(error)?;
+                self.survive(error)?;
             }
         }
         let left = self.shared.in_flight();
         if left > 0 {
             tracing::warn!(in_flight = left, "the drain limit passed: unfinished work is left");
         }
+        Ok(())
+    }
+
+    /// Decides whether the consumer can go on after `error`.
+    fn survive(&self, error: KafkaError) -> Result<()> {
+        if let Some((RDKafkaErrorCode::FencedInstanceId, reason)) =
+            self.consumer.client().fatal_error()
+        {
+            return Err(Error::new(ErrorKind::Kafka, "another worker has taken this one's place")
+                .with("field", "kafka.group_instance_id")
+                .with("value", self.instance.as_deref().unwrap_or_default())
+                .with("allowed", "an id that no other running worker has")
+                .because(reason));
+        }
+        let hopeless = matches!(error, KafkaError::MessageConsumptionFatal(_))
+            || matches!(
+                error.rdkafka_error_code(),
+                Some(
+                    RDKafkaErrorCode::AutoOffsetReset
+                        | RDKafkaErrorCode::TopicAuthorizationFailed
+                        | RDKafkaErrorCode::GroupAuthorizationFailed
+                        | RDKafkaErrorCode::Fatal
+                )
+            );
+        if hopeless {
+            return Err(kafka_error("the consumer can't go on", error));
+        }
+        tracing::warn!(%error, "the consumer reports an error");
         Ok(())
     }
 
@@ -351,25 +381,6 @@ fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
         headers,
         polled: Instant::now(),
     }
-}
-
-/// Decides whether the consumer can go on after `error`.
-fn survive(error: KafkaError) -> Result<()> {
-    let hopeless = matches!(error, KafkaError::MessageConsumptionFatal(_))
-        || matches!(
-            error.rdkafka_error_code(),
-            Some(
-                RDKafkaErrorCode::AutoOffsetReset
-                    | RDKafkaErrorCode::TopicAuthorizationFailed
-                    | RDKafkaErrorCode::GroupAuthorizationFailed
-                    | RDKafkaErrorCode::Fatal
-            )
-        );
-    if hopeless {
-        return Err(kafka_error("the consumer can't go on", error));
-    }
-    tracing::warn!(%error, "the consumer reports an error");
-    Ok(())
 }
 
 fn kafka_error(message: &'static str, error: KafkaError) -> Error {

@@ -23,6 +23,7 @@ mod client_log;
 mod consume;
 mod deadlines;
 mod decode;
+mod fencing;
 mod fetch;
 mod flow;
 mod ledger;
@@ -246,6 +247,7 @@ impl Stages {
         let mut consume = Consume {
             consumer,
             topic,
+            instance: config.kafka.group_instance_id.clone(),
             shared: share(),
             publisher: publisher.clone(),
             fetch: to_fetch,

@@ -1,9 +1,11 @@
 //! Outcomes to records: what is written to the output and the dead-letter topic.
 //!
-//! A record that is larger than the producer may send would fail its transaction again and again,
-//! so each is made to fit here: a caption that does not fit becomes a dead letter, a dead letter
-//! leaves out the original bytes, which are still at its source offset.
+//! A record that is larger than its topic takes would fail its transaction again and again, so each
+//! is made to fit here: a caption that does not fit becomes a dead letter, a dead letter leaves out
+//! the original bytes, which are still at its source offset. The producer's own limit is known; a
+//! topic's is learned from its refusals, since it may be changed while the worker runs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bundle::Bundle;
@@ -19,9 +21,13 @@ const MAX_BYTES: usize = 1_000_000;
 /// Room for headers and framing.
 const MARGIN: usize = 4096;
 
+/// Partition, offset and index of the reference that a record answers.
+pub type Source = (i32, i64, usize);
+
 /// A record, ready to be produced.
 #[derive(Debug)]
 pub struct Record {
+    pub source: Source,
     pub topic: Arc<str>,
     /// The reference's own key.
     pub key: Option<Vec<u8>>,
@@ -39,6 +45,8 @@ pub struct RecordWriter {
     bundle: Bundle,
     embeddings: bool,
     max_bytes: usize,
+    /// How often a record for this reference was too large for its topic.
+    refused: BTreeMap<Source, u32>,
 }
 
 impl RecordWriter {
@@ -50,7 +58,32 @@ impl RecordWriter {
             bundle,
             embeddings: config.model.embeddings,
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
+            refused: BTreeMap::new(),
         }
+    }
+
+    /// Notes that the topic of `record` does not take a record of its size: the next one for the
+    /// same reference will be smaller.
+    pub fn refuse(&mut self, record: &Record) {
+        let (partition, offset, index) = record.source;
+        tracing::warn!(
+            partition,
+            offset,
+            index,
+            topic = &*record.topic,
+            bytes = record.payload.len(),
+            "a record is too large for its topic"
+        );
+        *self.refused.entry(record.source).or_default() += 1;
+    }
+
+    /// Forgets the references below the committed offset of `partition`.
+    pub fn committed(&mut self, partition: i32, next_offset: i64) {
+        self.refused.retain(|(of, offset, _), _| *of != partition || *offset >= next_offset);
+    }
+
+    fn refusals(&self, origin: &Origin) -> u32 {
+        self.refused.get(&source(origin)).copied().unwrap_or(0)
     }
 
     pub fn record(&self, outcome: Outcome) -> Result<Record> {
@@ -65,7 +98,7 @@ impl RecordWriter {
 
     fn caption(&self, captioned: Captioned) -> Result<Record> {
         let Captioned { origin, request, object, content_type, width, height, caption } = captioned;
-        let source = &origin.message.position;
+        let position = &origin.message.position;
         let etag = object.etag.or_else(|| request.etag.clone());
         let record = CaptionRecord {
             version_id: object.version_id.or_else(|| request.version_id.clone()),
@@ -76,25 +109,31 @@ impl RecordWriter {
             caption: caption.text,
             score: caption.score,
             embedding: self.embeddings.then_some(caption.embedding),
-            ..CaptionRecord::new(source, &request, &self.bundle)
+            ..CaptionRecord::new(position, &request, &self.bundle)
         };
         let payload = record.to_json()?;
         let key = origin.message.key.clone();
-        if !self.fits(key.as_deref(), &payload) {
+        let fits = self.fits(key.as_deref(), &payload);
+        if !fits || self.refusals(&origin) > 0 {
             let error = Error::new(
-                ErrorKind::InvalidMessage,
-                "the caption would not fit into a message with these attributes",
+                ErrorKind::RecordTooLarge,
+                "the caption does not fit into a message with these attributes",
             )
-            .with("bytes", payload.len())
-            .with("limit", self.max_bytes);
+            .with("bytes", payload.len());
+            let error = if fits {
+                error.with("refused by", &self.captions)
+            } else {
+                error.with("limit", self.max_bytes)
+            };
             return self.dead_letter(&origin, Some(&request), &error, (Stage::Caption, 1));
         }
-        let mut headers = header::of(source, origin.index, &trace(&origin));
+        let mut headers = header::of(position, origin.index, &trace(&origin));
         if let Some(tag) = etag {
             headers.push((header::ETAG, tag.into_bytes()));
         }
         headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
-        Ok(Record { topic: Arc::clone(&self.captions), key, payload, headers, code: None })
+        let source = source(&origin);
+        Ok(Record { source, topic: Arc::clone(&self.captions), key, payload, headers, code: None })
     }
 
     fn dead_letter(
@@ -110,28 +149,34 @@ impl RecordWriter {
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
         let mut key = message.key.clone();
         let mut payload = letter.to_json()?;
-        if !self.fits(key.as_deref(), &payload) {
+        // The first refusal of a caption's reference was the caption's.
+        let refused = self.refusals(origin) > u32::from(error.kind() == ErrorKind::RecordTooLarge);
+        if refused || !self.fits(key.as_deref(), &payload) {
             letter.payload_base64 = String::new();
             letter.key_base64 = None;
             letter
                 .reason
                 .push_str("; the original bytes do not fit: read them at the source offset");
             payload = letter.to_json()?;
-            if !self.fits(key.as_deref(), &payload) {
+            if refused || !self.fits(key.as_deref(), &payload) {
                 key = None;
             }
         }
         let mut headers = header::of(&message.position, origin.index, &trace(origin));
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
         headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
-        let code = Some(error.kind());
-        Ok(Record { topic: Arc::clone(&self.dead_letters), key, payload, headers, code })
+        let (source, code) = (source(origin), Some(error.kind()));
+        Ok(Record { source, topic: Arc::clone(&self.dead_letters), key, payload, headers, code })
     }
 
     fn fits(&self, key: Option<&[u8]>, payload: &[u8]) -> bool {
         let bytes = payload.len().saturating_add(key.map_or(0, <[u8]>::len));
         bytes.saturating_add(MARGIN) <= self.max_bytes
     }
+}
+
+fn source(origin: &Origin) -> Source {
+    (origin.partition(), origin.offset(), origin.index)
 }
 
 fn trace(origin: &Origin) -> TraceContext {

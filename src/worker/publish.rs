@@ -4,7 +4,7 @@
 //! begins only when all of that is there, so that it is open for milliseconds. What may be
 //! committed, and what becomes of it afterwards, `protocol` decides.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -27,9 +27,6 @@ use crate::worker::transaction::{Failure, Transactor};
 
 /// Failures in a row after which the worker says that it is not ready.
 const WORRYING_FAILURES: u32 = 3;
-/// So many producers fenced within [`FENCING_WINDOW`] are no coincidence.
-const MAX_FENCINGS: usize = 5;
-const FENCING_WINDOW: Duration = Duration::from_secs(600);
 
 pub struct Publisher {
     pub inbox: Receiver<Event>,
@@ -41,8 +38,6 @@ pub struct Publisher {
     protocol: Protocol<Outcome>,
     /// Transactions that failed in a row.
     failures: u32,
-    /// When producers of ours were fenced, within the window.
-    fencings: VecDeque<Instant>,
 }
 
 /// A transaction's contents.
@@ -71,7 +66,6 @@ impl Publisher {
             shutdown,
             protocol: Protocol::default(),
             failures: 0,
-            fencings: VecDeque::new(),
         }
     }
 
@@ -155,11 +149,21 @@ impl Publisher {
                     self.shared.health.set_ready(true);
                 }
                 self.failures = 0;
+                for finished in &commit.finished {
+                    self.writer.committed(finished.partition, finished.next_offset);
+                }
                 self.shared.slowest.commit(started.elapsed());
                 self.account(&commit, started);
                 Ok(())
             }
-            Err(failure) => self.recover(failure),
+            Err(failure) => {
+                for &record in self.transactor.too_large() {
+                    if let Some(record) = commit.records.get(record) {
+                        self.writer.refuse(record);
+                    }
+                }
+                self.recover(failure)
+            }
         }
     }
 
@@ -243,7 +247,7 @@ impl Publisher {
     fn recover(&mut self, failure: Failure) -> Result<()> {
         self.failures = self.failures.saturating_add(1);
         self.shared.leave(self.protocol.end(&self.shared.assignment, failure.outcome));
-        let Failure { outcome, error, fenced } = failure;
+        let Failure { outcome, error } = failure;
         let outcome = if outcome == Ending::Aborted { "aborted" } else { "fatal" };
         self.shared.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
         tracing::warn!(
@@ -252,9 +256,6 @@ impl Publisher {
             failures = self.failures,
             "transaction failed"
         );
-        if fenced {
-            self.count_fencing(error)?;
-        }
         if self.failures >= WORRYING_FAILURES {
             self.shared.health.set_not_ready("transactions fail");
         }
@@ -264,31 +265,6 @@ impl Publisher {
         self.pause();
         self.protocol.settle(&self.shared.assignment);
         Ok(())
-    }
-
-    /// # Errors
-    /// `ErrorKind::Kafka` when it happens too often: then two workers fence each other, and one
-    /// of them must go.
-    fn count_fencing(&mut self, error: Error) -> Result<()> {
-        let now = Instant::now();
-        let id = self.transactor.transactional_id();
-        tracing::warn!(
-            transactional_id = id,
-            "fenced: another producer uses this worker's kafka.transactional_id, or the broker \
-             gave its transaction up"
-        );
-        self.fencings.push_back(now);
-        self.fencings.retain(|then| now.duration_since(*then) < FENCING_WINDOW);
-        if self.fencings.len() < MAX_FENCINGS {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Kafka,
-            "fenced again and again: another worker uses the same kafka.transactional_id",
-        )
-        .with("kafka.transactional_id", id)
-        .with("fenced", self.fencings.len())
-        .because(error))
     }
 
     fn rebuild(&mut self) -> Result<()> {

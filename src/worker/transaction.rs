@@ -4,9 +4,13 @@
 //! retriable, where the same call is made again with the same arguments; abortable; fatal; and no
 //! flag at all, which means fatal. Commit and abort stand apart: librdkafka has no KIP-890, so an
 //! end of transaction whose outcome is unknown can still act on a *later* transaction of the same
-//! producer. After any error of theirs, and after a commit during which a connection broke (the
-//! request may have been sent twice), the producer is replaced: `init_transactions` fences
-//! whatever the old one still has on the wire.
+//! producer. After any error of theirs, and after a transaction whose producer has lost a
+//! connection (librdkafka then asks again by itself, and says that all went well), the producer is
+//! replaced: `init_transactions` fences whatever the old one still has on the wire.
+//!
+//! A topic that takes no batch of a given size refuses every record of the batch. So after such a
+//! refusal one transaction is tried with each record alone in its batch: whatever is refused then
+//! is too large itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
 use crate::worker::client_log;
+use crate::worker::fencing::Fencings;
 use crate::worker::output::Record;
 use crate::worker::protocol::Outcome;
 use crate::worker::watchdog::Watchdog;
@@ -42,19 +47,16 @@ const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
 pub struct Failure {
     pub outcome: Outcome,
     pub error: Error,
-    /// Somebody has the same transactional id, or the broker gave the transaction up.
-    pub fenced: bool,
 }
 
 impl Failure {
     fn unknown(error: Error) -> Self {
-        Self { outcome: Outcome::Unknown, error, fenced: false }
+        Self { outcome: Outcome::Unknown, error }
     }
 
     /// The producer failed with `error` in a call that only `message` tells apart.
     fn fatal(message: &'static str, error: KafkaError) -> Self {
-        let fenced = is_fenced(&error);
-        Self { outcome: Outcome::Unknown, error: kafka_error(message, error), fenced }
+        Self::unknown(kafka_error(message, error))
     }
 }
 
@@ -73,6 +75,10 @@ pub struct Transactor {
     transaction_timeout: Duration,
     message_timeout: Duration,
     watchdog: Watchdog,
+    fencings: Fencings,
+    /// Each record in a batch of its own.
+    alone: bool,
+    too_large: Vec<usize>,
     /// None while there is no usable one.
     producer: Option<ThreadedProducer<Deliveries>>,
 }
@@ -93,6 +99,9 @@ impl Transactor {
                 clients.timeouts.transaction + WATCHDOG_MARGIN,
                 clients.producer.get("bootstrap.servers").unwrap_or_default().to_owned(),
             )?,
+            fencings: Fencings::default(),
+            alone: false,
+            too_large: Vec::new(),
             producer: None,
         };
         transactor.build_within(FIRST_BUILD_LIMIT, stop)?;
@@ -115,6 +124,7 @@ impl Transactor {
             if stop() {
                 return Ok(());
             }
+            self.fencings.check(&self.transactional_id)?;
             attempts += 1;
             let error = match self.build() {
                 Ok(producer) => {
@@ -132,6 +142,9 @@ impl Transactor {
                 return Err(kafka_error("no transactional producer could be built", error)
                     .with("kafka.transactional_id", &self.transactional_id));
             }
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fenced) {
+                self.fencings.note();
+            }
             tracing::warn!(%error, attempts, "the transactional producer will be built again");
             std::thread::sleep(pause);
         }
@@ -139,8 +152,12 @@ impl Transactor {
     }
 
     fn build(&self) -> KafkaResult<ThreadedProducer<Deliveries>> {
+        let mut config = self.config.clone();
+        if self.alone {
+            config.set("batch.num.messages", "1");
+        }
         let producer: ThreadedProducer<Deliveries> =
-            self.config.create_with_context(Deliveries::default())?;
+            config.create_with_context(Deliveries::default())?;
         let deadline = Instant::now() + self.transaction_timeout;
         self.again(deadline, "init_transactions", || producer.init_transactions(CALL_TIMEOUT))?;
         Ok(producer)
@@ -173,12 +190,25 @@ impl Transactor {
         let Some(producer) = self.producer.take() else {
             return Err(Failure::unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
         };
+        let began = Instant::now();
         let ended = self.attempt(&producer, records, offsets, group, still_owned);
+        // The broker itself fences a producer whose transaction took too long.
+        let is_fenced = producer.client().fatal_error().is_some_and(|(code, _)| {
+            code == RDKafkaErrorCode::Fenced && began.elapsed() < self.transaction_timeout
+        });
+        if is_fenced {
+            self.fencings.note();
+        }
+        let was_alone = self.alone;
+        let too_large = producer.context().too_large();
+        // Once more with each alone, or back to batches.
+        self.alone = !too_large.is_empty() || (was_alone && ended.is_err());
+        self.too_large = if was_alone { too_large } else { Vec::new() };
         let outcome = match &ended {
             Ok(outcome) => *outcome,
             Err(failure) => failure.outcome,
         };
-        if outcome.keeps_producer() {
+        if outcome.keeps_producer() && self.alone == was_alone {
             self.producer = Some(producer);
         } else {
             self.watchdog.watch("drop the producer", || drop(producer));
@@ -186,8 +216,9 @@ impl Transactor {
         ended
     }
 
-    pub fn transactional_id(&self) -> &str {
-        &self.transactional_id
+    /// Which records of the last transaction are too large for their topics, if that is known.
+    pub fn too_large(&self) -> &[usize] {
+        &self.too_large
     }
 
     /// Whether there is a producer that can begin a transaction.
@@ -232,11 +263,10 @@ impl Transactor {
             let error = Error::new(ErrorKind::Kafka, "a partition was lost before the commit");
             return Err(self.abort(producer, error));
         }
-        let disconnects = context.disconnects();
         self.watchdog
             .watch("commit_transaction", || producer.commit_transaction(Timeout::Never))
             .map_err(|error| Failure::fatal("the commit's outcome is unknown", error))?;
-        let held = context.disconnects() == disconnects;
+        let held = context.disconnects() == 0;
         Ok(if held { Outcome::Committed } else { Outcome::CommittedLoosely })
     }
 
@@ -247,9 +277,9 @@ impl Transactor {
         records: &[Record],
         deadline: Instant,
     ) -> KafkaResult<()> {
-        for record in records {
+        for (index, record) in records.iter().enumerate() {
             loop {
-                let Err((error, _)) = producer.send(base_record(record)) else {
+                let Err((error, _)) = producer.send(base_record(record, index)) else {
                     break;
                 };
                 let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
@@ -276,18 +306,17 @@ impl Transactor {
     }
 
     fn abort(&self, producer: &ThreadedProducer<Deliveries>, why: Error) -> Failure {
-        let disconnects = producer.context().disconnects();
         let aborted =
             self.watchdog.watch("abort_transaction", || producer.abort_transaction(Timeout::Never));
-        let held = producer.context().disconnects() == disconnects;
         match aborted {
-            Ok(()) if held => Failure { outcome: Outcome::Aborted, error: why, fenced: false },
+            Ok(()) if producer.context().disconnects() == 0 => {
+                Failure { outcome: Outcome::Aborted, error: why }
+            }
             // As with a commit: the abort may have been sent twice.
             Ok(()) => Failure::unknown(why),
             Err(error) => {
                 tracing::warn!(%error, "the abort failed");
-                let fenced = is_fenced(&error);
-                Failure { outcome: Outcome::Unknown, error: why, fenced }
+                Failure::unknown(why)
             }
         }
     }
@@ -314,12 +343,14 @@ impl Transactor {
     }
 }
 
-fn base_record(record: &Record) -> BaseRecord<'_, [u8], [u8]> {
+fn base_record(record: &Record, index: usize) -> BaseRecord<'_, [u8], [u8], usize> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (key, value) in &record.headers {
         headers = headers.insert(Header { key, value: Some(value.as_slice()) });
     }
-    let base = BaseRecord::to(&record.topic).payload(record.payload.as_slice()).headers(headers);
+    let base = BaseRecord::with_opaque_to(&record.topic, index)
+        .payload(record.payload.as_slice())
+        .headers(headers);
     match &record.key {
         Some(key) => base.key(key.as_slice()),
         None => base,
@@ -338,18 +369,6 @@ fn classify(error: &KafkaError) -> Fault {
         }
         _ => Fault::Abortable,
     }
-}
-
-/// Whether the broker knows a newer producer with this transactional id.
-fn is_fenced(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::Fenced
-                | RDKafkaErrorCode::ProducerFenced
-                | RDKafkaErrorCode::InvalidProducerEpoch
-        )
-    )
 }
 
 /// Building it again would end the same way.
@@ -379,12 +398,20 @@ fn kafka_error(message: &'static str, error: KafkaError) -> Error {
 #[derive(Debug, Default)]
 pub struct Deliveries {
     failure: Mutex<Option<String>>,
+    /// The records that were refused for their size, or that of their batch.
+    too_large: Mutex<Vec<usize>>,
+    /// Connections lost since the producer was built.
     disconnects: AtomicU64,
 }
 
 impl Deliveries {
     fn begin(&self) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn too_large(&self) -> Vec<usize> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn failure(&self) -> Option<String> {
@@ -396,26 +423,60 @@ impl Deliveries {
     }
 }
 
+/// Whether librdkafka logs the end of a connection that may have had requests under way.
+///
+/// The error callback does not hear of a connection that the other side has closed, and hears of
+/// the rest too late; the log does, on the thread that finds out, before any request is made
+/// again. It leaves out what repeats itself within 30 s, so one is enough to replace a producer.
+fn is_disconnect(facility: &str, message: &str) -> bool {
+    // Nothing is under way before there is a connection.
+    let connecting = ["in state TRY_CONNECT", "in state CONNECT"];
+    facility == "FAIL" && !connecting.iter().any(|state| message.contains(state))
+}
+
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_disconnect(facility, message) {
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
+        }
         client_log::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.disconnects.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, reason, client = "producer", "kafka client error");
     }
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    /// The record's place in its transaction.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
         let Err((error, message)) = result else {
             return;
         };
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        }
         let reason =
             format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_told_from_one_that_never_was() {
+        let lost = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:9092: Disconnected (after \
+                    25ms in state UP)";
+        let refused = "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to \
+                       ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)";
+        assert!(is_disconnect("FAIL", lost));
+        assert!(is_disconnect("FAIL", "in words that nobody knows"));
+        assert!(!is_disconnect("FAIL", refused));
+        assert!(!is_disconnect("REQTMOUT", lost));
     }
 }

@@ -4,10 +4,6 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, OwnedResourceSpecifier, ResourceSpecifier,
-};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
 
@@ -17,10 +13,10 @@ use crate::kafka::{Cluster, Topics};
 use crate::process::{Configuration, Worker};
 use crate::{Expected, assert_exactly_once, shared_cluster};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until `worker` holds references which it has not committed.
-fn await_work(worker: &mut Worker) {
+pub fn await_work(worker: &mut Worker) {
     let deadline = Instant::now() + PATIENCE;
     while worker.metric("fusioncap_in_flight") < 16.0 {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
@@ -29,17 +25,8 @@ fn await_work(worker: &mut Worker) {
     }
 }
 
-fn await_log(worker: &mut Worker, text: &str, times: usize) {
-    let deadline = Instant::now() + PATIENCE;
-    while worker.log().matches(text).count() < times {
-        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
-        assert!(Instant::now() < deadline, "no '{text}':\n{}", worker.log());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Everything is answered once, committed, and stays so when the workers have stopped.
-fn assert_settled(
+pub fn assert_settled(
     cluster: &Cluster,
     topics: &Topics,
     expected: &HashMap<(i32, i64), Expected>,
@@ -77,7 +64,7 @@ async fn a_worker_taken_for_dead_doubles_nothing() {
 
     frozen.signal("CONT");
     expected.extend(produce(&cluster, &topics, 1_200..1_600).await);
-    await_log(&mut frozen, "\"partitions assigned\"", 2);
+    frozen.await_log("\"partitions assigned\"", 2);
     assert_settled(&cluster, &topics, &expected, &mut [&mut frozen, &mut other]);
 }
 
@@ -99,35 +86,28 @@ async fn a_fenced_producer_is_replaced() {
             .create()
             .unwrap();
         intruder.init_transactions(PATIENCE).unwrap();
-        await_log(&mut worker, "\"transactional producer built\"", round + 2);
+        worker.await_log("\"transactional producer built\"", round + 2);
     }
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
 }
 
-/// The broker refuses every caption for a while: the transactions abort and the partitions are
-/// rewound, until it takes them again.
+/// The broker takes no caption for a while, since too few copies of the topic are in step: the
+/// transactions abort and the partitions are rewound, until it takes them again.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_records_are_written_later() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    set_largest_record(&cluster, &topics.output, "100").await;
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    cluster.set(&topics.output, "min.insync.replicas", "2").await;
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing("message.timeout.ms: 6000", "message.timeout.ms: 1000")
+        .start();
     worker.await_ready();
     let expected = produce(&cluster, &topics, 0..200).await;
-    await_log(&mut worker, "\"transaction failed\"", 2);
-    set_largest_record(&cluster, &topics.output, "1000000").await;
+    worker.await_log("\"transaction failed\"", 2);
+    cluster.set(&topics.output, "min.insync.replicas", "1").await;
     assert!(worker.log().contains("\"rewinding\""), "{}", worker.log());
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
-}
-
-async fn set_largest_record(cluster: &Cluster, topic: &str, bytes: &str) {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &cluster.bootstrap).create().unwrap();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    let changed = admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
-    let expected = OwnedResourceSpecifier::Topic(topic.to_owned());
-    assert_eq!(changed, [Ok(expected)]);
 }
 
 /// Workers join and leave a busy group.

@@ -1,23 +1,34 @@
 //! A real Apache Kafka for the tests: started by `scripts/kafka`, or a running one named by
 //! `FUSIONCAP_TEST_KAFKA`.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, OwnedResourceSpecifier,
+    ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
+use crate::proxy::Proxy;
+
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Proxies that one cluster can have in front of it, one after the other or at once.
+const PROXIES: usize = 24;
 
 pub struct Cluster {
     pub bootstrap: String,
     state: Option<PathBuf>,
     brokers: i32,
+    /// For proxies: where clients come in, and where the broker listens that says so.
+    entries: Mutex<Vec<(TcpListener, SocketAddr)>>,
 }
 
 /// One record as a `read_committed` reader sees it.
@@ -49,18 +60,47 @@ impl Cluster {
     /// `brokers` new brokers, gone when this process is; a running cluster if one is named.
     pub fn start(brokers: i32) -> Self {
         if let Ok(bootstrap) = std::env::var("FUSIONCAP_TEST_KAFKA") {
-            return Self { bootstrap, state: None, brokers: 1 };
+            return Self { bootstrap, state: None, brokers: 1, entries: Mutex::default() };
         }
+        let proxies = if brokers == 1 { PROXIES } else { 0 };
+        Self::start_own(brokers, proxies, &[])
+    }
+
+    /// New brokers, whatever is running.
+    pub fn start_own(brokers: i32, proxies: usize, options: &[&str]) -> Self {
         let state = std::env::temp_dir().join(format!("fusioncap-test-{}", uuid::Uuid::new_v4()));
-        let output = script("up", &state)
-            .args(["--brokers", &brokers.to_string()])
+        let listeners: Vec<TcpListener> =
+            (0..proxies).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<String> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().unwrap().port().to_string())
+            .collect();
+        let mut up = script("up", &state);
+        up.args(["--brokers", &brokers.to_string()])
             .args(["--until-exit-of", &std::process::id().to_string()])
-            .output()
-            .unwrap();
+            .args(options);
+        if !ports.is_empty() {
+            up.args(["--advertise", &ports.join(",")]);
+        }
+        let output = up.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "scripts/kafka up: {errors}");
         let bootstrap = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        Self { bootstrap, state: Some(state), brokers }
+        let behind = std::fs::read_to_string(state.join("behind")).unwrap_or_default();
+        let behind = behind.split_whitespace().map(|address| address.parse().unwrap());
+        let entries = Mutex::new(listeners.into_iter().zip(behind).collect());
+        Self { bootstrap, state: Some(state), brokers, entries }
+    }
+
+    /// A proxy of its own for each caller.
+    pub fn proxy(&self) -> Proxy {
+        let (listener, broker) = self.entries.lock().unwrap().pop().expect("a listener is left");
+        Proxy::start(listener, broker)
+    }
+
+    /// Where `scripts/kafka` put what it made.
+    pub fn folder(&self) -> &Path {
+        self.state.as_deref().expect("a cluster of our own")
     }
 
     /// Whether brokers may be killed: only those this process started.
@@ -70,8 +110,7 @@ impl Cluster {
 
     /// Runs `kill`, `stop` or `start` for one broker.
     pub fn broker(&self, command: &str, number: i32) {
-        let state = self.state.as_deref().expect("a cluster of our own");
-        let status = script(command, state).arg(number.to_string()).status().unwrap();
+        let status = script(command, self.folder()).arg(number.to_string()).status().unwrap();
         assert!(status.success(), "scripts/kafka {command} {number}");
     }
 
@@ -90,7 +129,7 @@ impl Cluster {
             dead_letters: format!("images.dlq-{run}"),
             group: format!("captioners-{run}"),
         };
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let admin = self.admin();
         let copies = self.brokers.min(3);
         let new = [(&topics.input, partitions), (&topics.output, 3), (&topics.dead_letters, 1)]
             .map(|(name, partitions)| {
@@ -101,6 +140,37 @@ impl Cluster {
             result.unwrap();
         }
         topics
+    }
+
+    /// Sets one property of a topic, and its others back to their defaults.
+    pub async fn set(&self, topic: &str, property: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+        let changed = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        assert_eq!(changed, [Ok(OwnedResourceSpecifier::Topic(topic.to_owned()))]);
+    }
+
+    /// Gives a topic more partitions.
+    pub async fn grow(&self, topic: &str, partitions: usize) {
+        let more = NewPartitions::new(topic, partitions);
+        let grown = self.admin().create_partitions([&more], &AdminOptions::new()).await.unwrap();
+        assert_eq!(grown, [Ok(topic.to_owned())]);
+    }
+
+    /// Sets the offset of one partition from outside the group, as an operator does.
+    pub fn reset(
+        &self,
+        topics: &Topics,
+        partition: i32,
+        offset: i64,
+    ) -> rdkafka::error::KafkaResult<()> {
+        let consumer: BaseConsumer = self.client().set("group.id", &topics.group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(&topics.input, partition, rdkafka::Offset::Offset(offset))?;
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync)
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
     }
 
     /// Produces one reference to `partition`; its offset.
@@ -123,6 +193,18 @@ impl Cluster {
 
     /// Everything committed in `topics`, read from the start until nothing is left.
     pub fn read_committed(&self, topics: &[&str]) -> Vec<Record> {
+        self.read(topics, record)
+    }
+
+    /// The committed payloads of a topic.
+    pub fn read_values(&self, topic: &str) -> Vec<String> {
+        let text = |message: &BorrowedMessage<'_>| {
+            String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned()
+        };
+        self.read(&[topic], text)
+    }
+
+    fn read<T>(&self, topics: &[&str], each: impl Fn(&BorrowedMessage<'_>) -> T) -> Vec<T> {
         let consumer: BaseConsumer = self
             .client()
             .set("group.id", "reader")
@@ -149,7 +231,7 @@ impl Cluster {
                 None => {}
                 Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
                 Some(Err(error)) => panic!("the reader failed: {error}"),
-                Some(Ok(message)) => records.push(record(&message)),
+                Some(Ok(message)) => records.push(each(&message)),
             }
         }
         records
@@ -230,7 +312,7 @@ pub async fn deliver(
     producer.send(record, TIMEOUT).await.map_err(|(error, _)| error).unwrap().offset
 }
 
-fn record(message: &impl Message) -> Record {
+fn record(message: &BorrowedMessage<'_>) -> Record {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         headers
             .iter()

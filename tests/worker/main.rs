@@ -1,14 +1,18 @@
 //! The worker as a process, against a real Kafka and a real S3 server.
 
+mod ambiguous;
 mod bucket;
 mod faults;
 mod fences;
 mod flow;
 mod kafka;
+mod members;
 #[path = "../object_store/mod.rs"]
 mod object_store;
+mod oddities;
 mod outages;
 mod process;
+mod proxy;
 mod refusals;
 mod retries;
 
@@ -34,6 +38,12 @@ pub fn shared_cluster() -> Arc<Cluster> {
     let cluster = Arc::new(Cluster::start(1));
     *shared = Arc::downgrade(&cluster);
     cluster
+}
+
+/// The shared broker, or one of our own where a running one is named: no proxy stands before that.
+pub fn proxied_cluster() -> Arc<Cluster> {
+    let shared = shared_cluster();
+    if shared.is_ours() { shared } else { Arc::new(Cluster::start_own(1, 4, &[])) }
 }
 
 /// Every expected source offset is answered once and as expected, and nothing else is there.

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::kafka::{Cluster, Topics};
+use crate::proxy::Proxy;
 
 /// One worker's configuration, as YAML.
 pub struct Configuration {
     pub yaml: String,
     listen: SocketAddr,
+    log: &'static str,
 }
 
 impl Configuration {
@@ -46,7 +48,29 @@ impl Configuration {
             secret = bucket.secret(),
             model = model.display(),
         );
-        Self { yaml, listen }
+        Self { yaml, listen, log: "info" }
+    }
+
+    /// The same with one more librdkafka property.
+    pub fn with_property(self, name: &str, value: &str) -> Self {
+        self.replacing("  properties:\n", &format!("  properties:\n    {name}: {value}\n"))
+    }
+
+    /// The same as a static member of its group.
+    pub fn with_instance(self, id: &str) -> Self {
+        let input = "  input_topic: ";
+        self.replacing(input, &format!("  group_instance_id: {id}\n{input}"))
+    }
+
+    /// The same with everything in its log.
+    pub fn with_debug_log(mut self) -> Self {
+        self.log = "info,fusioncap=debug";
+        self
+    }
+
+    /// The same, reaching Kafka through `proxy` alone.
+    pub fn through(self, cluster: &Cluster, proxy: &Proxy) -> Self {
+        self.replacing(&cluster.bootstrap, &proxy.address.to_string())
     }
 
     /// The same with every `from` replaced.
@@ -67,6 +91,7 @@ impl Configuration {
             .arg("--config")
             .arg(&config)
             .env_remove("FUSIONCAP_CONFIG")
+            .env("FUSIONCAP_LOG", self.log)
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -118,6 +143,16 @@ impl Worker {
 
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until its log has `text` so many times.
+    pub fn await_log(&mut self, text: &str, times: usize) {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while self.log().matches(text).count() < times {
+            assert!(self.is_running(), "the worker ended:\n{}", self.log());
+            assert!(Instant::now() < deadline, "no '{text}':\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until `/readyz` says so.

@@ -1,0 +1,201 @@
+//! Kafka as it is on a bad day: topics that grow, refuse or can't be reached, offsets that somebody
+//! has moved.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::faults::{PARTITIONS, fill, produce};
+use crate::fences::{PATIENCE, assert_settled, await_work};
+use crate::kafka::{Cluster, Topics, deliver};
+use crate::process::Configuration;
+use crate::{Expected, assert_exactly_once, proxied_cluster, shared_cluster};
+
+/// Some references to one picture, each with attributes of the given length; where they are.
+async fn ask(cluster: &Cluster, topics: &Topics, partition: i32, lengths: &[usize]) -> Vec<i64> {
+    let producer = cluster.producer();
+    let mut offsets = Vec::new();
+    for &length in lengths {
+        let attributes = json!({"text": "x".repeat(length)});
+        let payload = json!({"uri": uri("0.png"), "attributes": attributes}).to_string();
+        let headers = OwnedHeaders::new();
+        let bytes = payload.as_bytes();
+        offsets.push(deliver(&producer, &topics.input, partition, "k", bytes, headers).await);
+    }
+    offsets
+}
+
+/// Some captions are too large for the output topic, and their dead letters, with the original
+/// bytes, too large for the dead-letter topic: they hold up nothing and nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caption_that_its_topic_does_not_take_becomes_a_dead_letter() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    bucket.put("0.png", &picture(0));
+    for topic in [&topics.output, &topics.dead_letters] {
+        cluster.set(topic, "max.message.bytes", "30000").await;
+    }
+    let mut lengths = [10; 40];
+    (lengths[7], lengths[8], lengths[30]) = (25_000, 40_000, 40_000);
+    let offsets = ask(&cluster, &topics, 0, &lengths).await;
+    let outcome = |length| match length {
+        10 | 25_000 => Expected::Caption,
+        _ => Expected::DeadLetter("record_too_large"),
+    };
+    let expected: HashMap<(i32, i64), Expected> = offsets
+        .iter()
+        .zip(lengths)
+        .map(|(&offset, length)| ((0, offset), outcome(length)))
+        .collect();
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, expected.len(), PATIENCE);
+    assert_exactly_once(&records, &expected);
+    assert!(worker.log().contains("\"a record is too large for its topic\""), "none was refused");
+    let letters = cluster.read_committed(&[&topics.dead_letters]);
+    for letter in &letters {
+        assert_eq!(letter.text("uri"), uri("0.png"));
+        assert!(letter.text("reason").contains("refused by"), "{}", letter.text("reason"));
+        assert_eq!(letter.text("payload_base64"), "", "its topic would not take it");
+    }
+    worker.signal("TERM");
+    assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
+    assert_eq!(cluster.committed(&topics.group, &topics.input, 1), 40);
+}
+
+/// Records that fit are refused in batches that don't.
+#[tokio::test(flavor = "multi_thread")]
+async fn captions_that_their_topic_takes_one_by_one_are_written_one_by_one() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    bucket.put("0.png", &picture(0));
+    cluster.set(&topics.output, "max.message.bytes", "8000").await;
+    let offsets = ask(&cluster, &topics, 0, &[5_000; 24]).await;
+    let expected: HashMap<(i32, i64), Expected> =
+        offsets.iter().map(|&offset| ((0, offset), Expected::Caption)).collect();
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        // All in one partition's batch.
+        .with_property("sticky.partitioning.linger.ms", "1000")
+        .start();
+    worker.await_log("\"transaction failed\"", 1);
+    assert!(worker.log().contains("Message size too large"), "{}", worker.log());
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let records = cluster.await_records(&both, expected.len(), PATIENCE);
+    assert_exactly_once(&records, &expected);
+}
+
+/// The output topic is read-only for a minute: the worker stays in its group and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing("message.timeout.ms: 6000", "message.timeout.ms: 2000")
+        .start();
+    worker.await_ready();
+    let mut expected = produce(&cluster, &topics, 0..200).await;
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    cluster.await_records(&both, 200, PATIENCE);
+    cluster.set(&topics.output, "min.insync.replicas", "2").await;
+    expected.extend(produce(&cluster, &topics, 200..400).await);
+    worker.await_log("\"transaction failed\"", 2);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(worker.is_running(), "{}", worker.log());
+    cluster.set(&topics.output, "min.insync.replicas", "1").await;
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+    assert_eq!(worker.log().matches("\"partitions assigned\"").count(), 1, "{}", worker.log());
+}
+
+/// Kafka can't be reached for longer than a session lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_out_of_reach_is_waited_for() {
+    let (cluster, bucket) = (proxied_cluster(), Bucket::start());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    fill(&bucket);
+    let mut worker =
+        Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    worker.await_ready();
+    let expected = produce(&cluster, &topics, 0..600).await;
+    await_work(&mut worker);
+    proxy.refuse(true);
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(worker.is_running(), "{}", worker.log());
+    let (refused, cut) = proxy.counts();
+    assert!(refused > 0 && cut > 1, "{refused} refused, {cut} cut");
+    proxy.refuse(false);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_partitions_are_consumed_while_the_worker_runs() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    bucket.put("0.png", &picture(0));
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .with_property("topic.metadata.refresh.interval.ms", "1000")
+        .start();
+    worker.await_ready();
+    let mut expected = HashMap::new();
+    for partition in 0..2 {
+        for offset in ask(&cluster, &topics, partition, &[10; 5]).await {
+            expected.insert((partition, offset), Expected::Caption);
+        }
+    }
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    cluster.await_records(&both, 10, PATIENCE);
+    cluster.grow(&topics.input, 5).await;
+    for partition in 0..5 {
+        for offset in ask(&cluster, &topics, partition, &[10; 5]).await {
+            expected.insert((partition, offset), Expected::Caption);
+        }
+    }
+    let records = cluster.await_records(&both, expected.len(), PATIENCE);
+    assert_exactly_once(&records, &expected);
+    worker.signal("TERM");
+    assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
+    assert_eq!(cluster.committed(&topics.group, &topics.input, 5), expected.len() as i64);
+}
+
+/// What an operator asks for again is answered again, and nothing else; a running group's offsets
+/// are not his to move.
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_moved_by_hand_are_followed() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    bucket.put("0.png", &picture(0));
+    for partition in 0..2 {
+        ask(&cluster, &topics, partition, &[10; 20]).await;
+    }
+    let configuration = Configuration::new("one", &cluster, &topics, &bucket);
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    let mut first = configuration.start();
+    cluster.await_records(&both, 40, PATIENCE);
+    let refused = cluster.reset(&topics, 0, 0).unwrap_err();
+    let code = refused.rdkafka_error_code();
+    assert_eq!(code, Some(RDKafkaErrorCode::UnknownMemberId), "the group is at work");
+    first.signal("TERM");
+    assert!(first.wait(PATIENCE).success(), "{}", first.log());
+    assert_eq!(cluster.read_committed(&both).len(), 40);
+
+    cluster.reset(&topics, 0, 13).unwrap();
+    let mut second = configuration.start();
+    cluster.await_records(&both, 47, PATIENCE);
+    second.signal("TERM");
+    assert!(second.wait(PATIENCE).success(), "{}", second.log());
+    let mut answers: HashMap<(i32, i64), usize> = HashMap::new();
+    for record in cluster.read_committed(&both) {
+        *answers.entry(record.source()).or_default() += 1;
+    }
+    for partition in 0..2 {
+        for offset in 0..20 {
+            let times = if partition == 0 && offset >= 13 { 2 } else { 1 };
+            assert_eq!(answers.get(&(partition, offset)), Some(&times), "{partition}, {offset}");
+        }
+    }
+    assert_eq!(cluster.committed(&topics.group, &topics.input, 2), 40);
+}
