@@ -28,6 +28,7 @@ mod ledger;
 mod membership;
 pub mod message;
 mod output;
+mod producer;
 mod publish;
 mod rebalance;
 mod shared;
