@@ -11,7 +11,7 @@ pub const LEAVING_MS: u64 = 5_000;
 
 /// librdkafka properties on which exactly-once delivery or a field of our own rests, and what
 /// holds instead.
-const PROTECTED: [(&str, &str); 20] = [
+const PROTECTED: [(&str, &str); 19] = [
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("metadata.broker.list", "set kafka.brokers instead"),
     ("group.id", "set kafka.group instead"),
@@ -31,7 +31,6 @@ const PROTECTED: [(&str, &str); 20] = [
     ("allow.auto.create.topics", "always false: topics are made by whoever runs Kafka"),
     ("enable.partition.eof", "the worker follows its topic without end"),
     ("log.connection.close", "always true: a lost connection makes a commit doubtful"),
-    ("log.queue", "always false: a lost connection makes a commit doubtful"),
 ];
 
 /// What holds instead of a librdkafka property that may not be set.

@@ -32,6 +32,9 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// A topic that was just made is unknown to some brokers for a moment.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What librdkafka may have to say before it says why nobody answers.
+const EVENTS: usize = 50;
+
 /// The checked settings of both clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
@@ -119,9 +122,8 @@ impl Clients {
             .set("transactional.id", &transactional_id)
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            // A lost connection makes the end of a transaction doubtful: `transaction` listens.
+            // A lost connection makes the end of a transaction doubtful: `producer` listens.
             .set("log.connection.close", "true")
-            .set("log.queue", "false")
             .set("transaction.timeout.ms", transaction.to_string())
             .set("message.timeout.ms", message.to_string());
         // One client's properties mean nothing to the other, which would warn about each.
@@ -236,14 +238,11 @@ pub fn check_topics(consumer: &BaseConsumer<Rebalancer>, kafka: &Kafka) -> Resul
     let deadline = Instant::now() + TOPIC_PATIENCE;
     for (field, topic) in topics {
         while let Some(code) = topic_error(consumer, topic).map_err(|error| {
-            // Serves the queue on which librdkafka says why.
-            while consumer.poll(Duration::ZERO).is_some() {}
-            let told = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
-                .with("kafka.brokers", &kafka.brokers);
-            match consumer.context().last_error() {
-                Some(reason) => told.because(reason),
-                None => told.because(error),
+            // Serves the queue on which librdkafka says why, among much else.
+            for _ in 0..EVENTS {
+                let _ = consumer.poll(Duration::from_millis(5));
             }
+            unreachable(kafka, consumer.context().last_error(), error)
         })? {
             if code == RDKafkaErrorCode::UnknownTopicOrPartition && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(200));
@@ -256,6 +255,35 @@ pub fn check_topics(consumer: &BaseConsumer<Rebalancer>, kafka: &Kafka) -> Resul
         }
     }
     Ok(())
+}
+
+/// Names what to look at when no broker has answered.
+fn unreachable(
+    kafka: &Kafka,
+    last: Option<(RDKafkaErrorCode, String)>,
+    error: KafkaError,
+) -> Error {
+    let told =
+        |message| Error::new(ErrorKind::Kafka, message).with("kafka.brokers", &kafka.brokers);
+    let Some((code, reason)) = last else {
+        return told("no Kafka broker answers").because(error);
+    };
+    let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
+    let mechanism = mechanism.iter().find_map(|name| kafka.properties.get(*name));
+    let told = match code {
+        RDKafkaErrorCode::Authentication => {
+            let field = match mechanism.map(String::as_str) {
+                Some("OAUTHBEARER") => "kafka.properties.sasl.oauthbearer.*",
+                _ => "kafka.properties.sasl.username, kafka.properties.sasl.password",
+            };
+            told("Kafka does not let this worker in").with("field", field)
+        }
+        RDKafkaErrorCode::SSL => {
+            told("no TLS connection to Kafka").with("field", "kafka.properties.ssl.ca.location")
+        }
+        _ => told("no Kafka broker answers"),
+    };
+    told.because(reason)
 }
 
 fn topic_error(
@@ -303,7 +331,6 @@ mod tests {
         assert_eq!(producer("enable.idempotence"), Some("true"));
         assert_eq!(producer("acks"), Some("all"));
         assert_eq!(producer("log.connection.close"), Some("true"));
-        assert_eq!(producer("log.queue"), Some("false"));
         assert_eq!(producer("linger.ms"), Some("20"));
         assert!(producer("transactional.id").unwrap().starts_with("fusioncap-"));
     }
@@ -324,7 +351,6 @@ mod tests {
             "partition.assignment.strategy",
             "enable.partition.eof",
             "log.connection.close",
-            "log.queue",
         ] {
             let told = refusal(&[(name, "x")]);
             assert!(told.contains(&format!("kafka.properties.{name}")), "{told}");

@@ -30,6 +30,7 @@ mod ledger;
 mod membership;
 pub mod message;
 mod output;
+mod producer;
 mod protocol;
 mod publish;
 mod rebalance;

@@ -17,7 +17,7 @@ use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::error::{Error, ErrorKind};
@@ -35,7 +35,7 @@ pub struct Rebalancer {
     /// Partitions that this consumer has paused: only these may be resumed (librdkafka #2593,
     /// #4637), and librdkafka keeps the mark beyond the assignment.
     paused: Mutex<BTreeSet<i32>>,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 impl Rebalancer {
@@ -59,8 +59,8 @@ impl Rebalancer {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What librdkafka said last about its connections.
-    pub fn last_error(&self) -> Option<String> {
+    /// What librdkafka said last about its connections, other than that it has none.
+    pub fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -143,7 +143,12 @@ impl ClientContext for Rebalancer {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, client = "consumer", "kafka client error");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) if last.is_some() => {}
+            Some(code) => *last = Some((code, reason.to_owned())),
+            None => {}
+        }
     }
 }
 

@@ -12,26 +12,22 @@
 //! refusal one transaction is tried with each record alone in its batch: whatever is refused then
 //! is too large itself.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::util::Timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
-use crate::worker::client_log;
 use crate::worker::fencing::Fencings;
 use crate::worker::output::Record;
+use crate::worker::producer::Served;
 use crate::worker::protocol::Outcome;
 use crate::worker::watchdog::Watchdog;
 
@@ -80,7 +76,7 @@ pub struct Transactor {
     alone: bool,
     too_large: Vec<usize>,
     /// None while there is no usable one.
-    producer: Option<ThreadedProducer<Deliveries>>,
+    producer: Option<Served>,
 }
 
 impl Transactor {
@@ -151,13 +147,12 @@ impl Transactor {
         Ok(())
     }
 
-    fn build(&self) -> KafkaResult<ThreadedProducer<Deliveries>> {
+    fn build(&self) -> KafkaResult<Served> {
         let mut config = self.config.clone();
         if self.alone {
             config.set("batch.num.messages", "1");
         }
-        let producer: ThreadedProducer<Deliveries> =
-            config.create_with_context(Deliveries::default())?;
+        let producer = Served::new(&config)?;
         let deadline = Instant::now() + self.transaction_timeout;
         self.again(deadline, "init_transactions", || producer.init_transactions(CALL_TIMEOUT))?;
         Ok(producer)
@@ -191,7 +186,11 @@ impl Transactor {
             return Err(Failure::unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
         };
         let began = Instant::now();
-        let ended = self.attempt(&producer, records, offsets, group, still_owned);
+        let mut ended = self.attempt(&producer, records, offsets, group, still_owned);
+        producer.catch_up();
+        if producer.context().disconnects() > 0 {
+            ended = doubtful(ended);
+        }
         // The broker itself fences a producer whose transaction took too long.
         let is_fenced = producer.client().fatal_error().is_some_and(|(code, _)| {
             code == RDKafkaErrorCode::Fenced && began.elapsed() < self.transaction_timeout
@@ -228,15 +227,14 @@ impl Transactor {
 
     fn attempt(
         &self,
-        producer: &ThreadedProducer<Deliveries>,
+        producer: &Served,
         records: &[Record],
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         still_owned: impl Fn() -> bool,
     ) -> Result<Outcome, Failure> {
         let deadline = Instant::now() + self.transaction_timeout;
-        let context = producer.context();
-        context.begin();
+        producer.begin();
         self.watchdog
             .watch("begin_transaction", || producer.begin_transaction())
             .map_err(|error| Failure::fatal("a transaction can't begin", error))?;
@@ -255,8 +253,13 @@ impl Transactor {
             return Err(self.abort(producer, kafka_error("the transaction failed", error)));
         }
         // Asked before the commit, which would report it too, but with an unknown outcome.
-        if let Some(reason) = context.failure() {
-            let error = Error::new(ErrorKind::Kafka, "a record was not delivered").because(reason);
+        if let Some(failure) = producer.context().failure() {
+            let error =
+                Error::new(ErrorKind::Kafka, "a record was not delivered").because(failure.reason);
+            if failure.is_late {
+                // An abort would wait, without a bound, until its mark can be written.
+                return Err(Failure::unknown(error));
+            }
             return Err(self.abort(producer, error));
         }
         if !still_owned() {
@@ -266,17 +269,11 @@ impl Transactor {
         self.watchdog
             .watch("commit_transaction", || producer.commit_transaction(Timeout::Never))
             .map_err(|error| Failure::fatal("the commit's outcome is unknown", error))?;
-        let held = context.disconnects() == 0;
-        Ok(if held { Outcome::Committed } else { Outcome::CommittedLoosely })
+        Ok(Outcome::Committed)
     }
 
     /// Hands the records to librdkafka, which sends them in the background.
-    fn send(
-        &self,
-        producer: &ThreadedProducer<Deliveries>,
-        records: &[Record],
-        deadline: Instant,
-    ) -> KafkaResult<()> {
+    fn send(&self, producer: &Served, records: &[Record], deadline: Instant) -> KafkaResult<()> {
         for (index, record) in records.iter().enumerate() {
             loop {
                 let Err((error, _)) = producer.send(base_record(record, index)) else {
@@ -294,7 +291,7 @@ impl Transactor {
 
     /// Waits until every record is delivered or has failed. `flush` would do, but its poll competes
     /// with the producer's own thread for the deliveries, and sleeps for 100 ms when it loses.
-    fn await_deliveries(&self, producer: &ThreadedProducer<Deliveries>) -> KafkaResult<()> {
+    fn await_deliveries(&self, producer: &Served) -> KafkaResult<()> {
         let deadline = Instant::now() + self.message_timeout + CALL_TIMEOUT;
         while producer.in_flight_count() > 0 {
             if Instant::now() > deadline {
@@ -305,15 +302,11 @@ impl Transactor {
         Ok(())
     }
 
-    fn abort(&self, producer: &ThreadedProducer<Deliveries>, why: Error) -> Failure {
+    fn abort(&self, producer: &Served, why: Error) -> Failure {
         let aborted =
             self.watchdog.watch("abort_transaction", || producer.abort_transaction(Timeout::Never));
         match aborted {
-            Ok(()) if producer.context().disconnects() == 0 => {
-                Failure { outcome: Outcome::Aborted, error: why }
-            }
-            // As with a commit: the abort may have been sent twice.
-            Ok(()) => Failure::unknown(why),
+            Ok(()) => Failure { outcome: Outcome::Aborted, error: why },
             Err(error) => {
                 tracing::warn!(%error, "the abort failed");
                 Failure::unknown(why)
@@ -340,6 +333,15 @@ impl Transactor {
             std::thread::sleep(pause);
         }
         Ok(())
+    }
+}
+
+/// What a transaction's end is worth when a connection was lost: the request may have been sent
+/// twice.
+fn doubtful(ended: Result<Outcome, Failure>) -> Result<Outcome, Failure> {
+    match ended {
+        Ok(_) => Ok(Outcome::CommittedLoosely),
+        Err(failure) => Err(Failure { outcome: Outcome::Unknown, ..failure }),
     }
 }
 
@@ -391,92 +393,5 @@ fn kafka_error(message: &'static str, error: KafkaError) -> Error {
             client::creation_error(error)
         }
         other => Error::new(ErrorKind::Kafka, message).because(other),
-    }
-}
-
-/// The producer's context: what became of its records and its connections.
-#[derive(Debug, Default)]
-pub struct Deliveries {
-    failure: Mutex<Option<String>>,
-    /// The records that were refused for their size, or that of their batch.
-    too_large: Mutex<Vec<usize>>,
-    /// Connections lost since the producer was built.
-    disconnects: AtomicU64,
-}
-
-impl Deliveries {
-    fn begin(&self) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    fn too_large(&self) -> Vec<usize> {
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn disconnects(&self) -> u64 {
-        self.disconnects.load(Ordering::Relaxed)
-    }
-}
-
-/// Whether librdkafka logs the end of a connection that may have had requests under way.
-///
-/// The error callback does not hear of a connection that the other side has closed, and hears of
-/// the rest too late; the log does, on the thread that finds out, before any request is made
-/// again. It leaves out what repeats itself within 30 s, so one is enough to replace a producer.
-fn is_disconnect(facility: &str, message: &str) -> bool {
-    // Nothing is under way before there is a connection.
-    let connecting = ["in state TRY_CONNECT", "in state CONNECT"];
-    facility == "FAIL" && !connecting.iter().any(|state| message.contains(state))
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if is_disconnect(facility, message) {
-            self.disconnects.fetch_add(1, Ordering::Relaxed);
-        }
-        client_log::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, client = "producer", "kafka client error");
-    }
-}
-
-impl ProducerContext for Deliveries {
-    /// The record's place in its transaction.
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
-        let Err((error, message)) = result else {
-            return;
-        };
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
-        }
-        let reason =
-            format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lost_connection_is_told_from_one_that_never_was() {
-        let lost = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:9092: Disconnected (after \
-                    25ms in state UP)";
-        let refused = "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to \
-                       ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)";
-        assert!(is_disconnect("FAIL", lost));
-        assert!(is_disconnect("FAIL", "in words that nobody knows"));
-        assert!(!is_disconnect("FAIL", refused));
-        assert!(!is_disconnect("REQTMOUT", lost));
     }
 }

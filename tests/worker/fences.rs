@@ -91,25 +91,6 @@ async fn a_fenced_producer_is_replaced() {
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
 }
 
-/// The broker takes no caption for a while, since too few copies of the topic are in step: the
-/// transactions abort and the partitions are rewound, until it takes them again.
-#[tokio::test(flavor = "multi_thread")]
-async fn refused_records_are_written_later() {
-    let (cluster, bucket) = (shared_cluster(), Bucket::start());
-    let topics = cluster.topics(PARTITIONS).await;
-    fill(&bucket);
-    cluster.set(&topics.output, "min.insync.replicas", "2").await;
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing("message.timeout.ms: 6000", "message.timeout.ms: 1000")
-        .start();
-    worker.await_ready();
-    let expected = produce(&cluster, &topics, 0..200).await;
-    worker.await_log("\"transaction failed\"", 2);
-    cluster.set(&topics.output, "min.insync.replicas", "1").await;
-    assert!(worker.log().contains("\"rewinding\""), "{}", worker.log());
-    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
-}
-
 /// Workers join and leave a busy group.
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_come_and_go() {

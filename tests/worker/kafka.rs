@@ -122,6 +122,11 @@ impl Cluster {
 
     /// Three new topics: references, captions, dead letters.
     pub async fn topics(&self, partitions: i32) -> Topics {
+        self.topics_with(partitions, TopicReplication::Fixed(self.brokers.min(3))).await
+    }
+
+    /// The same, with the captions' three partitions where `output` says.
+    pub async fn topics_with(&self, partitions: i32, output: TopicReplication<'_>) -> Topics {
         let run = uuid::Uuid::new_v4().simple().to_string();
         let topics = Topics {
             input: format!("images.in-{run}"),
@@ -130,11 +135,12 @@ impl Cluster {
             group: format!("captioners-{run}"),
         };
         let admin = self.admin();
-        let copies = self.brokers.min(3);
-        let new = [(&topics.input, partitions), (&topics.output, 3), (&topics.dead_letters, 1)]
-            .map(|(name, partitions)| {
-                NewTopic::new(name, partitions, TopicReplication::Fixed(copies))
-            });
+        let copies = || TopicReplication::Fixed(self.brokers.min(3));
+        let new = [
+            NewTopic::new(&topics.input, partitions, copies()),
+            NewTopic::new(&topics.output, 3, output),
+            NewTopic::new(&topics.dead_letters, 1, copies()),
+        ];
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         for result in admin.create_topics(&new, &options).await.unwrap() {
             result.unwrap();

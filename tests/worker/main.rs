@@ -15,6 +15,7 @@ mod process;
 mod proxy;
 mod refusals;
 mod retries;
+mod secure;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Weak};

@@ -53,7 +53,7 @@ impl Configuration {
 
     /// The same with one more librdkafka property.
     pub fn with_property(self, name: &str, value: &str) -> Self {
-        self.replacing("  properties:\n", &format!("  properties:\n    {name}: {value}\n"))
+        self.replacing("  properties:\n", &format!("  properties:\n    {name}: '{value}'\n"))
     }
 
     /// The same as a static member of its group.

@@ -1,0 +1,210 @@
+//! The producer, and the thread that serves what librdkafka tells about it: what became of each
+//! record, and which connections were lost.
+//!
+//! A lost connection makes the end of a transaction doubtful: librdkafka asks again by itself and
+//! then says that all went well, while the first request may still be on its way. It does not tell
+//! the error callback of a connection that the other side has closed, but logs it, before it asks
+//! again. [`Served::catch_up`] waits until everything that was logged has been heard.
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
+
+use crate::worker::client_log;
+
+/// How long one poll waits; [`Served::catch_up`] may have to wait as long.
+const BUSY_POLL: Duration = Duration::from_millis(1);
+const IDLE_POLL: Duration = Duration::from_millis(50);
+
+/// A producer whose events are served until it is dropped.
+pub struct Served {
+    producer: Arc<BaseProducer<Deliveries>>,
+    serving: Arc<Serving>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Serving {
+    /// Held while events are served.
+    turn: Mutex<()>,
+    /// A transaction is under way.
+    busy: AtomicBool,
+    /// Somebody else wants to serve.
+    asked: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl Served {
+    pub fn new(config: &ClientConfig) -> KafkaResult<Self> {
+        let producer: BaseProducer<Deliveries> =
+            config.create_with_context(Deliveries::default())?;
+        let (producer, serving) = (Arc::new(producer), Arc::new(Serving::default()));
+        let served = (Arc::clone(&producer), Arc::clone(&serving));
+        let thread = std::thread::Builder::new()
+            .name("producer".into())
+            .spawn(move || served.1.serve(&served.0))
+            .map_err(|error| KafkaError::ClientCreation(format!("no thread: {error}")))?;
+        Ok(Self { producer, serving, thread: Some(thread) })
+    }
+
+    /// Begins to note what becomes of a transaction's records.
+    pub fn begin(&self) {
+        self.serving.busy.store(true, Ordering::Relaxed);
+        self.context().begin();
+    }
+
+    /// The transaction is over: hears everything that librdkafka has told so far.
+    pub fn catch_up(&self) {
+        self.serving.asked.store(true, Ordering::Relaxed);
+        let turn = self.serving.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its records are delivered: what is left are events.
+        let mut left = self.producer.in_flight_count();
+        while left > 0 {
+            self.producer.poll(Duration::ZERO);
+            left -= 1;
+        }
+        drop(turn);
+        self.serving.asked.store(false, Ordering::Relaxed);
+        self.serving.busy.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Served {
+    type Target = BaseProducer<Deliveries>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.producer
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.serving.stopped.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has panicked when this fails: then it serves no more either.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Serving {
+    fn serve(&self, producer: &BaseProducer<Deliveries>) {
+        while !self.stopped.load(Ordering::Relaxed) {
+            if self.asked.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+                continue;
+            }
+            let busy = self.busy.load(Ordering::Relaxed);
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            producer.poll(if busy { BUSY_POLL } else { IDLE_POLL });
+        }
+    }
+}
+
+/// The producer's context: what became of its records and its connections.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    failure: Mutex<Option<Failure>>,
+    /// The records that were refused for their size, or that of their batch.
+    too_large: Mutex<Vec<usize>>,
+    /// Connections lost since the producer was built.
+    disconnects: AtomicU64,
+}
+
+/// Why the first record that was not delivered was not.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub reason: String,
+    /// Nobody has refused it: it could not be written for too long.
+    pub is_late: bool,
+}
+
+impl Deliveries {
+    fn begin(&self) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn too_large(&self) -> Vec<usize> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn disconnects(&self) -> u64 {
+        self.disconnects.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether librdkafka logs the end of a connection that may have had requests under way. It leaves
+/// out what repeats itself within 30 s, so one such line is enough to give a producer up.
+fn is_disconnect(facility: &str, message: &str) -> bool {
+    // Nothing is under way before there is a connection.
+    let connecting = ["in state TRY_CONNECT", "in state CONNECT"];
+    facility == "FAIL" && !connecting.iter().any(|state| message.contains(state))
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_disconnect(facility, message) {
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        client_log::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, client = "producer", "kafka client error");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    /// The record's place in its transaction.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        let Err((error, message)) = result else {
+            return;
+        };
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        }
+        let failure = Failure {
+            reason: format!(
+                "{error} (topic: {}, bytes: {})",
+                message.topic(),
+                message.payload_len()
+            ),
+            is_late: code == Some(RDKafkaErrorCode::MessageTimedOut),
+        };
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_told_from_one_that_never_was() {
+        let lost = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:9092: Disconnected (after \
+                    25ms in state UP)";
+        let refused = "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to \
+                       ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)";
+        assert!(is_disconnect("FAIL", lost));
+        assert!(is_disconnect("FAIL", "in words that nobody knows"));
+        assert!(!is_disconnect("FAIL", refused));
+        assert!(!is_disconnect("REQTMOUT", lost));
+    }
+}
