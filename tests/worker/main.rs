@@ -1,10 +1,13 @@
 //! The worker as a process, against a real Kafka and a real S3 server.
 
+mod access;
 mod bucket;
 mod faults;
 mod fences;
 mod flow;
 mod kafka;
+#[path = "../many_scans/mod.rs"]
+mod many_scans;
 #[path = "../object_store/mod.rs"]
 mod object_store;
 mod process;

@@ -15,6 +15,7 @@ use crate::kafka::{Cluster, Topics};
 pub struct Configuration {
     pub yaml: String,
     listen: SocketAddr,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Configuration {
@@ -46,13 +47,19 @@ impl Configuration {
             secret = bucket.secret(),
             model = model.display(),
         );
-        Self { yaml, listen }
+        Self { yaml, listen, variables: Vec::new() }
     }
 
     /// The same with every `from` replaced.
     pub fn replacing(mut self, from: &str, to: &str) -> Self {
         assert!(self.yaml.contains(from), "{from} is not in {}", self.yaml);
         self.yaml = self.yaml.replace(from, to);
+        self
+    }
+
+    /// The same with one more environment variable.
+    pub fn with_variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
         self
     }
 
@@ -67,6 +74,7 @@ impl Configuration {
             .arg("--config")
             .arg(&config)
             .env_remove("FUSIONCAP_CONFIG")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -142,7 +150,7 @@ impl Worker {
     }
 
     /// The answer to a plain GET, or nothing while nobody listens.
-    fn get(&self, path: &str) -> Option<String> {
+    pub fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.listen).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").ok()?;
