@@ -22,7 +22,7 @@ use crate::worker::message::Stage;
 use crate::worker::shared::{Shared, Step};
 
 /// What the dead letters of decoders that hang get at least to be committed in.
-const COMMITTING: Duration = Duration::from_secs(5);
+const COMMITTING: Duration = Duration::from_secs(3);
 
 pub struct Decode {
     pub preprocessor: Preprocessor,
@@ -126,7 +126,7 @@ impl Decode {
             return;
         }
         let FetchedImage { origin, request, object, bytes, attempts } = image;
-        match Arc::clone(&self).pixels(bytes, &place).await {
+        match self.pixels(bytes, &place).await {
             Ok(pixels) => {
                 let decoded = DecodedImage { origin, request, object, pixels };
                 // Batching ends before decoding only when the run has failed.
@@ -143,13 +143,15 @@ impl Decode {
         }
     }
 
-    async fn pixels(self: Arc<Self>, bytes: Vec<u8>, place: &Arc<Place>) -> Result<DecodedPixels> {
+    async fn pixels(&self, bytes: Vec<u8>, place: &Arc<Place>) -> Result<DecodedPixels> {
         let limit = self.limit();
-        let held = Arc::clone(place);
+        // All that the thread holds: it may outlive the run.
+        let (preprocessor, limits) = (self.preprocessor.clone(), self.limits);
+        let (shared, held) = (Arc::clone(&self.shared), Arc::clone(place));
         let decoding = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let pixels = self.preprocessor.decode(&bytes, &self.limits);
-            self.shared.busy(Step::Decode, started);
+            let pixels = preprocessor.decode(&bytes, &limits);
+            shared.busy(Step::Decode, started);
             drop(held);
             pixels
         });
