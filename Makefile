@@ -7,7 +7,7 @@ target = $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
-.PHONY: help demo test lint packages model model-random onnxruntime kafka-jars simulate bench bench-train clean
+.PHONY: help demo test lint fuzz packages model model-random onnxruntime kafka-jars simulate bench bench-train clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -27,6 +27,16 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 
 simulate: ## A million random schedules of the commit protocol against a model of Kafka
 	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture
+
+# Of what is shipped, these versions: libFuzzer is all that comes in addition.
+fuzz: SECONDS ?= 600
+fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust and cargo-fuzz
+	cp Cargo.lock fuzz/Cargo.lock
+	@set -e; for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1; \
+	done
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
 	cargo bench --bench '*' -- $(ARGS)

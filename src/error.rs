@@ -26,9 +26,9 @@ pub enum Disposition {
 pub enum ErrorKind {
     /// The message is no JSON, or none of the three accepted shapes.
     InvalidMessage,
-    /// The reference is no `s3://bucket/key` URI.
+    /// The reference is no `s3://bucket/key` URI, or names what no request is made for.
     UnsupportedUri,
-    /// The bucket is not on the allow-list.
+    /// The bucket, or the key's place in it, is not on the allow-list.
     BucketNotAllowed,
     /// The object, its version or its bucket does not exist.
     ObjectNotFound,
@@ -46,6 +46,8 @@ pub enum ErrorKind {
     CorruptImage,
     /// The image claims more pixels than `limits.max_pixels`.
     ImageTooLarge,
+    /// Decoding took longer than `limits.decode_timeout_ms`.
+    DecodeTimeout,
     /// The object store did not answer within the deadline.
     FetchTimeout,
     /// The object store asked to slow down.
@@ -72,7 +74,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kinds that can end as a dead letter, in the order of the pipeline's stages.
-    pub const DEAD_LETTERS: [ErrorKind; 16] = [
+    pub const DEAD_LETTERS: [ErrorKind; 17] = [
         Self::InvalidMessage,
         Self::UnsupportedUri,
         Self::BucketNotAllowed,
@@ -88,6 +90,7 @@ impl ErrorKind {
         Self::NotAnImage,
         Self::CorruptImage,
         Self::ImageTooLarge,
+        Self::DecodeTimeout,
         Self::RecordTooLarge,
     ];
 
@@ -105,6 +108,7 @@ impl ErrorKind {
             Self::NotAnImage => "not_an_image",
             Self::CorruptImage => "corrupt_image",
             Self::ImageTooLarge => "image_too_large",
+            Self::DecodeTimeout => "decode_timeout",
             Self::FetchTimeout => "fetch_timeout",
             Self::FetchThrottled => "fetch_throttled",
             Self::FetchUnavailable => "fetch_unavailable",

@@ -3,9 +3,10 @@
 //!
 //! The SDK's own retries are off: a call here is one try with one deadline, and who calls decides
 //! through `retry` whether there is another. Errors carry the kind that the dead-letter topic
-//! names (see `fault`).
+//! names (see `fault`). No request is made for what [`name`] refuses, and no redirect is followed.
 
 mod fault;
+pub mod name;
 
 use std::future::Future;
 use std::path::{Component, Path, PathBuf};
@@ -47,6 +48,7 @@ impl FromStr for Location {
         if bucket.is_empty() {
             return Err(wrong());
         }
+        name::check_bucket(bucket)?;
         Ok(Self { bucket: bucket.into(), key: key.into() })
     }
 }
@@ -167,6 +169,7 @@ impl Store {
 
     /// Every key of `bucket` that begins with `prefix`, in the store's order.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Entry>> {
+        name::check_bucket(bucket)?;
         let mut entries = Vec::new();
         let mut token: Option<String> = None;
         loop {
@@ -250,6 +253,8 @@ impl Store {
     }
 
     async fn open(&self, object: ObjectRef<'_>) -> Result<GetObjectOutput> {
+        name::check_bucket(object.bucket)?;
+        name::check_key(object.key)?;
         self.client
             .get_object()
             .bucket(object.bucket)
@@ -332,7 +337,7 @@ mod tests {
         let parse = |uri: &str| uri.parse::<Location>().map(|found| (found.bucket, found.key));
         assert_eq!(parse("s3://photos/a/b.jpg").unwrap(), ("photos".into(), "a/b.jpg".into()));
         assert_eq!(parse("s3://photos").unwrap(), ("photos".into(), String::new()));
-        for wrong in ["", "s3://", "s3:///key", "https://photos/a", "photos/a"] {
+        for wrong in ["", "s3://", "s3:///key", "https://photos/a", "photos/a", "s3://a@b/c"] {
             assert_eq!(parse(wrong).unwrap_err().kind(), ErrorKind::UnsupportedUri, "{wrong}");
         }
     }

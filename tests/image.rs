@@ -1,6 +1,8 @@
 //! Decoding and preprocessing against Pillow and CLIP's own image processor, and against files
 //! that are no images.
 
+mod many_scans;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -146,6 +148,20 @@ fn a_line_of_pixels_is_decoded_without_growing() {
         assert_eq!(pixels.rgb.len(), 224 * 224 * 3);
         assert!(pixels.rgb.chunks(3).all(|pixel| pixel == [200, 100, 50]));
     }
+}
+
+/// A scan is a few bytes, and has the decoder go over the whole image again.
+#[test]
+fn a_jpeg_of_more_scans_than_anyone_writes_is_refused() {
+    let decode = |scans| {
+        let bytes = many_scans::jpeg(64, scans);
+        clip().decode(&bytes, &Limits::default())
+    };
+    let grey = decode(99).unwrap();
+    assert!(grey.rgb.iter().all(|value| *value == 128), "with the first scan there are 100");
+    let error = decode(100).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptImage);
+    assert!(error.chain().contains("scans"), "{}", error.chain());
 }
 
 #[test]

@@ -181,6 +181,42 @@ fn a_long_field_is_refused_and_not_repeated() {
     }
 }
 
+/// Each image that fails repeats its whole message: thousands of them would be gigabytes.
+#[test]
+fn a_message_of_thousands_of_images_is_refused() {
+    let record = json!({"eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": "photos"}, "object": {"key": "a.png"}}});
+    let notification = |images: usize| json!({"Records": vec![&record; images]}).to_string();
+    let few = notification(500);
+    assert_eq!(parse(few.as_bytes(), &[], &source()).unwrap().images.len(), 500);
+    let (kind, text) = refusal(&notification(2000));
+    assert_eq!(kind, ErrorKind::InvalidMessage);
+    assert!(text.contains("too many images") && text.contains("2000"), "{text}");
+}
+
+/// What no request may be made for ends here, in every shape of message.
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let event = |bucket: &str, key: &str| {
+        json!({"Records": [{"eventName": "ObjectCreated:Put",
+            "s3": {"bucket": {"name": bucket}, "object": {"key": key}}}]})
+    };
+    for message in [
+        json!({"uri": "s3://evil@host/a.png"}),
+        json!({"uri": "s3://127.0.0.1:9000/a.png"}),
+        json!({"uri": "s3://../a.png"}),
+        json!({"uri": "s3://photos/../secrets/a.png"}),
+        event("evil.example/x", "a.png"),
+        event("photos", "a/%2e%2e/b.png"),
+        event("photos", "a%0d%0aX-Evil:+1"),
+        json!({"specversion": "1.0", "data": event("arn:aws:s3:::photos", "a.png")}),
+    ] {
+        let (kind, text) = refusal(&message.to_string());
+        assert_eq!(kind, ErrorKind::UnsupportedUri, "{message}");
+        assert!(!text.contains(char::is_control), "{text}");
+    }
+}
+
 #[test]
 fn captions_fit_their_schema() {
     let bundle = Bundle::open(&root("models/random")).unwrap();

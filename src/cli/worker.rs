@@ -29,7 +29,10 @@ pub fn run(args: WorkerArgs) -> Result<()> {
     let config = args.settings.load()?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
-    runtime.block_on(serve(config, args.model_dir))
+    let outcome = runtime.block_on(serve(config, args.model_dir));
+    // A decoder that hangs would keep the process for ever.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(config: Config, model_dir: Option<PathBuf>) -> Result<()> {

@@ -106,8 +106,9 @@ pub struct S3 {
     /// Only for temporary static credentials.
     #[schemars(length(min = 1))]
     pub session_token: Option<Secret>,
-    /// Buckets that references may name; empty allows every bucket.
-    #[schemars(extend("x-allowed" = "a list of bucket names"))]
+    /// Buckets that references may name, whole (`photos`) or the keys under a prefix
+    /// (`photos/public/`); empty allows every bucket.
+    #[schemars(extend("x-allowed" = "a list of bucket or bucket/prefix/"))]
     pub allowed_buckets: Vec<String>,
     /// Requests under way at once.
     #[schemars(range(min = 1, max = 1024))]
@@ -219,6 +220,10 @@ pub struct Limits {
     /// Largest image that is decoded, in pixels (width times height as its header claims).
     #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub max_pixels: u64,
+    /// Longest time that decoding one image may take, in milliseconds, before its reference is
+    /// dead-lettered. Its thread can't be stopped and keeps its place until it ends.
+    #[schemars(range(min = 1, max = 600_000))]
+    pub decode_timeout_ms: u64,
     /// References in flight in one worker; above it the partitions pause. Not below `batch.size`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
@@ -289,7 +294,12 @@ impl Default for Runtime {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_object_bytes: 64 << 20, max_pixels: 100_000_000, max_in_flight: 512 }
+        Self {
+            max_object_bytes: 64 << 20,
+            max_pixels: 100_000_000,
+            decode_timeout_ms: 30_000,
+            max_in_flight: 512,
+        }
     }
 }
 

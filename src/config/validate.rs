@@ -5,6 +5,7 @@ use url::Url;
 
 use super::field::shown;
 use super::{Config, Kafka, Runtime, S3};
+use crate::s3::name;
 
 /// What leaving the group may take after a drain.
 pub const LEAVING_MS: u64 = 5_000;
@@ -145,12 +146,8 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
             allowed: "only with s3.access_key_id and s3.secret_access_key".into(),
         });
     }
-    if let Some(bucket) = s3.allowed_buckets.iter().find(|bucket| !is_bucket(bucket)) {
-        return Err(Problem::new(
-            "s3.allowed_buckets",
-            vec![bucket.as_str()],
-            "bucket names of 3 to 255 characters: a-z, A-Z, 0-9, '.', '_' and '-'",
-        ));
+    for entry in &s3.allowed_buckets {
+        check_allowed(entry)?;
     }
     if s3.backoff_max_ms < s3.backoff_initial_ms {
         return Err(Problem::new(
@@ -158,6 +155,23 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
             s3.backoff_max_ms,
             &format!("at least s3.backoff_initial_ms, which is {}", s3.backoff_initial_ms),
         ));
+    }
+    Ok(())
+}
+
+/// `bucket`, or `bucket/prefix/`.
+fn check_allowed(entry: &str) -> Result<(), Problem> {
+    let problem = |allowed: &str| Problem::new("s3.allowed_buckets", vec![entry], allowed);
+    let (bucket, prefix) = entry.split_once('/').unwrap_or((entry, ""));
+    if let Some(rule) = name::broken_rule(bucket) {
+        return Err(problem(&format!("bucket or bucket/prefix/; of a bucket's name {rule}")));
+    }
+    // Without the slash, `photos/public` would hold `photos/public-not` too.
+    if !prefix.is_empty() && !prefix.ends_with('/') {
+        return Err(problem("bucket or bucket/prefix/, the prefix with a slash at its end"));
+    }
+    if name::check_key(prefix).is_err() {
+        return Err(problem("bucket or bucket/prefix/, no '.', no '..' and no control character"));
     }
     Ok(())
 }
@@ -186,7 +200,8 @@ fn check_model_path(path: &str) -> Result<(), Problem> {
     let Some((scheme, rest)) = path.split_once("://") else {
         return Ok(());
     };
-    let has_bucket = rest.split('/').next().is_some_and(is_bucket);
+    let has_bucket =
+        rest.split('/').next().is_some_and(|bucket| name::broken_rule(bucket).is_none());
     if scheme == "s3" && has_bucket {
         return Ok(());
     }
@@ -211,11 +226,6 @@ fn is_host_and_port(broker: &str) -> bool {
 fn is_topic(name: &str) -> bool {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=249).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
-}
-
-fn is_bucket(name: &str) -> bool {
-    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (3..=255).contains(&name.len()) && name.bytes().all(is_legal)
 }
 
 #[cfg(test)]
@@ -276,6 +286,8 @@ mod tests {
             ("s3: {secret_access_key: a}", "s3.secret_access_key"),
             ("s3: {session_token: a}", "s3.session_token"),
             ("s3: {allowed_buckets: ['a/b']}", "s3.allowed_buckets"),
+            ("s3: {allowed_buckets: ['photos/public']}", "s3.allowed_buckets"),
+            ("s3: {allowed_buckets: ['photos/../']}", "s3.allowed_buckets"),
             ("s3: {backoff_initial_ms: 10, backoff_max_ms: 9}", "s3.backoff_max_ms"),
             ("limits: {max_in_flight: 7}", "limits.max_in_flight"),
             ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
@@ -283,7 +295,7 @@ mod tests {
             assert_eq!(path_of(&config(&format!(", {extra}"))).as_deref(), Some(path), "{extra}");
         }
         let right = "s3: {endpoint: 'https://s3.local:9000', access_key_id: a, \
-                     secret_access_key: b, allowed_buckets: [photos]}";
+                     secret_access_key: b, allowed_buckets: [photos, albums/public/]}";
         assert_eq!(path_of(&config(&format!(", {right}"))), None);
         let leak = check(&config(", s3: {endpoint: 'http://user:pw@a'}")).unwrap_err();
         assert!(!leak.value.contains("pw"), "{}", leak.value);

@@ -17,6 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 const BYTES_PER_PIXEL: u64 = 16;
 /// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
 const MAX_EDGE: u32 = 1 << 20;
+/// Most scans of a progressive JPEG. Encoders write about ten; each one, of a few bytes, makes
+/// the decoder go over all pixels again. The `image` crate's JPEG decoder has the same limit.
+const MAX_SCANS: u32 = 100;
 
 pub struct Decoded {
     pub rgb: RgbImage,
@@ -80,6 +83,7 @@ fn jpeg(bytes: &[u8], max_pixels: u64) -> Result<Option<RgbImage>> {
         Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").because(error)
     };
     let mut decompressor = Decompressor::new().map_err(corrupt)?;
+    decompressor.set_scan_limit(MAX_SCANS).map_err(corrupt)?;
     let header = match decompressor.read_header(bytes) {
         Ok(header) => header,
         Err(error) if is_harmless(&error, bytes) => return Ok(None),

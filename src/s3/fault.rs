@@ -11,6 +11,10 @@ use aws_sdk_s3::primitives::ByteStreamError;
 
 use crate::error::{Error, ErrorKind};
 
+/// Buckets of another region, and whatever else answers in a store's place.
+const REDIRECTED: &str =
+    "the object store points elsewhere, which is not followed: check s3.region and s3.endpoint";
+
 /// Reads a failed call.
 pub fn classify<E>(error: SdkError<E, HttpResponse>) -> Error
 where
@@ -25,7 +29,9 @@ where
         }
         _ => ErrorKind::FetchUnavailable,
     };
-    let told = Error::new(kind, message(kind));
+    let redirected = matches!(&error, SdkError::ServiceError(failure)
+        if (300..400).contains(&failure.raw().status().as_u16()));
+    let told = Error::new(kind, if redirected { REDIRECTED } else { message(kind) });
     let told = match error.raw_response() {
         Some(response) => told.with("status", response.status().as_u16()),
         None => told,

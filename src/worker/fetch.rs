@@ -123,7 +123,7 @@ impl Fetch {
         request: &ImageRequest,
         wanted: impl Fn() -> bool,
     ) -> Result<(Object, u32), GaveUp> {
-        if let Err(error) = allowed(&self.allowed_buckets, &request.bucket) {
+        if let Err(error) = allowed(&self.allowed_buckets, &request.bucket, &request.key) {
             return Err(GaveUp { error, attempts: 0 });
         }
         let (breaker, asker) = (&self.shared.breaker, self.askers.fetch_add(1, Ordering::Relaxed));
@@ -131,6 +131,10 @@ impl Fetch {
         let mut proven = false;
         let mut before = 0;
         loop {
+            if !breaker.closed(&wanted).await {
+                let error = Error::new(ErrorKind::FetchUnavailable, "nobody waits for it any more");
+                return Err(GaveUp { error, attempts: before });
+            }
             let began = Instant::now();
             let gave_up = match self.rounds(asker, request, &wanted).await {
                 Ok((object, attempts)) => return Ok((object, before + attempts)),
@@ -143,9 +147,6 @@ impl Fetch {
             }
             if breaker.is_open() {
                 // Cut short: these tries don't count.
-                if !breaker.closed(&wanted).await {
-                    return Err(told);
-                }
                 continue;
             }
             if breaker.vouches(asker, began) {
@@ -224,12 +225,18 @@ impl Fetch {
     }
 }
 
-fn allowed(buckets: &[String], bucket: &str) -> Result<()> {
-    if buckets.is_empty() || buckets.iter().any(|allowed| allowed == bucket) {
+/// Whether the list holds the bucket, or one of the folders (`bucket/prefix/`) above the key.
+fn allowed(list: &[String], bucket: &str, key: &str) -> Result<()> {
+    let holds = |entry: &String| match entry.split_once('/') {
+        Some((of, prefix)) => of == bucket && key.starts_with(prefix),
+        None => entry == bucket,
+    };
+    if list.is_empty() || list.iter().any(holds) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::BucketNotAllowed, "the bucket is not on s3.allowed_buckets")
-        .with("bucket", bucket))
+    Err(Error::new(ErrorKind::BucketNotAllowed, "the object is not on s3.allowed_buckets")
+        .with("bucket", bucket)
+        .with("key", key))
 }
 
 /// A task that panicked would leave its record without an outcome, and the offsets stuck.
@@ -245,11 +252,22 @@ mod tests {
 
     #[test]
     fn only_allowed_buckets_are_read() {
-        assert!(allowed(&[], "any").is_ok());
-        let list = ["photos".to_owned()];
-        assert!(allowed(&list, "photos").is_ok());
-        let error = allowed(&list, "secrets").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::BucketNotAllowed);
-        assert!(error.to_string().contains("secrets"));
+        assert!(allowed(&[], "any", "a.jpg").is_ok());
+        let list = ["photos".to_owned(), "lake/public/".to_owned()];
+        for (bucket, key) in [("photos", "a.jpg"), ("lake", "public/a.jpg")] {
+            assert!(allowed(&list, bucket, key).is_ok(), "{bucket}/{key}");
+        }
+        for (bucket, key) in [
+            ("secrets", "a.jpg"),
+            ("photos-old", "a.jpg"),
+            ("lake", "a.jpg"),
+            ("lake", "public-not/a.jpg"),
+            ("lake", "private/public/a.jpg"),
+            ("public", "a.jpg"),
+        ] {
+            let error = allowed(&list, bucket, key).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BucketNotAllowed);
+            assert!(error.to_string().contains(bucket), "{error}");
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! The worker as a process, against a real Kafka and a real S3 server.
 
+mod access;
 mod ambiguous;
 mod bucket;
 mod faults;
 mod fences;
 mod flow;
 mod kafka;
+#[path = "../many_scans/mod.rs"]
+mod many_scans;
 mod members;
 #[path = "../object_store/mod.rs"]
 mod object_store;

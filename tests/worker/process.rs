@@ -17,6 +17,7 @@ pub struct Configuration {
     pub yaml: String,
     listen: SocketAddr,
     log: &'static str,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Configuration {
@@ -48,7 +49,7 @@ impl Configuration {
             secret = bucket.secret(),
             model = model.display(),
         );
-        Self { yaml, listen, log: "info" }
+        Self { yaml, listen, log: "info", variables: Vec::new() }
     }
 
     /// The same with one more librdkafka property.
@@ -80,6 +81,12 @@ impl Configuration {
         self
     }
 
+    /// The same with one more environment variable.
+    pub fn with_variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
     pub fn start(&self) -> Worker {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("worker.yaml");
@@ -92,6 +99,7 @@ impl Configuration {
             .arg(&config)
             .env_remove("FUSIONCAP_CONFIG")
             .env("FUSIONCAP_LOG", self.log)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -177,7 +185,7 @@ impl Worker {
     }
 
     /// The answer to a plain GET, or nothing while nobody listens.
-    fn get(&self, path: &str) -> Option<String> {
+    pub fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.listen).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").ok()?;

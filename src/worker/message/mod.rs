@@ -21,6 +21,7 @@ pub use record::{CaptionRecord, DeadLetter, Stage, header};
 pub use trace::TraceContext;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::s3::name;
 
 /// The UUIDv5 namespace of derived ids (RFC 9562).
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_b7a0_52c4_5e0f_9a3b_7d1c_4e8f_2b60);
@@ -28,6 +29,10 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_b7a0_52c4_5e0f_9a3b_7d1c_4e8f_2b6
 /// Longest field that names an image, in bytes: S3's own limit of a key. Dead letters and headers
 /// repeat these fields, and a record that outgrows what Kafka takes could never be published.
 const MAX_FIELD_BYTES: usize = 1024;
+
+/// Most bytes that the dead letters of one message may repeat: each has all of it, and a message
+/// of a megabyte can name thousands of images.
+const MAX_REPEATED_BYTES: usize = 64 << 20;
 
 /// Where a message came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,13 @@ impl ImageRequest {
     /// `s3://bucket/key`
     pub fn uri(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
+    }
+
+    /// Refuses what could not be published again, and what no request may be made for.
+    fn check(&self) -> Result<()> {
+        self.check_lengths()?;
+        name::check_bucket(&self.bucket)?;
+        name::check_key(&self.key)
     }
 
     fn check_lengths(&self) -> Result<()> {
@@ -104,15 +116,24 @@ pub fn parse(
     headers: &[(String, Vec<u8>)],
     source: &SourcePosition,
 ) -> Result<Requests> {
-    if cloud_event::is_binary(headers) {
-        cloud_event::check_binary(headers)?;
-        return parse_plain(json(payload)?, source);
-    }
     let message = json(payload)?;
-    if cloud_event::is_structured(&message) {
-        return parse_plain(cloud_event::data(message)?, source);
+    let message = if cloud_event::is_binary(headers) {
+        cloud_event::check_binary(headers)?;
+        message
+    } else if cloud_event::is_structured(&message) {
+        cloud_event::data(message)?
+    } else {
+        message
+    };
+    let requests = parse_plain(message, source)?;
+    let images = requests.images.len();
+    if images > 1 && images.saturating_mul(payload.len()) > MAX_REPEATED_BYTES {
+        return Err(invalid("the message names too many images for its length")
+            .with("images", images)
+            .with("bytes", payload.len())
+            .with("allowed", format_args!("{MAX_REPEATED_BYTES} bytes, images times bytes")));
     }
-    parse_plain(message, source)
+    Ok(requests)
 }
 
 /// Our request or an S3 event notification.
@@ -122,7 +143,7 @@ fn parse_plain(message: Value, source: &SourcePosition) -> Result<Requests> {
     } else {
         Requests { images: vec![request::parse(message, source)?], skipped: 0 }
     };
-    requests.images.iter().try_for_each(ImageRequest::check_lengths)?;
+    requests.images.iter().try_for_each(ImageRequest::check)?;
     Ok(requests)
 }
 
