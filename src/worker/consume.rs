@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::assignment::Polled;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
+use crate::worker::headers;
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
 use crate::worker::message::{self, SourcePosition, Stage};
@@ -308,7 +309,9 @@ fn take(
         }
     };
     let message = Arc::new(detach(borrowed, epoch));
-    let parsed = message::parse(&message.payload, &message.headers, &message.position);
+    let original = &message.original;
+    let payload = original.payload.as_deref().unwrap_or_default();
+    let parsed = message::parse(payload, &original.headers, &message.position);
     let records = match &parsed {
         Ok(requests) => requests.images.len(),
         Err(_) => 1,
@@ -336,10 +339,6 @@ fn take(
 }
 
 fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
-    let headers = borrowed.headers().map_or_else(Vec::new, |headers| {
-        let owned = |value: Option<&[u8]>| value.unwrap_or_default().to_vec();
-        headers.iter().map(|header| (header.key.to_owned(), owned(header.value))).collect()
-    });
     SourceMessage {
         position: SourcePosition {
             topic: borrowed.topic().into(),
@@ -347,9 +346,7 @@ fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
             offset: borrowed.offset(),
         },
         epoch,
-        key: borrowed.key().map(<[u8]>::to_vec),
-        payload: borrowed.payload().unwrap_or_default().to_vec(),
-        headers,
+        original: headers::original(borrowed),
         polled: Instant::now(),
     }
 }

@@ -17,12 +17,13 @@
 mod assignment;
 mod batch;
 mod caption;
-mod client;
-mod client_log;
+pub(crate) mod client;
+pub(crate) mod client_log;
 mod consume;
 mod decode;
 mod fetch;
 mod flow;
+pub mod headers;
 mod ledger;
 mod membership;
 pub mod message;

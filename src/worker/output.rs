@@ -79,7 +79,7 @@ impl RecordWriter {
             ..CaptionRecord::new(source, &request, &self.bundle)
         };
         let payload = record.to_json()?;
-        let key = origin.message.key.clone();
+        let key = origin.message.original.key.clone();
         if !self.fits(key.as_deref(), &payload) {
             let error = Error::new(
                 ErrorKind::InvalidMessage,
@@ -105,17 +105,13 @@ impl RecordWriter {
         tried: (Stage, u32),
     ) -> Result<Record> {
         let message = &origin.message;
-        let original = (message.key.as_deref(), message.payload.as_slice());
+        let original = &message.original;
         let mut letter =
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
-        let mut key = message.key.clone();
+        let mut key = original.key.clone();
         let mut payload = letter.to_json()?;
         if !self.fits(key.as_deref(), &payload) {
-            letter.payload_base64 = String::new();
-            letter.key_base64 = None;
-            letter
-                .reason
-                .push_str("; the original bytes do not fit: read them at the source offset");
+            letter.leave_out_original();
             payload = letter.to_json()?;
             if !self.fits(key.as_deref(), &payload) {
                 key = None;
@@ -135,5 +131,5 @@ impl RecordWriter {
 }
 
 fn trace(origin: &Origin) -> TraceContext {
-    TraceContext::from_headers(&origin.message.headers).unwrap_or_else(TraceContext::fresh)
+    TraceContext::from_headers(&origin.message.original.headers).unwrap_or_else(TraceContext::fresh)
 }
