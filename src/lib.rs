@@ -9,11 +9,14 @@ pub mod error;
 pub mod evaluate;
 pub mod html;
 pub mod image;
+pub mod reader;
+pub mod redrive;
 pub mod retry;
 pub mod runtime;
 pub mod s3;
 pub mod telemetry;
 pub mod text_tower;
+pub mod verify;
 pub mod worker;
 
 #[cfg(feature = "demo")]

@@ -132,6 +132,44 @@ fn work_flows_one_way() {
     assert_eq!(uses(&["encoder"], &["model", "train"]), Vec::<String>::new());
 }
 
+/// The rooms beside the worker read its topics by a few of its modules, and see nothing that runs.
+#[test]
+fn the_auditors_use_messages_and_clients_alone() {
+    let auditors = ["reader", "verify", "redrive"];
+    let rooms: Vec<&str> = SERVING
+        .iter()
+        .chain(&TRAINING)
+        .chain(&COMMON)
+        .copied()
+        .chain(["demo", "evaluate"])
+        .collect();
+    assert_eq!(uses(&rooms, &auditors), Vec::<String>::new());
+    assert_eq!(uses(&["reader"], &["verify", "redrive"]), Vec::<String>::new());
+    assert_eq!(uses(&["verify"], &["redrive"]), Vec::<String>::new());
+    assert_eq!(uses(&["redrive"], &["verify"]), Vec::<String>::new());
+    let others: Vec<&str> = TRAINING.into_iter().chain(["engine", "demo", "evaluate"]).collect();
+    assert_eq!(uses(&auditors, &others), Vec::<String>::new());
+    let allowed = ["message", "headers", "client", "client_log"];
+    let mut found = 0;
+    for source in sources().iter().filter(|source| auditors.contains(&source.room.as_str())) {
+        let code: Vec<&str> = source.code().map(|(_, line)| line).collect();
+        let text = code.join("\n");
+        for (position, prefix) in text.match_indices("crate::worker::") {
+            let rest = &text[position + prefix.len()..];
+            let modules = match rest.strip_prefix('{') {
+                Some(group) => members(group),
+                None => vec![first_word(rest)],
+            };
+            found += modules.len();
+            for module in modules {
+                let file = source.path.display();
+                assert!(allowed.contains(&module.as_str()), "{file} uses worker::{module}");
+            }
+        }
+    }
+    assert!(found > 5, "the uses were not read");
+}
+
 /// `ablate` trains and runs what it trained: the one room that sees both sides, and nothing but
 /// the command line sees it.
 #[test]
@@ -144,7 +182,7 @@ fn only_the_command_line_compares() {
 
 #[test]
 fn the_common_ground_rests_on_nothing() {
-    let others = ["ablate", "cli", "demo", "evaluate"];
+    let others = ["ablate", "cli", "demo", "evaluate", "reader", "redrive", "verify"];
     let rooms: Vec<&str> = SERVING.iter().chain(&TRAINING).copied().chain(others).collect();
     assert_eq!(uses(&COMMON, &rooms), Vec::<String>::new());
 }

@@ -6,15 +6,22 @@ use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::worker::message::{
-    CaptionRecord, DeadLetter, Requests, SourcePosition, Stage, TraceContext, header, parse,
+    CaptionRecord, DeadLetter, Kept, Marker, Original, Place, RawHeader, Requests, SourcePosition,
+    Stage, TraceContext, header, parse,
 };
 use fusioncap::{Error, ErrorKind};
 use jsonschema::{Registry, Resource, Validator};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const SCHEMAS: [&str; 5] =
-    ["image-request", "s3-event-notification", "cloud-event", "caption", "dead-letter"];
+const SCHEMAS: [&str; 6] = [
+    "image-request",
+    "s3-event-notification",
+    "cloud-event",
+    "caption",
+    "dead-letter",
+    "dead-letter-marker",
+];
 
 fn root(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -129,7 +136,7 @@ fn cloud_events_are_opened() {
     {
         assert_eq!(read(name).images[0].key, key);
     }
-    let headers = |version: &str| vec![("ce_specversion".to_owned(), version.as_bytes().to_vec())];
+    let headers = |version: &str| vec![RawHeader::new("ce_specversion", version)];
     let payload = br#"{"uri": "s3://photos/g.png"}"#;
     let binary = parse(payload, &headers("1.0"), &source()).unwrap();
     assert_eq!(binary.images[0].key, "g.png");
@@ -175,7 +182,8 @@ fn a_long_field_is_refused_and_not_repeated() {
     ] {
         let error = parse(payload.to_string().as_bytes(), &[], &source()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidMessage);
-        let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), (None, b""));
+        let original = Original::default();
+        let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
         assert!(letter.to_json().unwrap().len() < 8192);
         assert!(!letter.reason.contains('\n'), "{}", letter.reason);
     }
@@ -241,9 +249,9 @@ fn dead_letters_of_every_kind_fit_their_schema() {
         let error = Error::new(kind, "it went wrong").with("key", "k").because("a cause");
         let images = read("request").images;
         for request in [None, images.first()] {
-            let original = (Some(&b"key"[..]), &b"{}"[..]);
+            let original = original();
             let letter =
-                DeadLetter::new(&source(), 0, request, &error, (Stage::Fetch, 3), original);
+                DeadLetter::new(&source(), 0, request, &error, (Stage::Fetch, 3), &original);
             let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
             assert_valid("dead-letter", &value);
             assert_eq!(value["code"], kind.code());
@@ -253,10 +261,142 @@ fn dead_letters_of_every_kind_fit_their_schema() {
     assert_eq!(listed, ErrorKind::DEAD_LETTERS.len());
 }
 
+/// A message with everything that may be mistaken for something else.
+fn original() -> Original {
+    let header = |name: &[u8], value: Option<&[u8]>| RawHeader {
+        name: name.to_vec(),
+        value: value.map(<[u8]>::to_vec),
+    };
+    Original {
+        key: Some(b"\x00key".to_vec()),
+        payload: Some(b"{}".to_vec()),
+        headers: vec![
+            header(b"twice", Some(b"1")),
+            header(b"twice", Some(b"2")),
+            header(b"", Some(b"")),
+            header(b"none", None),
+            header(b"caf\xe9", Some(b"\xff")),
+        ],
+    }
+}
+
+#[test]
+fn a_dead_letter_gives_the_original_back_byte_for_byte() {
+    let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
+    let (whole, mut cases) = (original(), vec![original(), Original::default()]);
+    cases.push(Original { payload: None, ..whole.clone() });
+    cases.push(Original { payload: Some(Vec::new()), key: Some(Vec::new()), ..whole });
+    for case in cases {
+        let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &case);
+        let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
+        assert_valid("dead-letter", &value);
+        let back: DeadLetter = serde_json::from_value(value).unwrap();
+        assert_eq!(back.original().unwrap(), Some(case));
+    }
+    let mut letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    let names: Vec<&str> = letter.headers.iter().map(|header| header.name.as_str()).collect();
+    assert_eq!(names, ["twice", "twice", "", "none", "caf\u{fffd}"]);
+    letter.leave_out_original();
+    assert_valid("dead-letter", &serde_json::to_value(&letter).unwrap());
+    assert_eq!(letter.original().unwrap(), None);
+    // As letters were before they kept headers.
+    let mut old = serde_json::to_value(&letter).unwrap();
+    for name in ["original", "headers"] {
+        old.as_object_mut().unwrap().remove(name);
+    }
+    old["payload_base64"] = json!("e30=");
+    let old: DeadLetter = serde_json::from_value(old).unwrap();
+    assert_eq!((old.original, old.original().unwrap()), (Kept::LeftOut, None));
+}
+
+#[test]
+fn a_dead_letter_that_is_damaged_is_refused() {
+    let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
+    let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    for path in ["/payload_base64", "/key_base64", "/headers/0/value_base64"] {
+        let mut value = serde_json::to_value(&letter).unwrap();
+        *value.pointer_mut(path).unwrap() = json!("?");
+        let damaged: DeadLetter = serde_json::from_value(value).unwrap();
+        assert_eq!(damaged.original().unwrap_err().kind(), ErrorKind::InvalidMessage, "{path}");
+    }
+}
+
+#[test]
+fn markers_name_their_dead_letter() {
+    let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
+    let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    let place = Place { topic: "images.dlq".into(), partition: 2, offset: 17 };
+    let marker = Marker::new(&letter, &place, 1);
+    assert_valid("dead-letter-marker", &serde_json::to_value(&marker).unwrap());
+    let headers = [RawHeader::new(header::REDRIVEN, place.to_string())];
+    assert!(Marker::is_one(&headers));
+    assert_eq!(Marker::marked(&headers), Some(place));
+    for broken in ["", "images.dlq", "images.dlq/2", "a/b/c", "a/1/2/3"] {
+        let headers = [RawHeader::new(header::REDRIVEN, broken)];
+        assert!(Marker::is_one(&headers));
+        assert_eq!(Marker::marked(&headers), None, "{broken}");
+    }
+    assert!(!Marker::is_one(&original().headers));
+}
+
+#[test]
+fn a_redriven_reference_keeps_its_id() {
+    let redriven = [RawHeader::new(header::REDRIVEN_ID, "first")];
+    let id = |payload: &[u8]| parse(payload, &redriven, &source()).unwrap().images[0].id.clone();
+    assert_eq!(id(br#"{"uri": "s3://photos/a.png"}"#), "first");
+    let aws = fs::read(root("tests/data/messages/aws.json")).unwrap();
+    assert_eq!(id(&aws), source().id(0), "one id is not for several images");
+    let empty = [RawHeader::new(header::REDRIVEN_ID, "")];
+    let image = parse(br#"{"uri": "s3://photos/a.png"}"#, &empty, &source()).unwrap();
+    assert_eq!(image.images[0].id, source().id(0));
+}
+
+#[test]
+fn a_request_is_read_as_it_was_written() {
+    for name in ["request", "aws", "minio", "ceph", "cloud-event-s3"] {
+        for image in read(name).images {
+            assert_valid("image-request", &serde_json::from_slice(&image.to_json()).unwrap());
+            assert_eq!(parse(&image.to_json(), &[], &source()).unwrap().images, [image]);
+        }
+    }
+}
+
+/// Each code has one row of `docs/dead-letters.md`, in order, with the stages at which it arises.
+#[test]
+fn every_code_is_documented() {
+    let page = fs::read_to_string(root("docs/dead-letters.md")).unwrap();
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let codes: Vec<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(codes, ErrorKind::DEAD_LETTERS.map(ErrorKind::code));
+    for row in &rows {
+        let [code, stages, meaning, remedy, helps] = row[..] else { panic!("{row:?}") };
+        for stage in stages.split(", ") {
+            let known: Result<Stage, _> = serde_json::from_value(json!(stage));
+            assert!(known.is_ok(), "{code}: {stage} is no stage");
+        }
+        assert!(meaning.ends_with('.') && remedy.ends_with('.'), "{row:?}");
+        assert!(helps.starts_with("yes") || helps.starts_with("no"), "{row:?}");
+    }
+}
+
 #[test]
 fn headers_say_where_a_record_came_from() {
     let trace = TraceContext::fresh();
     let headers = header::of(&source(), 2, &trace);
+    let raw: Vec<RawHeader> =
+        headers.iter().map(|(name, value)| RawHeader::new(name, value.clone())).collect();
+    assert_eq!(header::source(&raw), Some((source(), 2)));
+    for (broken, text) in [(1, "-1"), (2, "x"), (3, "")] {
+        let mut wrong = raw.clone();
+        wrong[broken].value = Some(text.into());
+        assert_eq!(header::source(&wrong), None, "{text}");
+        wrong.remove(broken);
+        assert_eq!(header::source(&wrong), None);
+    }
     let find = |name: &str| {
         let (_, value) = headers.iter().find(|(found, _)| *found == name).unwrap();
         String::from_utf8(value.clone()).unwrap()

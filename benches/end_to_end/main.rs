@@ -7,6 +7,7 @@
 mod memory;
 mod publish;
 mod throughput;
+mod verify;
 
 // Also what tests/worker is made of: it uses all of it, a benchmark some.
 #[allow(dead_code, reason = "shared with tests/worker")]
@@ -49,6 +50,9 @@ async fn main() {
     }
     if wanted("memory") {
         memory::measure(&cluster).await;
+    }
+    if wanted("verify") {
+        verify::measure(&cluster).await;
     }
 }
 

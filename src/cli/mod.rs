@@ -16,9 +16,11 @@ pub mod demo;
 pub mod encoder;
 pub mod evaluate;
 mod images;
+pub mod redrive;
 pub mod settings;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod verify;
 pub mod worker;
 
 use std::error::Error as StdError;
@@ -46,6 +48,10 @@ pub enum Command {
     Caption(caption::CaptionArgs),
     /// Measure a bundle's captions against references: BLEU, ROUGE-L, CIDEr-D
     Evaluate(evaluate::EvaluateArgs),
+    /// Check that every reference has exactly one answer: a caption or a dead letter
+    Verify(verify::VerifyArgs),
+    /// Put dead letters back on the input topic, exactly once
+    Redrive(redrive::RedriveArgs),
     /// Print the effective configuration with secrets masked
     Config(config::ConfigArgs),
     /// Caption sample photos with everything embedded: Kafka, S3 and the worker
@@ -71,7 +77,9 @@ impl Command {
     fn log_level(&self) -> Option<Level> {
         match self {
             Self::Worker(_) | Self::Config(_) => None,
-            Self::Caption(_) | Self::Evaluate(_) => Some(Level::Warn),
+            Self::Caption(_) | Self::Evaluate(_) | Self::Verify(_) | Self::Redrive(_) => {
+                Some(Level::Warn)
+            }
             #[cfg(feature = "demo")]
             Self::Demo(_) => Some(Level::Warn),
             #[cfg(feature = "train")]
@@ -103,6 +111,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
         Command::Evaluate(args) => evaluate::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Redrive(args) => redrive::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
@@ -144,6 +154,14 @@ pub(crate) fn print(text: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Prints `value` as one JSON object on one line.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the report can't be written").because(error)
+    })?;
+    print(&format!("{text}\n"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Kafka, Overrides};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where the configuration comes from: a file, below the environment, below these flags.
@@ -41,14 +41,6 @@ impl Settings {
     }
 
     fn overrides(&self) -> Result<Overrides> {
-        let mut overrides = Overrides::default();
-        for field in &self.fields {
-            let Some((path, value)) = field.split_once('=') else {
-                return Err(Error::new(ErrorKind::Config, format!("--set can't be '{field}'"))
-                    .with("allowed", "FIELD=VALUE, such as s3.concurrency=64"));
-            };
-            overrides.set(path, "--set", value);
-        }
         let flags = [
             ("kafka.brokers", "--brokers", &self.brokers),
             ("kafka.group", "--group", &self.group),
@@ -56,11 +48,57 @@ impl Settings {
             ("batch.size", "--batch-size", &self.batch_size),
             ("http.listen", "--listen", &self.listen),
         ];
-        for (path, flag, value) in flags {
-            if let Some(text) = value {
-                overrides.set(path, flag, text);
-            }
-        }
-        Ok(overrides)
+        overrides(&self.fields, &flags)
     }
+}
+
+/// The same for what needs Kafka alone: other sections may stand in the file, and none is needed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct KafkaSettings {
+    /// Configuration file (YAML), the worker's own; every field can also be set in the environment
+    #[arg(long, value_name = "FILE", env = "FUSIONCAP_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Kafka bootstrap servers (kafka.brokers)
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub brokers: Option<String>,
+    /// Consumer group (kafka.group)
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Any other field, such as `--set kafka.input_topic=photos.in`; may be repeated
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub fields: Vec<String>,
+}
+
+impl KafkaSettings {
+    /// Reads, layers and checks the section `kafka`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
+    pub fn load(&self) -> Result<Kafka> {
+        let flags = [
+            ("kafka.brokers", "--brokers", &self.brokers),
+            ("kafka.group", "--group", &self.group),
+        ];
+        Config::load_kafka(self.config.as_deref(), &overrides(&self.fields, &flags)?)
+    }
+}
+
+fn overrides(
+    fields: &[String],
+    flags: &[(&'static str, &'static str, &Option<String>)],
+) -> Result<Overrides> {
+    let mut overrides = Overrides::default();
+    for field in fields {
+        let Some((path, value)) = field.split_once('=') else {
+            return Err(Error::new(ErrorKind::Config, format!("--set can't be '{field}'"))
+                .with("allowed", "FIELD=VALUE, such as s3.concurrency=64"));
+        };
+        overrides.set(path, "--set", value);
+    }
+    for (path, flag, value) in flags {
+        if let Some(text) = value {
+            overrides.set(*path, flag, text);
+        }
+    }
+    Ok(overrides)
 }

@@ -6,16 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_yaml_ng::{Mapping, Value};
 
 use super::environment::{is_reserved, path_of, unknown_variable};
 use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
 use super::line::line_of;
+use super::origin::Origin;
 use super::secret::{MASK, Properties};
-use super::{Config, validate};
+use super::{Config, Kafka, validate};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Fields set by flags: the last and strongest layer.
@@ -40,41 +41,21 @@ impl Config {
         Self::layered(path, std::env::vars_os(), flags)
     }
 
+    /// The section `kafka` alone, for what runs no model: no field of another section is required,
+    /// and each that is set is still checked by itself.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_kafka(path: Option<&Path>, flags: &Overrides) -> Result<Kafka> {
+        Layers::read(path, std::env::vars_os(), flags)?.finish_kafka()
+    }
+
     fn layered(
         path: Option<&Path>,
         environment: impl Iterator<Item = (OsString, OsString)>,
         flags: &Overrides,
     ) -> Result<Self> {
-        let mut layers = Layers::default();
-        if let Some(file) = path {
-            layers.read_file(file)?;
-        }
-        layers.read_environment(environment)?;
-        for (field, flag, value) in &flags.values {
-            layers.set_text(field, value, Origin::Flag(flag))?;
-        }
-        layers.finish()
-    }
-}
-
-/// Where a value was set.
-#[derive(Clone, Debug)]
-enum Origin {
-    File { path: PathBuf, line: Option<usize> },
-    Variable(String),
-    Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { path, line: None } => write!(formatter, "{}", path.display()),
-            Self::File { path, line: Some(line) } => {
-                write!(formatter, "{}:{line}", path.display())
-            }
-            Self::Variable(name) => formatter.write_str(name),
-            Self::Flag(flag) => formatter.write_str(flag),
-        }
+        Layers::read(path, environment, flags)?.finish()
     }
 }
 
@@ -86,6 +67,22 @@ struct Layers {
 }
 
 impl Layers {
+    fn read(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+        flags: &Overrides,
+    ) -> Result<Self> {
+        let mut layers = Self::default();
+        if let Some(file) = path {
+            layers.read_file(file)?;
+        }
+        layers.read_environment(environment)?;
+        for (field, flag, value) in &flags.values {
+            layers.set_text(field, value, Origin::Flag(flag))?;
+        }
+        Ok(layers)
+    }
+
     fn read_file(&mut self, path: &Path) -> Result<()> {
         let unreadable = |error: Box<dyn std::error::Error + Send + Sync>,
                           message: &'static str| {
@@ -195,6 +192,27 @@ impl Layers {
 
     /// Joins the layers, fills in the defaults and checks the rules that join fields.
     fn finish(self) -> Result<Config> {
+        let config: Config = self.deserialized(self.joined("")?)?;
+        validate::check(&config).map_err(|problem| self.located(problem))?;
+        Ok(config)
+    }
+
+    fn finish_kafka(self) -> Result<Kafka> {
+        let section = self.joined("kafka.")?.remove("kafka").unwrap_or_default();
+        let kafka: Kafka = self.deserialized(section)?;
+        validate::check_kafka(&kafka).map_err(|problem| self.located(problem))?;
+        Ok(kafka)
+    }
+
+    fn deserialized<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
+        // Sections without a required field may be absent; the absence of any other was reported.
+        serde_yaml_ng::from_value(value.into()).map_err(|error| {
+            Error::new(ErrorKind::Config, "the configuration does not hold together").because(error)
+        })
+    }
+
+    /// All that was set, where every required field below `needed` is.
+    fn joined(&self, needed: &str) -> Result<Mapping> {
         let mut root = Mapping::new();
         for ((path, map_key), (value, _)) in &self.values {
             let mut target = &mut root;
@@ -212,7 +230,8 @@ impl Layers {
             }
             target.insert((*last).into(), value.clone());
         }
-        for field in CATALOGUE.fields.iter().filter(|field| field.required) {
+        let is_needed = |field: &&Field| field.required && field.path.starts_with(needed);
+        for field in CATALOGUE.fields.iter().filter(is_needed) {
             if !self.values.contains_key(&(field.path.as_str(), None)) {
                 return Err(Error::new(
                     ErrorKind::Config,
@@ -222,13 +241,7 @@ impl Layers {
                 .with("set it by", format!("the file, {} or a flag", field.variable())));
             }
         }
-        // Sections without a required field may be absent; the others are made so that every
-        // absence was reported above.
-        let config: Config = serde_yaml_ng::from_value(Value::Mapping(root)).map_err(|error| {
-            Error::new(ErrorKind::Config, "the configuration does not hold together").because(error)
-        })?;
-        validate::check(&config).map_err(|problem| self.located(problem))?;
-        Ok(config)
+        Ok(root)
     }
 
     /// A broken rule as an error that says where the field was set.
@@ -311,6 +324,27 @@ mod tests {
         let error = load(text, environment, &Overrides::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         error.chain()
+    }
+
+    #[test]
+    fn kafka_alone_needs_no_model() {
+        let kafka = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("worker.yaml");
+            std::fs::write(&file, text).unwrap();
+            Layers::read(Some(&file), std::iter::empty(), &Overrides::default())?.finish_kafka()
+        };
+        let loaded = kafka("kafka: {brokers: 'a:1', group: g}\ns3: {concurrency: 4}\n").unwrap();
+        assert_eq!((loaded.brokers.as_str(), loaded.group.as_str()), ("a:1", "g"));
+        for (text, part) in [
+            ("s3: {concurrency: 4}\n", "kafka.brokers is required"),
+            ("kafka: {brokers: a}\n", "kafka.brokers can't be"),
+            ("kafka: {brokers: 'a:1'}\nbatch: {size: 0}\n", "batch.size"),
+        ] {
+            let told = kafka(text).unwrap_err();
+            assert_eq!(told.kind(), ErrorKind::Config);
+            assert!(told.chain().contains(part), "{told}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod environment;
 mod field;
 mod line;
 mod load;
+mod origin;
 mod reference;
 mod secret;
 mod validate;

@@ -89,7 +89,7 @@ pub fn check(config: &Config) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
+pub fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
     if !kafka.brokers.split(',').all(|broker| is_host_and_port(broker.trim())) {
         return Err(Problem::new(
             "kafka.brokers",

@@ -14,7 +14,7 @@ use opentelemetry::KeyValue;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::worker::assignment::Polled;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
+use crate::worker::headers;
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
 use crate::worker::message::{self, SourcePosition, Stage};
@@ -337,7 +338,9 @@ fn take(
         }
     };
     let message = Arc::new(detach(borrowed, epoch));
-    let parsed = message::parse(&message.payload, &message.headers, &message.position);
+    let original = &message.original;
+    let payload = original.payload.as_deref().unwrap_or_default();
+    let parsed = message::parse(payload, &original.headers, &message.position);
     let records = match &parsed {
         Ok(requests) => requests.images.len(),
         Err(_) => 1,
@@ -365,10 +368,6 @@ fn take(
 }
 
 fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
-    let headers = borrowed.headers().map_or_else(Vec::new, |headers| {
-        let owned = |value: Option<&[u8]>| value.unwrap_or_default().to_vec();
-        headers.iter().map(|header| (header.key.to_owned(), owned(header.value))).collect()
-    });
     SourceMessage {
         position: SourcePosition {
             topic: borrowed.topic().into(),
@@ -376,9 +375,7 @@ fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
             offset: borrowed.offset(),
         },
         epoch,
-        key: borrowed.key().map(<[u8]>::to_vec),
-        payload: borrowed.payload().unwrap_or_default().to_vec(),
-        headers,
+        original: headers::original(borrowed),
         polled: Instant::now(),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::engine::Caption;
 use crate::error::Error;
 use crate::image::DecodedPixels;
-use crate::worker::message::{ImageRequest, SourcePosition, Stage};
+use crate::worker::message::{ImageRequest, Original, SourcePosition, Stage};
 
 /// A message of the input topic, detached from the consumer's memory.
 #[derive(Debug)]
@@ -17,9 +17,7 @@ pub struct SourceMessage {
     pub position: SourcePosition,
     /// The assignment epoch of its partition when it was polled.
     pub epoch: u64,
-    pub key: Option<Vec<u8>>,
-    pub payload: Vec<u8>,
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub original: Original,
     pub polled: Instant,
 }
 

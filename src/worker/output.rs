@@ -112,7 +112,7 @@ impl RecordWriter {
             ..CaptionRecord::new(position, &request, &self.bundle)
         };
         let payload = record.to_json()?;
-        let key = origin.message.key.clone();
+        let key = origin.message.original.key.clone();
         let fits = self.fits(key.as_deref(), &payload);
         if !fits || self.refusals(&origin) > 0 {
             let error = Error::new(
@@ -144,19 +144,15 @@ impl RecordWriter {
         tried: (Stage, u32),
     ) -> Result<Record> {
         let message = &origin.message;
-        let original = (message.key.as_deref(), message.payload.as_slice());
+        let original = &message.original;
         let mut letter =
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
-        let mut key = message.key.clone();
+        let mut key = original.key.clone();
         let mut payload = letter.to_json()?;
         // The first refusal of a caption's reference was the caption's.
         let refused = self.refusals(origin) > u32::from(error.kind() == ErrorKind::RecordTooLarge);
         if refused || !self.fits(key.as_deref(), &payload) {
-            letter.payload_base64 = String::new();
-            letter.key_base64 = None;
-            letter
-                .reason
-                .push_str("; the original bytes do not fit: read them at the source offset");
+            letter.leave_out_original();
             payload = letter.to_json()?;
             if refused || !self.fits(key.as_deref(), &payload) {
                 key = None;
@@ -180,5 +176,5 @@ fn source(origin: &Origin) -> Source {
 }
 
 fn trace(origin: &Origin) -> TraceContext {
-    TraceContext::from_headers(&origin.message.headers).unwrap_or_else(TraceContext::fresh)
+    TraceContext::from_headers(&origin.message.original.headers).unwrap_or_else(TraceContext::fresh)
 }

@@ -5,19 +5,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::invalid;
+use super::{RawHeader, invalid};
 use crate::error::Result;
 
 const VERSION_HEADER: &str = "ce_specversion";
 
-pub fn is_binary(headers: &[(String, Vec<u8>)]) -> bool {
-    headers.iter().any(|(name, _)| name == VERSION_HEADER)
+pub fn is_binary(headers: &[RawHeader]) -> bool {
+    RawHeader::find(headers, VERSION_HEADER).is_some()
 }
 
 /// Refuses a binary event of a version other than 1.x.
-pub fn check_binary(headers: &[(String, Vec<u8>)]) -> Result<()> {
-    let version = headers.iter().find(|(name, _)| name == VERSION_HEADER);
-    match version.map(|(_, value)| String::from_utf8_lossy(value)) {
+pub fn check_binary(headers: &[RawHeader]) -> Result<()> {
+    match RawHeader::find(headers, VERSION_HEADER).map(String::from_utf8_lossy) {
         Some(version) if version.starts_with("1.") => Ok(()),
         found => Err(invalid("the CloudEvent's version is not supported")
             .with("ce_specversion", found.unwrap_or_default())

@@ -6,7 +6,9 @@
 //! name several images; they share its offset and are told apart by their index.
 
 mod cloud_event;
+mod original;
 mod record;
+mod redriven;
 mod request;
 mod s3_event;
 mod trace;
@@ -17,7 +19,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use uuid::Uuid;
 
+pub use original::{Kept, Original, RawHeader};
 pub use record::{CaptionRecord, DeadLetter, Stage, header};
+pub use redriven::{Marker, Place};
 pub use trace::TraceContext;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +73,11 @@ impl ImageRequest {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 
+    /// The same image as a request of our own shape.
+    pub fn to_json(&self) -> Vec<u8> {
+        request::write(self)
+    }
+
     /// Refuses what could not be published again, and what no request may be made for.
     fn check(&self) -> Result<()> {
         self.check_lengths()?;
@@ -111,11 +120,19 @@ pub struct Requests {
 ///
 /// # Errors
 /// `ErrorKind::InvalidMessage` or `UnsupportedUri`, with one line that says what is wrong where.
-pub fn parse(
-    payload: &[u8],
-    headers: &[(String, Vec<u8>)],
-    source: &SourcePosition,
-) -> Result<Requests> {
+pub fn parse(payload: &[u8], headers: &[RawHeader], source: &SourcePosition) -> Result<Requests> {
+    let mut requests = read(payload, headers, source)?;
+    requests.images.iter().try_for_each(ImageRequest::check)?;
+    // Put back from a dead letter: a derived id would change with the offset.
+    if let [image] = requests.images.as_mut_slice()
+        && let Some(id) = redriven::id(headers)
+    {
+        image.id = id;
+    }
+    Ok(requests)
+}
+
+fn read(payload: &[u8], headers: &[RawHeader], source: &SourcePosition) -> Result<Requests> {
     let message = json(payload)?;
     let message = if cloud_event::is_binary(headers) {
         cloud_event::check_binary(headers)?;
@@ -138,13 +155,10 @@ pub fn parse(
 
 /// Our request or an S3 event notification.
 fn parse_plain(message: Value, source: &SourcePosition) -> Result<Requests> {
-    let requests = if s3_event::is_notification(&message) {
-        s3_event::parse(message, source)?
-    } else {
-        Requests { images: vec![request::parse(message, source)?], skipped: 0 }
-    };
-    requests.images.iter().try_for_each(ImageRequest::check)?;
-    Ok(requests)
+    if s3_event::is_notification(&message) {
+        return s3_event::parse(message, source);
+    }
+    Ok(Requests { images: vec![request::parse(message, source)?], skipped: 0 })
 }
 
 fn json(payload: &[u8]) -> Result<Value> {

@@ -4,13 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::original::{Kept, LetterHeader, Original, decode, encode};
 use super::trace::{TRACEPARENT, TRACESTATE};
-use super::{ImageRequest, SourcePosition, TraceContext};
+use super::{ImageRequest, RawHeader, SourcePosition, TraceContext};
 use crate::bundle::Bundle;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -76,10 +75,16 @@ pub struct DeadLetter {
     pub source_index: u32,
     /// RFC 3339, UTC, microseconds.
     pub failed_at: String,
-    /// The original message, Base64.
+    /// What of the original message stands below.
+    #[serde(default)]
+    pub original: Kept,
+    /// The original message, Base64; empty where `original` says that it had none or is left out.
     pub payload_base64: String,
     /// The original key, Base64; absent where it had none.
     pub key_base64: Option<String>,
+    /// The original headers, in order.
+    #[serde(default)]
+    pub headers: Vec<LetterHeader>,
 }
 
 impl DeadLetter {
@@ -91,7 +96,7 @@ impl DeadLetter {
         request: Option<&ImageRequest>,
         error: &Error,
         (stage, attempts): (Stage, u32),
-        (key, payload): (Option<&[u8]>, &[u8]),
+        original: &Original,
     ) -> Self {
         Self {
             id: request.map_or_else(|| source.id(index), |image| image.id.clone()),
@@ -105,8 +110,43 @@ impl DeadLetter {
             source_offset: source.offset,
             source_index: u32::try_from(index).unwrap_or(u32::MAX),
             failed_at: now(),
-            payload_base64: STANDARD.encode(payload),
-            key_base64: key.map(|bytes| STANDARD.encode(bytes)),
+            original: if original.payload.is_some() { Kept::Whole } else { Kept::NoPayload },
+            payload_base64: encode(original.payload.as_deref().unwrap_or_default()),
+            key_base64: original.key.as_deref().map(encode),
+            headers: original.headers.iter().map(LetterHeader::from).collect(),
+        }
+    }
+
+    /// Leaves the original out, where the letter would outgrow what Kafka takes.
+    pub fn leave_out_original(&mut self) {
+        self.original = Kept::LeftOut;
+        self.payload_base64.clear();
+        self.key_base64 = None;
+        self.headers.clear();
+        self.reason.push_str("; the original bytes do not fit: read them at the source offset");
+    }
+
+    /// The original message; None where it was left out.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidMessage` where a field is no Base64.
+    pub fn original(&self) -> Result<Option<Original>> {
+        let payload = match self.original {
+            Kept::LeftOut => return Ok(None),
+            Kept::NoPayload => None,
+            Kept::Whole => Some(decode("payload_base64", &self.payload_base64)?),
+        };
+        let key = self.key_base64.as_deref().map(|text| decode("key_base64", text)).transpose()?;
+        let headers = self.headers.iter().map(LetterHeader::to_raw).collect::<Result<_>>()?;
+        Ok(Some(Original { key, payload, headers }))
+    }
+
+    /// Where the reference of this image stood.
+    pub fn source(&self) -> SourcePosition {
+        SourcePosition {
+            topic: self.source_topic.as_str().into(),
+            partition: self.source_partition,
+            offset: self.source_offset,
         }
     }
 
@@ -150,7 +190,7 @@ impl CaptionRecord {
 
 /// Names of the record headers, and the headers themselves.
 pub mod header {
-    use super::{SourcePosition, TRACEPARENT, TRACESTATE, TraceContext};
+    use super::{RawHeader, SourcePosition, TRACEPARENT, TRACESTATE, TraceContext};
 
     pub const SOURCE_TOPIC: &str = "fusioncap-source-topic";
     pub const SOURCE_PARTITION: &str = "fusioncap-source-partition";
@@ -159,6 +199,14 @@ pub mod header {
     pub const ETAG: &str = "fusioncap-etag";
     pub const MODEL_DIGEST: &str = "fusioncap-model-digest";
     pub const ERROR_CODE: &str = "fusioncap-error-code";
+    /// On a marker: the dead letter that was redriven, `topic/partition/offset`.
+    pub const REDRIVEN: &str = "fusioncap-redriven";
+    /// On a reference: the dead letter it was put back from, `topic/partition/offset`.
+    pub const REDRIVEN_FROM: &str = "fusioncap-redriven-from";
+    /// On a reference: how often its image has been redriven.
+    pub const REDRIVEN_TIMES: &str = "fusioncap-redriven-times";
+    /// On a reference: the id that its image keeps.
+    pub const REDRIVEN_ID: &str = "fusioncap-redriven-id";
 
     /// The headers of every record: where it came from and the trace it belongs to. Numbers are
     /// decimal text.
@@ -179,6 +227,20 @@ pub mod header {
         }
         headers
     }
+
+    /// Which image a record answers, by its headers: where the reference stands, and the image's
+    /// index. None where they are absent or broken.
+    pub fn source(headers: &[RawHeader]) -> Option<(SourcePosition, usize)> {
+        let text = |name| std::str::from_utf8(RawHeader::find(headers, name)?).ok();
+        let offset: u64 = text(SOURCE_OFFSET)?.parse().ok()?;
+        let partition: u32 = text(SOURCE_PARTITION)?.parse().ok()?;
+        let position = SourcePosition {
+            topic: text(SOURCE_TOPIC)?.into(),
+            partition: partition.try_into().ok()?,
+            offset: offset.try_into().ok()?,
+        };
+        Some((position, text(SOURCE_INDEX)?.parse().ok()?))
+    }
 }
 
 /// `text` on one line, cut where it grows too long.
@@ -187,11 +249,11 @@ fn one_line(text: &str) -> String {
     text.chars().take(MAX_REASON).map(plain).collect()
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     format!("{:.6}", Timestamp::now())
 }
 
-fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+pub(super) fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(record)
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").because(error))
 }

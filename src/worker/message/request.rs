@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{ImageRequest, SourcePosition, invalid};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +33,18 @@ pub fn parse(message: Value, source: &SourcePosition) -> Result<ImageRequest> {
         etag,
         attributes: fields.attributes,
     })
+}
+
+/// The request that [`parse`] reads as `image`.
+pub fn write(image: &ImageRequest) -> Vec<u8> {
+    let ImageRequest { id, version_id, etag, attributes, .. } = image;
+    let mut fields = json!({"uri": image.uri(), "id": id, "attributes": attributes});
+    for (name, value) in [("version_id", version_id), ("etag", etag)] {
+        if let Some(text) = value {
+            fields[name] = text.as_str().into();
+        }
+    }
+    fields.to_string().into_bytes()
 }
 
 /// Bucket and key of an `s3://bucket/key` URI; the key is taken as it stands, not unescaped.

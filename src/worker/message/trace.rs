@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::RawHeader;
+
 pub const TRACEPARENT: &str = "traceparent";
 pub const TRACESTATE: &str = "tracestate";
 
@@ -18,10 +20,11 @@ pub struct TraceContext {
 
 impl TraceContext {
     /// The context in a message's headers, if it holds a valid one.
-    pub fn from_headers(headers: &[(String, Vec<u8>)]) -> Option<Self> {
+    pub fn from_headers(headers: &[RawHeader]) -> Option<Self> {
         let find = |name: &str| {
-            let value = headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name));
-            value.and_then(|(_, bytes)| String::from_utf8(bytes.clone()).ok())
+            let header =
+                headers.iter().find(|header| header.name.eq_ignore_ascii_case(name.as_bytes()));
+            String::from_utf8(header?.value.clone().unwrap_or_default()).ok()
         };
         let traceparent = find(TRACEPARENT).filter(|text| is_valid(text))?;
         let tracestate = find(TRACESTATE).filter(|state| state.len() <= MAX_STATE);
@@ -56,8 +59,8 @@ fn is_valid(traceparent: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn headers(value: &str) -> Vec<(String, Vec<u8>)> {
-        vec![(TRACEPARENT.to_owned(), value.as_bytes().to_vec())]
+    fn headers(value: &str) -> Vec<RawHeader> {
+        vec![RawHeader::new(TRACEPARENT, value)]
     }
 
     #[test]
@@ -74,9 +77,9 @@ mod tests {
     #[test]
     fn a_state_too_long_to_pass_on_is_dropped() {
         let mut sent = headers("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        sent.push((TRACESTATE.to_owned(), vec![b'a'; MAX_STATE]));
+        sent.push(RawHeader::new(TRACESTATE, vec![b'a'; MAX_STATE]));
         assert!(TraceContext::from_headers(&sent).unwrap().tracestate.is_some());
-        sent[1].1.push(b'a');
+        sent[1].value = Some(vec![b'a'; MAX_STATE + 1]);
         assert_eq!(TraceContext::from_headers(&sent).unwrap().tracestate, None);
     }
 }

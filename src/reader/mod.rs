@@ -1,0 +1,295 @@
+//! A topic from one offset to another, as a reader with `read_committed` sees it: for `verify` and
+//! `redrive`, which account for what is there.
+//!
+//! The end of a partition is an offset, never a count: offsets skip (transaction markers, aborted
+//! records, compaction). A partition is read when a record at or beyond its end comes, or when
+//! Kafka says that nothing stable is left; so what is read must be stable first
+//! ([`Reader::await_stable`]).
+
+mod progress;
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+pub use progress::Progress;
+
+use crate::config::Kafka;
+use crate::error::{Error, ErrorKind, Result};
+use crate::worker::client::{self, Clients};
+use crate::worker::client_log;
+
+/// For one request to the brokers.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Reading that brings nothing for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For open transactions to end; the brokers end a dead worker's after 40 s by default.
+const TRANSACTION_PATIENCE: Duration = Duration::from_secs(150);
+/// Unlike a worker, a reader never seeks: a large prefetch is worth its memory.
+const PREFETCH: [(&str, &str); 2] =
+    [("queued.min.messages", "20000"), ("queued.max.messages.kbytes", "32768")];
+
+/// Offsets by partition.
+pub type Offsets = BTreeMap<i32, i64>;
+/// What to read, by partition.
+pub type Ranges = BTreeMap<i32, Range<i64>>;
+
+/// Which end of a partition is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The last stable offset: below it every transaction has ended.
+    Stable,
+    /// The high watermark: open transactions included.
+    Latest,
+}
+
+/// Reads; never joins the group and commits nothing.
+pub struct Reader {
+    stable: BaseConsumer<Listener>,
+    latest: BaseConsumer<Listener>,
+    brokers: String,
+}
+
+impl Reader {
+    /// # Errors
+    /// `ErrorKind::Config` for properties that are refused.
+    pub fn new(kafka: &Kafka) -> Result<Self> {
+        let mut config = Clients::new(kafka)?.consumer;
+        for (name, value) in PREFETCH {
+            if !kafka.properties.contains_key(name) {
+                config.set(name, value);
+            }
+        }
+        config
+            .set("enable.partition.eof", "true")
+            // What is deleted while it is read is not passed over in silence.
+            .set("auto.offset.reset", "error")
+            .remove("group.instance.id");
+        let create = |config: &ClientConfig| {
+            config.create_with_context(Listener::default()).map_err(client::creation_error)
+        };
+        let stable = create(&config)?;
+        let latest = create(config.set("isolation.level", "read_uncommitted"))?;
+        Ok(Self { stable, latest, brokers: kafka.brokers.clone() })
+    }
+
+    /// The partitions of `topic`, which the configuration calls `field`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Kafka`: no broker answers, or there is no such topic; both name their field.
+    pub fn partitions(&self, field: &'static str, topic: &str) -> Result<Vec<i32>> {
+        let metadata = self.stable.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| {
+            // Serves the queue on which librdkafka says why.
+            while self.stable.poll(Duration::ZERO).is_some() {}
+            let told = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
+                .with("kafka.brokers", &self.brokers);
+            match self.stable.context().last_error() {
+                Some(reason) => told.because(reason),
+                None => told.because(error),
+            }
+        })?;
+        let unusable = |code: RDKafkaErrorCode| {
+            Error::new(ErrorKind::Kafka, "a topic can't be used")
+                .with("field", field)
+                .with("value", topic)
+                .because(code)
+        };
+        let missing = || unusable(RDKafkaErrorCode::UnknownTopicOrPartition);
+        let found =
+            metadata.topics().iter().find(|found| found.name() == topic).ok_or_else(missing)?;
+        if let Some(error) = found.error() {
+            return Err(unusable(error.into()));
+        }
+        if found.partitions().is_empty() {
+            return Err(missing());
+        }
+        Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
+    }
+
+    /// From the log start to `end`, of each partition.
+    pub fn ranges(&self, topic: &str, partitions: &[i32], end: End) -> Result<Ranges> {
+        let consumer = match end {
+            End::Stable => &self.stable,
+            End::Latest => &self.latest,
+        };
+        let range = |&partition: &i32| {
+            let (low, high) =
+                consumer.fetch_watermarks(topic, partition, TIMEOUT).map_err(|error| {
+                    kafka_error("the offsets of a partition can't be read", error)
+                        .with("topic", topic)
+                        .with("partition", partition)
+                })?;
+            Ok((partition, low..high))
+        };
+        partitions.iter().map(range).collect()
+    }
+
+    /// What the group has committed of `topic`; partitions of which it has nothing are absent.
+    pub fn committed(&self, topic: &str, partitions: &[i32]) -> Result<Offsets> {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in partitions {
+            list.add_partition(topic, partition);
+        }
+        let unknown = |error| kafka_error("the group's offsets can't be read", error);
+        let found = self.stable.committed_offsets(list, TIMEOUT).map_err(unknown)?;
+        let mut offsets = Offsets::new();
+        for element in found.elements() {
+            element.error().map_err(unknown)?;
+            if let Offset::Offset(offset) = element.offset() {
+                offsets.insert(element.partition(), offset);
+            }
+        }
+        Ok(offsets)
+    }
+
+    /// Waits until everything in `ranges` is stable: until no transaction below its end is open.
+    pub fn await_stable(&self, topic: &str, ranges: &Ranges) -> Result<()> {
+        let started = Instant::now();
+        for (&partition, range) in ranges {
+            loop {
+                let stable = self.ranges(topic, &[partition], End::Stable)?;
+                let reached = stable.get(&partition).map_or(0, |known| known.end);
+                if reached >= range.end {
+                    break;
+                }
+                if started.elapsed() > TRANSACTION_PATIENCE {
+                    return Err(Error::new(ErrorKind::Kafka, "a transaction stays open")
+                        .with("topic", topic)
+                        .with("partition", partition)
+                        .with("offset", reached));
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every record of `ranges` to `each`, in the order of its partition, until `each` breaks
+    /// off.
+    pub fn read(
+        &self,
+        topic: &str,
+        ranges: &Ranges,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut left: Ranges =
+            ranges.iter().filter(|(_, range)| !range.is_empty()).map(owned).collect();
+        let mut list = TopicPartitionList::with_capacity(left.len());
+        let unreadable = |error| kafka_error("a topic can't be read", error).with("topic", topic);
+        for (&partition, range) in &left {
+            list.add_partition_offset(topic, partition, Offset::Offset(range.start))
+                .map_err(unreadable)?;
+        }
+        self.stable.assign(&list).map_err(unreadable)?;
+        let total = left.values().map(|range| range.end.abs_diff(range.start)).sum();
+        let mut progress = Progress::new(topic, total);
+        let mut last = Instant::now();
+        let mut paused = TopicPartitionList::new();
+        while !left.is_empty() {
+            let message = match self.stable.poll(Duration::from_millis(200)) {
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(range) = left.remove(&partition) {
+                        progress.advance(range.end.abs_diff(range.start));
+                    }
+                    continue;
+                }
+                Some(Err(error)) if is_hopeless(&error) => return Err(unreadable(error)),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the reader reports an error");
+                    continue;
+                }
+                None if last.elapsed() > PATIENCE => {
+                    return Err(Error::new(
+                        ErrorKind::Kafka,
+                        "reading a topic brings nothing more",
+                    )
+                    .with("topic", topic)
+                    .with("partitions", format_args!("{:?}", left.keys()))
+                    .with("seconds", PATIENCE.as_secs()));
+                }
+                None => continue,
+            };
+            last = Instant::now();
+            let Some(range) = left.get_mut(&message.partition()) else {
+                continue;
+            };
+            let offset = message.offset();
+            if offset < range.end {
+                let passed = offset.saturating_add(1);
+                progress.advance(passed.abs_diff(range.start));
+                range.start = passed;
+                if each(&message)?.is_break() {
+                    break;
+                }
+            } else {
+                progress.advance(range.end.abs_diff(range.start));
+                range.start = range.end;
+            }
+            if range.is_empty() {
+                left.remove(&message.partition());
+                paused.add_partition(topic, message.partition());
+                self.stable.pause(&paused).map_err(unreadable)?;
+            }
+        }
+        progress.finish();
+        // Or they stay paused when they are assigned again.
+        self.stable.resume(&paused).map_err(unreadable)?;
+        self.stable.unassign().map_err(unreadable)
+    }
+}
+
+fn owned((partition, range): (&i32, &Range<i64>)) -> (i32, Range<i64>) {
+    (*partition, range.clone())
+}
+
+fn is_hopeless(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::MessageConsumptionFatal(_))
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::GroupAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::Fatal
+            )
+        )
+}
+
+fn kafka_error(message: &'static str, error: KafkaError) -> Error {
+    Error::new(ErrorKind::Kafka, message).because(error)
+}
+
+/// Logs, and remembers what librdkafka said last about its connections.
+#[derive(Default)]
+struct Listener {
+    last_error: Mutex<Option<String>>,
+}
+
+impl Listener {
+    fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Listener {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client_log::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, client = "reader", "kafka client error");
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Listener {}

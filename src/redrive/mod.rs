@@ -1,0 +1,221 @@
+//! Dead letters back onto the input topic, exactly once.
+//!
+//! A run takes over the transactional id `<group>-redrive`: that ends whatever an earlier run left
+//! open, one way or the other, and fences one that still goes on. Only then does it read the whole
+//! dead-letter topic (`survey`), letters and markers. What is chosen and not marked is rebuilt
+//! (`rebuild`) and put back in transactions that hold the references and the markers of the same
+//! letters (`transaction`). So whenever a run dies, each letter is either marked and put back or
+//! neither, and the next run knows which.
+//!
+//! A commit during which a connection broke may still act on a later transaction of the same
+//! producer (see `worker/transaction`). After one the producer is replaced, and because another
+//! run may have come in between, everything is surveyed again.
+
+mod rebuild;
+mod summary;
+mod survey;
+mod transaction;
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use jiff::Timestamp;
+use rdkafka::message::Message as _;
+
+pub use summary::{Counts, NotRedrivable, Summary};
+
+use crate::config::Kafka;
+use crate::error::{Error, ErrorKind, Result};
+use crate::reader::{End, Ranges, Reader};
+use crate::redrive::rebuild::{Rebuilder, Rebuilt};
+use crate::redrive::survey::Survey;
+use crate::redrive::transaction::{Committed, Redriver};
+use crate::worker::message::{DeadLetter, Place};
+
+/// Payload bytes a transaction, whatever its number of letters.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Which dead letters are put back. An empty criterion admits all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    pub codes: BTreeSet<String>,
+    pub ids: BTreeSet<String>,
+    /// Failed then or later.
+    pub since: Option<Timestamp>,
+    /// Failed before.
+    pub until: Option<Timestamp>,
+}
+
+impl Choice {
+    pub fn admits(&self, letter: &DeadLetter) -> bool {
+        let one_of = |wanted: &BTreeSet<String>, value| wanted.is_empty() || wanted.contains(value);
+        if !one_of(&self.codes, &letter.code) || !one_of(&self.ids, &letter.id) {
+            return false;
+        }
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let Ok(failed) = letter.failed_at.parse::<Timestamp>() else {
+            return false;
+        };
+        self.since.is_none_or(|since| failed >= since)
+            && self.until.is_none_or(|until| failed < until)
+    }
+}
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub choice: Choice,
+    /// Letters a transaction.
+    pub batch: usize,
+    /// Count only.
+    pub dry_run: bool,
+}
+
+/// Puts the chosen letters back.
+///
+/// # Errors
+/// `ErrorKind::Config` for settings that are refused; `ErrorKind::Kafka` when a topic can't be
+/// read, a transaction fails, or another run has taken over. What was committed before stays, and
+/// is known by its markers to the next run.
+pub fn run(kafka: &Kafka, plan: &Plan) -> Result<Summary> {
+    let reader = Reader::new(kafka)?;
+    let letters = reader.partitions("kafka.dead_letter_topic", &kafka.dead_letter_topic)?;
+    let inputs = reader.partitions("kafka.input_topic", &kafka.input_topic)?;
+    let mut summary = Summary { dry_run: plan.dry_run, ..Summary::default() };
+    let mut is_first = true;
+    loop {
+        // Before anything is read: see above.
+        let redriver = if plan.dry_run { None } else { Some(Redriver::connect(kafka)?) };
+        let topic = &kafka.dead_letter_topic;
+        // At the latest end, so that nothing is passed over behind another's open transaction.
+        let ranges = reader.ranges(topic, &letters, End::Latest)?;
+        reader.await_stable(topic, &ranges)?;
+        let survey = Survey::read(&reader, kafka, &plan.choice, &ranges)?;
+        if is_first {
+            survey.count(&mut summary);
+            is_first = false;
+        }
+        let Some(redriver) = redriver else {
+            return Ok(summary);
+        };
+        summary.not_redrivable = NotRedrivable::default();
+        let rebuilder = Rebuilder::new(kafka, &inputs)?;
+        let pass = Pass { reader: &reader, kafka, plan, redriver, rebuilder, batch: Vec::new() };
+        if pass.run(&survey.ranges(), &survey, &mut summary)?.is_continue() {
+            return Ok(summary);
+        }
+        tracing::info!("a connection broke during a commit: surveying again");
+    }
+}
+
+/// One reading of the letters, with one producer.
+struct Pass<'r> {
+    reader: &'r Reader,
+    kafka: &'r Kafka,
+    plan: &'r Plan,
+    redriver: Redriver,
+    rebuilder: Rebuilder,
+    batch: Vec<Rebuilt>,
+}
+
+impl Pass<'_> {
+    /// Breaks off where the producer has to be replaced.
+    fn run(
+        mut self,
+        ranges: &Ranges,
+        survey: &Survey,
+        summary: &mut Summary,
+    ) -> Result<ControlFlow<()>> {
+        let (reader, topic) = (self.reader, &self.kafka.dead_letter_topic);
+        let (mut bytes, mut ended) = (0_usize, ControlFlow::Continue(()));
+        reader.read(topic, ranges, |record| {
+            if !survey.is_open(record.partition(), record.offset()) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let place = Place {
+                topic: topic.clone(),
+                partition: record.partition(),
+                offset: record.offset(),
+            };
+            let payload = record.payload().unwrap_or_default();
+            let letter: DeadLetter = serde_json::from_slice(payload).map_err(|error| {
+                Error::new(ErrorKind::Internal, "a dead letter changed while it was read")
+                    .with("place", &place)
+                    .because(error)
+            })?;
+            match self.rebuilder.rebuild(&letter, place)? {
+                Ok(rebuilt) => {
+                    bytes = bytes.saturating_add(rebuilt.bytes());
+                    self.batch.push(rebuilt);
+                }
+                Err(reason) => summary.not_redrivable.add(reason),
+            }
+            if self.batch.len() >= self.plan.batch || bytes >= BATCH_BYTES {
+                bytes = 0;
+                ended = self.commit(summary)?;
+            }
+            Ok(ended)
+        })?;
+        if ended.is_continue() && !self.batch.is_empty() {
+            // What comes after the last batch: nothing.
+            let _ = self.commit(summary)?;
+        }
+        Ok(ended)
+    }
+
+    fn commit(&mut self, summary: &mut Summary) -> Result<ControlFlow<()>> {
+        let committed = self.redriver.commit(&self.batch, &self.kafka.input_topic)?;
+        for rebuilt in self.batch.drain(..) {
+            summary.redriven(&rebuilt.code);
+        }
+        Ok(match committed {
+            Committed::Connected => ControlFlow::Continue(()),
+            Committed::Disconnected => ControlFlow::Break(()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::message::{Original, SourcePosition, Stage};
+
+    fn letter(code: ErrorKind, failed_at: &str) -> DeadLetter {
+        let source = SourcePosition { topic: "images.in".into(), partition: 0, offset: 7 };
+        let error = Error::new(code, "it went wrong");
+        let original = Original::default();
+        let mut letter = DeadLetter::new(&source, 0, None, &error, (Stage::Fetch, 1), &original);
+        letter.failed_at = failed_at.into();
+        letter
+    }
+
+    #[test]
+    fn every_kind_of_choice_must_hold() {
+        let missing = letter(ErrorKind::ObjectNotFound, "2026-11-23T12:00:00.000001Z");
+        let choice = |codes: &[ErrorKind], ids: &[&str], since: &str, until: &str| Choice {
+            codes: codes.iter().map(|kind| kind.code().to_owned()).collect(),
+            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+            since: since.parse().ok(),
+            until: until.parse().ok(),
+        };
+        let (found, denied) = (ErrorKind::ObjectNotFound, ErrorKind::AccessDenied);
+        let id = missing.id.as_str();
+        for (choice, admitted) in [
+            (Choice::default(), true),
+            (choice(&[found, denied], &[], "", ""), true),
+            (choice(&[denied], &[], "", ""), false),
+            (choice(&[], &[id, "other"], "", ""), true),
+            (choice(&[found], &["other"], "", ""), false),
+            (choice(&[], &[], "2026-11-23T12:00:00.000001Z", ""), true),
+            (choice(&[], &[], "2026-11-23T12:00:00.000002Z", ""), false),
+            (choice(&[], &[], "", "2026-11-23T12:00:00.000001Z"), false),
+            (choice(&[], &[], "", "2026-11-23T13:00:00.000002+01:00"), true),
+        ] {
+            assert_eq!(choice.admits(&missing), admitted, "{choice:?}");
+        }
+        let undated = letter(found, "yesterday");
+        assert!(!choice(&[], &[], "2020-01-01T00:00:00Z", "").admits(&undated));
+    }
+}

@@ -1,0 +1,263 @@
+//! A dead letter to the reference it came from: the original key, payload and headers, byte for
+//! byte, with the headers that mark it as redriven; or, of a message with several images, a
+//! request for the one that failed, since the whole message would caption the others twice.
+
+use rdkafka::message::Message as _;
+use std::ops::ControlFlow;
+
+use crate::config::Kafka;
+use crate::error::Result;
+use crate::reader::{End, Ranges, Reader};
+use crate::worker::headers;
+use crate::worker::message::{
+    self, DeadLetter, ImageRequest, Marker, Original, Place, RawHeader, header,
+};
+
+/// Why a letter can't be put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Gone,
+    Damaged,
+    TooLarge,
+}
+
+/// Headers of a redriven reference; they are replaced when it is redriven again.
+const OWN_HEADERS: [&str; 3] = [header::REDRIVEN_FROM, header::REDRIVEN_TIMES, header::REDRIVEN_ID];
+
+/// Room that a record takes beside key, payload and headers.
+const FRAME: usize = 256;
+/// librdkafka's default of `message.max.bytes`.
+const MAX_BYTES: usize = 1_000_000;
+
+/// What is put back for one letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebuilt {
+    pub code: String,
+    /// Of the input topic; any where the letter's own is no more.
+    pub partition: Option<i32>,
+    pub reference: Original,
+    pub place: Place,
+    pub marker: Original,
+}
+
+impl Rebuilt {
+    pub fn bytes(&self) -> usize {
+        size(&self.reference).saturating_add(size(&self.marker))
+    }
+}
+
+/// Rebuilds references; looks up at their source the ones that were left out.
+pub struct Rebuilder {
+    topic: String,
+    partitions: Vec<i32>,
+    max_bytes: usize,
+    source: Reader,
+}
+
+impl Rebuilder {
+    pub fn new(kafka: &Kafka, partitions: &[i32]) -> Result<Self> {
+        let limit = kafka.properties.get("message.max.bytes");
+        Ok(Self {
+            topic: kafka.input_topic.clone(),
+            partitions: partitions.to_vec(),
+            max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
+            source: Reader::new(kafka)?,
+        })
+    }
+
+    /// The outer error is Kafka's.
+    pub fn rebuild(&self, letter: &DeadLetter, place: Place) -> Result<Result<Rebuilt, Reason>> {
+        let original = match letter.original() {
+            Ok(Some(original)) => original,
+            Ok(None) => match self.at_source(letter)? {
+                Some(original) => original,
+                None => return Ok(Err(Reason::Gone)),
+            },
+            Err(_) => return Ok(Err(Reason::Damaged)),
+        };
+        let is_there = self.partitions.contains(&letter.source_partition);
+        let partition = is_there.then_some(letter.source_partition);
+        Ok(rebuilt(letter, original, partition, place).and_then(|rebuilt| {
+            let fits = size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
+            if fits { Ok(rebuilt) } else { Err(Reason::TooLarge) }
+        }))
+    }
+
+    /// The record at the letter's source, if the topic still has it.
+    fn at_source(&self, letter: &DeadLetter) -> Result<Option<Original>> {
+        let (partition, offset) = (letter.source_partition, letter.source_offset);
+        if !self.partitions.contains(&partition) {
+            return Ok(None);
+        }
+        let kept = self.source.ranges(&self.topic, &[partition], End::Stable)?;
+        if !kept.get(&partition).is_some_and(|range| range.contains(&offset)) {
+            return Ok(None);
+        }
+        let mut found = None;
+        let one = Ranges::from([(partition, offset..offset.saturating_add(1))]);
+        self.source.read(&self.topic, &one, |record| {
+            if record.offset() == offset {
+                found = Some(headers::original(record));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+}
+
+/// Pure: the records for one letter.
+fn rebuilt(
+    letter: &DeadLetter,
+    mut original: Original,
+    partition: Option<i32>,
+    place: Place,
+) -> Result<Rebuilt, Reason> {
+    let times = RawHeader::find(&original.headers, header::REDRIVEN_TIMES)
+        .and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok())
+        .unwrap_or(0)
+        .saturating_add(1);
+    if let Some(image) = one_of_several(letter, &original)? {
+        original.payload = Some(image.to_json());
+        // The request is what stands here now, and no event.
+        original.headers.retain(|header| !header.name.starts_with(b"ce_"));
+    }
+    original.headers.retain(|header| !OWN_HEADERS.iter().any(|own| own.as_bytes() == header.name));
+    original.headers.push(RawHeader::new(header::REDRIVEN_FROM, place.to_string()));
+    original.headers.push(RawHeader::new(header::REDRIVEN_TIMES, times.to_string()));
+    // A message that could not be read may have an id of its own when it can.
+    if letter.uri.is_some() {
+        original.headers.push(RawHeader::new(header::REDRIVEN_ID, letter.id.as_str()));
+    }
+    let marker = Marker::new(letter, &place, times);
+    let marker = Original {
+        key: original.key.clone(),
+        payload: Some(marker.to_json().map_err(|_| Reason::Damaged)?),
+        headers: vec![
+            RawHeader::new(header::REDRIVEN, place.to_string()),
+            RawHeader::new(header::ERROR_CODE, letter.code.as_str()),
+        ],
+    };
+    let code = letter.code.clone();
+    Ok(Rebuilt { code, partition, reference: original, place, marker })
+}
+
+/// The image that failed, where the message has others as well.
+fn one_of_several(
+    letter: &DeadLetter,
+    original: &Original,
+) -> Result<Option<ImageRequest>, Reason> {
+    let (source, payload) = (letter.source(), original.payload.as_deref().unwrap_or_default());
+    let Ok(mut requests) = message::parse(payload, &original.headers, &source) else {
+        return Ok(None);
+    };
+    let index = usize::try_from(letter.source_index).map_err(|_| Reason::Damaged)?;
+    if requests.images.len() < 2 {
+        return Ok(None);
+    }
+    if index >= requests.images.len() {
+        return Err(Reason::Damaged);
+    }
+    let image = requests.images.swap_remove(index);
+    // Read again as the worker will: the request must name the same object.
+    let again = message::parse(&image.to_json(), &[], &source).map_err(|_| Reason::Damaged)?;
+    if again.images.as_slice() != [image.clone()] {
+        return Err(Reason::Damaged);
+    }
+    Ok(Some(image))
+}
+
+fn size(record: &Original) -> usize {
+    let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    let headers =
+        record.headers.iter().map(|header| header.name.len() + length(&header.value) + 10);
+    length(&record.key) + length(&record.payload) + headers.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::worker::message::{SourcePosition, Stage, parse};
+
+    fn source() -> SourcePosition {
+        SourcePosition { topic: "images.in".into(), partition: 1, offset: 5 }
+    }
+
+    fn place(offset: i64) -> Place {
+        Place { topic: "images.dlq".into(), partition: 0, offset }
+    }
+
+    fn letter(original: &Original, index: usize) -> DeadLetter {
+        let error = Error::new(ErrorKind::ObjectNotFound, "no such key");
+        let payload = original.payload.as_deref().unwrap_or_default();
+        let requests = parse(payload, &original.headers, &source());
+        let request = requests.as_ref().ok().and_then(|requests| requests.images.get(index));
+        DeadLetter::new(&source(), index, request, &error, (Stage::Fetch, 1), original)
+    }
+
+    fn put_back(original: &Original, index: usize, offset: i64) -> Rebuilt {
+        rebuilt(&letter(original, index), original.clone(), Some(1), place(offset)).unwrap()
+    }
+
+    fn of(payload: &str, headers: Vec<RawHeader>) -> Original {
+        Original { key: Some(b"k".to_vec()), payload: Some(payload.into()), headers }
+    }
+
+    #[test]
+    fn the_original_comes_back_with_three_headers_more() {
+        let null = RawHeader { name: b"\xff".to_vec(), value: None };
+        let first = of(r#"{"uri": "s3://photos/a.png"}"#, vec![null.clone(), null]);
+        let once = put_back(&first, 0, 17);
+        assert_eq!((&once.reference.key, &once.reference.payload), (&first.key, &first.payload));
+        assert_eq!(once.reference.headers[..2], first.headers[..]);
+        let added = |rebuilt: &Rebuilt, name| {
+            let value = RawHeader::find(&rebuilt.reference.headers, name).unwrap();
+            String::from_utf8(value.to_vec()).unwrap()
+        };
+        assert_eq!(added(&once, header::REDRIVEN_FROM), "images.dlq/0/17");
+        assert_eq!(added(&once, header::REDRIVEN_TIMES), "1");
+        assert_eq!(added(&once, header::REDRIVEN_ID), source().id(0));
+        assert_eq!(Marker::marked(&once.marker.headers), Some(place(17)));
+
+        // Failed again, and redriven again: the headers are replaced, the id stays.
+        let twice = put_back(&once.reference, 0, 30);
+        assert_eq!(twice.reference.headers.len(), 5);
+        assert_eq!(added(&twice, header::REDRIVEN_FROM), "images.dlq/0/30");
+        assert_eq!(added(&twice, header::REDRIVEN_TIMES), "2");
+        assert_eq!(added(&twice, header::REDRIVEN_ID), source().id(0));
+    }
+
+    #[test]
+    fn a_message_that_was_not_understood_comes_back_as_it_is() {
+        for original in [Original::default(), of("", vec![]), of("no JSON", vec![])] {
+            let back = put_back(&original, 0, 1).reference;
+            assert_eq!((&back.key, &back.payload), (&original.key, &original.payload));
+            assert_eq!(back.headers.len(), 2, "no id to keep");
+        }
+    }
+
+    #[test]
+    fn one_image_of_several_comes_back_alone() {
+        let record = |key: &str| {
+            format!(
+                r#"{{"eventName": "ObjectCreated:Put", "s3": {{"bucket": {{"name": "photos"}},
+                "object": {{"key": "{key}", "eTag": "e-{key}", "versionId": "v"}}}}}}"#
+            )
+        };
+        let payload = format!(r#"{{"Records": [{}, {}]}}"#, record("a+b.png"), record("c.png"));
+        let kept = RawHeader::new("traceparent", "t");
+        let event = RawHeader::new("ce_specversion", "1.0");
+        let original = of(&payload, vec![event, kept.clone()]);
+        let images = parse(payload.as_bytes(), &[], &source()).unwrap().images;
+        for (index, image) in images.iter().enumerate() {
+            let back = put_back(&original, index, 3).reference;
+            let elsewhere = SourcePosition { offset: 99, ..source() };
+            let read = parse(back.payload.as_deref().unwrap(), &back.headers, &elsewhere).unwrap();
+            assert_eq!(read.images, [image.clone()]);
+            assert_eq!((back.key.as_deref(), &back.headers[0]), (Some(&b"k"[..]), &kept));
+        }
+        let beyond = letter(&original, 2);
+        let told = rebuilt(&beyond, original, None, place(3)).unwrap_err();
+        assert_eq!(told, Reason::Damaged);
+    }
+}

@@ -1,0 +1,96 @@
+//! Which letters are chosen, and which of them are marked already: places only, no record is kept.
+//!
+//! Memory: a place is 16 bytes in a tree; a million letters are about 30 MB.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use rdkafka::message::Message as _;
+
+use super::{Choice, Summary};
+use crate::config::Kafka;
+use crate::error::Result;
+use crate::reader::{Ranges, Reader};
+use crate::worker::headers;
+use crate::worker::message::{DeadLetter, Marker};
+
+/// Partition and offset of a letter.
+type Spot = (i32, i64);
+
+/// What stands on the dead-letter topic.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Chosen and not marked.
+    open: BTreeSet<Spot>,
+    /// By code: chosen, and of these marked.
+    codes: BTreeMap<String, (u64, u64)>,
+    letters: u64,
+    markers: u64,
+    unreadable: u64,
+    other_topic: u64,
+}
+
+impl Survey {
+    pub fn read(reader: &Reader, kafka: &Kafka, choice: &Choice, ranges: &Ranges) -> Result<Self> {
+        let mut survey = Self::default();
+        let mut chosen: BTreeMap<String, BTreeSet<Spot>> = BTreeMap::new();
+        let mut marked: BTreeSet<Spot> = BTreeSet::new();
+        let topic = &kafka.dead_letter_topic;
+        reader.read(topic, ranges, |record| {
+            let headers = headers::of(record);
+            if Marker::is_one(&headers) {
+                survey.markers += 1;
+                let place = Marker::marked(&headers).filter(|place| place.topic == *topic);
+                marked.extend(place.map(|place| (place.partition, place.offset)));
+                return Ok(ControlFlow::Continue(()));
+            }
+            let payload = record.payload().unwrap_or_default();
+            let Ok(letter) = serde_json::from_slice::<DeadLetter>(payload) else {
+                survey.unreadable += 1;
+                return Ok(ControlFlow::Continue(()));
+            };
+            survey.letters += 1;
+            if letter.source_topic != kafka.input_topic {
+                survey.other_topic += 1;
+            } else if choice.admits(&letter) {
+                let spot = (record.partition(), record.offset());
+                chosen.entry(letter.code).or_default().insert(spot);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for (code, spots) in chosen {
+            let done = spots.intersection(&marked).count() as u64;
+            survey.codes.insert(code, (spots.len() as u64, done));
+            survey.open.extend(spots.difference(&marked));
+        }
+        Ok(survey)
+    }
+
+    /// Whether a letter is to be put back.
+    pub fn is_open(&self, partition: i32, offset: i64) -> bool {
+        self.open.contains(&(partition, offset))
+    }
+
+    /// From the first to the last letter that is to be put back, of each partition.
+    pub fn ranges(&self) -> Ranges {
+        let mut ranges = Ranges::new();
+        for &(partition, offset) in &self.open {
+            let range = ranges.entry(partition).or_insert(offset..offset);
+            range.end = offset.saturating_add(1);
+        }
+        ranges
+    }
+
+    pub fn count(&self, summary: &mut Summary) {
+        summary.letters = self.letters;
+        summary.markers = self.markers;
+        summary.unreadable = self.unreadable;
+        summary.other_topic = self.other_topic;
+        for (code, &(chosen, done)) in &self.codes {
+            summary.chosen += chosen;
+            summary.already_redriven += done;
+            let counts = summary.codes.entry(code.clone()).or_default();
+            (counts.chosen, counts.already_redriven) = (chosen, done);
+        }
+    }
+}

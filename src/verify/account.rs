@@ -1,0 +1,270 @@
+//! Who asked and who was answered: pure accounting, fed with positions, which keeps no record.
+//!
+//! Memory: one byte an offset at which something was asked, in chunks of 65,536 offsets, so that
+//! gaps cost nothing; and about 64 bytes more for a message of several images (and 8 for every 64
+//! images beyond the first 64). Ten million references of one image are 10 MB.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::report::{Example, PartitionReport, Report, Unknown};
+
+/// Offsets a chunk.
+const CHUNK: i64 = 1 << 16;
+/// Places listed of each kind of trouble.
+const EXAMPLES: usize = 10;
+
+/// Which topic an answer stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Output {
+    Captions,
+    DeadLetters,
+}
+
+/// Where an answer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub output: Output,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// The image that an answer says it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Image {
+    pub partition: i32,
+    pub offset: i64,
+    pub index: usize,
+}
+
+/// Why an answer has no known source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// No source headers, or broken ones.
+    NoSource,
+    /// The source is another topic.
+    OtherTopic,
+}
+
+/// What was asked at an offset, and whether it was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+enum Slot {
+    /// Nothing: no record, or one that asks for no image.
+    #[default]
+    Empty,
+    /// One image, without an answer.
+    Open,
+    /// One image, answered.
+    Answered,
+    /// Several images: see `Partition::many`.
+    Many,
+}
+
+/// A message of several images.
+#[derive(Debug)]
+struct Many {
+    images: usize,
+    /// One bit an image.
+    answered: Box<[u64]>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    /// The offsets that are accounted for.
+    range: Range<i64>,
+    /// Where the partition ended when everything had been read: what lies beyond was never asked.
+    end: i64,
+    chunks: BTreeMap<i64, Box<[Slot]>>,
+    many: HashMap<i64, Many>,
+    report: PartitionReport,
+}
+
+/// The account of one input topic.
+#[derive(Debug, Default)]
+pub struct Account {
+    partitions: BTreeMap<i32, Partition>,
+    /// The furthest image of a source partition that was answered in an output partition.
+    furthest: HashMap<(Output, i32, i32), (i64, usize)>,
+    report: Report,
+}
+
+impl Account {
+    /// Accounts for `range` of a partition whose log ends at `end`.
+    pub fn open(&mut self, partition: i32, range: Range<i64>, end: i64) {
+        let report = PartitionReport::new(partition, &range);
+        let (chunks, many) = (BTreeMap::new(), HashMap::new());
+        self.partitions.insert(partition, Partition { range, end, chunks, many, report });
+    }
+
+    /// A message asks for `images`; to be called before any answer to it.
+    pub fn ask(&mut self, partition: i32, offset: i64, images: usize) {
+        let Some(account) = self.partitions.get_mut(&partition) else {
+            return;
+        };
+        if !account.range.contains(&offset) {
+            return;
+        }
+        account.report.messages += 1;
+        account.report.references += images as u64;
+        let slot = match images {
+            0 => return,
+            1 => Slot::Open,
+            _ => {
+                let answered = vec![0; images.div_ceil(64)].into_boxed_slice();
+                account.many.insert(offset, Many { images, answered });
+                Slot::Many
+            }
+        };
+        if let Some(found) = account.slot_mut(offset) {
+            *found = slot;
+        }
+    }
+
+    /// A record that answers `image`.
+    pub fn answer(&mut self, answer: Answer, image: Image) {
+        let Some(account) = self.partitions.get_mut(&image.partition) else {
+            return self.never_asked(answer);
+        };
+        if !account.range.contains(&image.offset) {
+            if image.offset < account.end {
+                self.report.out_of_range += 1;
+                return;
+            }
+            return self.never_asked(answer);
+        }
+        match account.mark(image) {
+            None => self.never_asked(answer),
+            Some(false) => {
+                account.report.duplicated += 1;
+                note(&mut self.report.examples.duplicated, answer);
+            }
+            Some(true) => {
+                match answer.output {
+                    Output::Captions => account.report.captions += 1,
+                    Output::DeadLetters => account.report.dead_letters += 1,
+                }
+                let place = (image.offset, image.index);
+                let key = (answer.output, answer.partition, image.partition);
+                let furthest = self.furthest.entry(key).or_insert((-1, 0));
+                if place < *furthest {
+                    account.report.reordered += 1;
+                    note(&mut self.report.examples.reordered, answer);
+                } else {
+                    *furthest = place;
+                }
+            }
+        }
+    }
+
+    /// A record that answers nothing that can be known.
+    pub fn stranger(&mut self, answer: Answer, why: Stranger) {
+        match why {
+            Stranger::NoSource => self.report.unknown.no_source += 1,
+            Stranger::OtherTopic => self.report.unknown.other_topic += 1,
+        }
+        note(&mut self.report.examples.unknown, answer);
+    }
+
+    /// A record that marks a dead letter as redriven.
+    pub fn marker(&mut self) {
+        self.report.markers += 1;
+    }
+
+    fn never_asked(&mut self, answer: Answer) {
+        let Unknown { never_asked, .. } = &mut self.report.unknown;
+        *never_asked += 1;
+        note(&mut self.report.examples.unknown, answer);
+    }
+
+    /// What is left without an answer is missing.
+    pub fn close(self) -> Report {
+        let mut report = self.report;
+        for account in self.partitions.into_values() {
+            let mut partition = account.report.clone();
+            let answered = partition.captions + partition.dead_letters;
+            partition.missing = partition.references.saturating_sub(answered);
+            let room = EXAMPLES.saturating_sub(report.examples.missing.len());
+            if partition.missing > 0 {
+                report.examples.missing.extend(account.missing().take(room));
+            }
+            report.add(partition);
+        }
+        report
+    }
+}
+
+impl Partition {
+    fn slot_mut(&mut self, offset: i64) -> Option<&mut Slot> {
+        let chunk = self
+            .chunks
+            .entry(offset.div_euclid(CHUNK))
+            .or_insert_with(|| vec![Slot::Empty; CHUNK as usize].into_boxed_slice());
+        chunk.get_mut(usize::try_from(offset.rem_euclid(CHUNK)).ok()?)
+    }
+
+    /// Marks an image as answered: whether it was not before; None where it was never asked for.
+    fn mark(&mut self, image: Image) -> Option<bool> {
+        let chunk = self.chunks.get_mut(&image.offset.div_euclid(CHUNK))?;
+        let slot = chunk.get_mut(usize::try_from(image.offset.rem_euclid(CHUNK)).ok()?)?;
+        match *slot {
+            Slot::Open if image.index == 0 => {
+                *slot = Slot::Answered;
+                Some(true)
+            }
+            Slot::Answered if image.index == 0 => Some(false),
+            Slot::Many => {
+                let many = self.many.get_mut(&image.offset)?;
+                if image.index >= many.images {
+                    return None;
+                }
+                let word = many.answered.get_mut(image.index / 64)?;
+                let bit = 1 << (image.index % 64);
+                let is_new = *word & bit == 0;
+                *word |= bit;
+                Some(is_new)
+            }
+            _ => None,
+        }
+    }
+
+    /// The images without an answer, in order.
+    fn missing(&self) -> impl Iterator<Item = Example> {
+        let number = self.report.partition;
+        self.chunks.iter().flat_map(move |(chunk, slots)| {
+            slots.iter().enumerate().flat_map(move |(place, slot)| {
+                let offset = chunk * CHUNK + place as i64;
+                self.open_images(offset, *slot).into_iter().map(move |index| Example::Image {
+                    partition: number,
+                    offset,
+                    index,
+                })
+            })
+        })
+    }
+
+    fn open_images(&self, offset: i64, slot: Slot) -> Vec<usize> {
+        match slot {
+            Slot::Open => vec![0],
+            Slot::Empty | Slot::Answered => Vec::new(),
+            Slot::Many => self.many.get(&offset).map_or_else(Vec::new, |many| {
+                let is_open = |index: &usize| {
+                    many.answered
+                        .get(index / 64)
+                        .is_some_and(|word| word & (1 << (index % 64)) == 0)
+                };
+                (0..many.images).filter(is_open).collect()
+            }),
+        }
+    }
+}
+
+fn note(examples: &mut Vec<Example>, answer: Answer) {
+    if examples.len() < EXAMPLES {
+        examples.push(Example::Record {
+            topic: answer.output,
+            partition: answer.partition,
+            offset: answer.offset,
+        });
+    }
+}

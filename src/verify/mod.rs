@@ -1,0 +1,176 @@
+//! Does every reference have exactly one answer? Read from the topics themselves.
+//!
+//! ```text
+//! images.in ── asked ──┐
+//! captions.out ────────┼─ account ── report
+//! images.dlq ──────────┘
+//! ```
+//! **The order in which the ends are taken** decides what a live run is told. The end of the input
+//! comes first: the group's committed offsets, the last stable offsets, or what was asked for. The
+//! ends of both output topics are taken after it, at the high watermark, and reading waits until
+//! every transaction below them has ended. A committed offset is in one transaction with its
+//! answers, so these lie below ends that are taken later, even while the transaction's markers are
+//! still on their way to some partition: with `Until::Committed` nothing that is answered looks
+//! missing. The other order would miss answers that came in between. Answers to what came in after
+//! the input's end are out of range, not unknown; for that the input's end is looked up once more,
+//! last. With `Until::End` whatever the workers have not come to yet is missing: that is for when
+//! they have caught up.
+//!
+//! References are read before answers, whose source headers are looked up in the account; it costs
+//! a byte an offset and keeps no record.
+
+mod account;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+
+pub use report::{Example, Examples, PartitionReport, Report, Total, Unknown};
+
+use crate::config::Kafka;
+use crate::error::{Error, ErrorKind, Result};
+use crate::reader::{End, Offsets, Ranges, Reader};
+use crate::verify::account::{Account, Answer, Image, Output, Stranger};
+use crate::worker::headers;
+use crate::worker::message::{self, Marker, SourcePosition, header};
+
+/// Where the account ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    /// At the end of each partition.
+    #[default]
+    End,
+    /// At what the group has committed.
+    Committed,
+    /// Before these offsets; other partitions at their end.
+    Offsets(Offsets),
+}
+
+/// Which references are accounted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// The first offsets; other partitions from their log start.
+    pub from: Offsets,
+    pub until: Until,
+}
+
+/// Reads the three topics and accounts for every reference in `scope`.
+///
+/// # Errors
+/// `ErrorKind::Config` for offsets or partitions that are not there; `ErrorKind::Kafka` when a
+/// topic can't be read.
+pub fn run(kafka: &Kafka, scope: &Scope) -> Result<Report> {
+    let reader = Reader::new(kafka)?;
+    let input = &kafka.input_topic;
+    let partitions = reader.partitions("kafka.input_topic", input)?;
+    let outputs = [
+        (Output::Captions, "kafka.output_topic", &kafka.output_topic),
+        (Output::DeadLetters, "kafka.dead_letter_topic", &kafka.dead_letter_topic),
+    ];
+    let known = reader.ranges(input, &partitions, End::Stable)?;
+    let asked = match &scope.until {
+        Until::Committed => {
+            let committed = reader.committed(input, &partitions)?;
+            narrowed(known, &scope.from, &committed, Some(0))?
+        }
+        Until::Offsets(to) => narrowed(known, &scope.from, to, None)?,
+        Until::End => narrowed(known, &scope.from, &Offsets::new(), None)?,
+    };
+    // Only now: see above.
+    let mut answered = Vec::new();
+    for (output, field, topic) in outputs {
+        let partitions = reader.partitions(field, topic)?;
+        answered.push((output, topic, reader.ranges(topic, &partitions, End::Latest)?));
+    }
+    let ends = reader.ranges(input, &partitions, End::Latest)?;
+    for (_, topic, ranges) in &answered {
+        reader.await_stable(topic, ranges)?;
+    }
+
+    let mut account = Account::default();
+    for (&partition, range) in &asked {
+        let end = ends.get(&partition).map_or(range.end, |known| known.end);
+        account.open(partition, range.clone(), end);
+    }
+    ask(&reader, input, &asked, &mut account)?;
+    for (output, topic, ranges) in &answered {
+        answer(&reader, (*output, topic), input, ranges, &mut account)?;
+    }
+    Ok(account.close())
+}
+
+/// `known` between `from` and `to`; where `to` has no offset, up to the end, or up to the start
+/// plus `otherwise`.
+fn narrowed(
+    mut known: Ranges,
+    from: &Offsets,
+    to: &Offsets,
+    otherwise: Option<i64>,
+) -> Result<Ranges> {
+    for (flag, offsets) in [("--from", from), ("--to", to)] {
+        let is_given = flag == "--from" || otherwise.is_none();
+        for (&partition, &offset) in offsets.iter().filter(|_| is_given) {
+            let wrong = |allowed: String| {
+                Error::new(ErrorKind::Config, format!("{flag} can't be {partition}={offset}"))
+                    .with("allowed", allowed)
+            };
+            let Some(range) = known.get(&partition) else {
+                let numbers: Vec<String> = known.keys().map(i32::to_string).collect();
+                return Err(wrong(format!("the partitions {}", numbers.join(", "))));
+            };
+            if !(range.start..=range.end).contains(&offset) {
+                return Err(wrong(format!("offsets from {} to {}", range.start, range.end)));
+            }
+        }
+    }
+    for (partition, range) in &mut known {
+        let start = from.get(partition).copied().unwrap_or(range.start);
+        let end = match (to.get(partition), otherwise) {
+            (Some(&offset), _) => offset,
+            (None, Some(length)) => start.saturating_add(length),
+            (None, None) => range.end,
+        };
+        *range = start..end.max(start);
+    }
+    Ok(known)
+}
+
+fn ask(reader: &Reader, topic: &str, ranges: &Ranges, account: &mut Account) -> Result<()> {
+    use rdkafka::message::Message as _;
+    reader.read(topic, ranges, |record| {
+        let (partition, offset) = (record.partition(), record.offset());
+        let source = SourcePosition { topic: topic.into(), partition, offset };
+        let payload = record.payload().unwrap_or_default();
+        // What can't be read is answered with one dead letter.
+        let images = message::parse(payload, &headers::of(record), &source)
+            .map_or(1, |requests| requests.images.len());
+        account.ask(partition, offset, images);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+fn answer(
+    reader: &Reader,
+    (output, topic): (Output, &str),
+    input: &str,
+    ranges: &Ranges,
+    account: &mut Account,
+) -> Result<()> {
+    use rdkafka::message::Message as _;
+    reader.read(topic, ranges, |record| {
+        let answer = Answer { output, partition: record.partition(), offset: record.offset() };
+        let headers = headers::of(record);
+        match header::source(&headers) {
+            _ if output == Output::DeadLetters && Marker::is_one(&headers) => account.marker(),
+            None => account.stranger(answer, Stranger::NoSource),
+            Some((source, _)) if &*source.topic != input => {
+                account.stranger(answer, Stranger::OtherTopic);
+            }
+            Some((SourcePosition { partition, offset, .. }, index)) => {
+                account.answer(answer, Image { partition, offset, index });
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
