@@ -28,6 +28,8 @@ mod object_store;
 mod process;
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bucket::Bucket;
@@ -37,6 +39,7 @@ use report::Report;
 use schedule::Fault;
 use settings::Settings;
 use storm::{FOURTH, Storm};
+use tokio::signal::unix::{SignalKind, signal};
 use world::brokers::Brokers;
 use world::feed::{self, Feed};
 use world::reader::{self, LiveReader};
@@ -45,12 +48,15 @@ use world::transactions::Transactions;
 use world::workers::Workers;
 
 const NAMES: [&str; 4] = ["one", "two", "three", "four"];
+/// Half of the workers are static members of their group (KIP-345).
+const STATIC: [&str; 2] = ["one", "three"];
 /// Faults in open transactions that the long form has to have.
 const HITS: usize = 30;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_reordered_whatever_happens_takes_minutes() {
     let settings = Settings::from_environment();
+    let interrupted = interruption();
     println!("seed {}: FUSIONCAP_TEST_CHAOS_SEED={0} brings the same faults", settings.seed);
     let started = Instant::now();
     let brokers = Brokers::start();
@@ -74,7 +80,8 @@ async fn nothing_is_lost_doubled_or_reordered_whatever_happens_takes_minutes() {
         let feed = Feed::start(&cluster.bootstrap, &topics.input, least, backlog, answered.clone());
         let transactions = Transactions::follow(&cluster.bootstrap);
         let seed = settings.seed;
-        let mut storm = Storm::new(brokers, workers, store, feed, transactions, answered, seed);
+        let world = (brokers, workers, store, feed, transactions);
+        let mut storm = Storm::new(world, answered, seed, interrupted);
         storm.rage(&settings);
         storm.settle();
         storm.workers.await_ready();
@@ -108,6 +115,21 @@ async fn nothing_is_lost_doubled_or_reordered_whatever_happens_takes_minutes() {
         std::fs::write(path, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
     }
     assert_passed(&report, &settings);
+}
+
+/// Set by Ctrl-C and SIGTERM. Without this, workers would be left behind, some of them frozen.
+fn interruption() -> Arc<AtomicBool> {
+    let interrupted = Arc::<AtomicBool>::default();
+    let told = Arc::clone(&interrupted);
+    let mut terminated = signal(SignalKind::terminate()).unwrap();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        }
+        told.store(true, Ordering::Relaxed);
+    });
+    interrupted
 }
 
 fn assert_passed(report: &Report, settings: &Settings) {
@@ -144,7 +166,7 @@ fn configuration(
     store: &Store,
 ) -> Configuration {
     let real = keys.settings().endpoint.as_deref().unwrap();
-    Configuration::new(name, cluster, topics, keys)
+    let made = Configuration::new(name, cluster, topics, keys)
         .replacing(real, &format!("http://{}", store.address))
         // Trouble lasts for seconds, and no reference is to be given up for it.
         .replacing("max_attempts: 3", "max_attempts: 100\n  timeout_ms: 2000")
@@ -152,7 +174,12 @@ fn configuration(
         .replacing("model:\n", "model:\n  num_beams: 1\n")
         .replacing("  size: 8\n", &format!("  size: {}\n", settings.batch))
         .replacing("runtime:\n", "runtime:\n  intra_threads: 1\n  decode_threads: 1\n")
-        .replacing("max_in_flight: 128", "max_in_flight: 256")
+        .replacing("max_in_flight: 128", "max_in_flight: 256");
+    if STATIC.contains(&name) {
+        let field = format!("  group_instance_id: {name}\n  input_topic:");
+        return made.replacing("  input_topic:", &field);
+    }
+    made
 }
 
 /// What the binary's own check of the topics says, where it has one.

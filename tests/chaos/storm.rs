@@ -1,5 +1,7 @@
 //! The faults, one after the other and several at a time, and the calm after them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::report::Tally;
@@ -25,7 +27,8 @@ pub struct Storm {
     pub store: Store,
     pub feed: Feed,
     pub transactions: Transactions,
-    pub answered: Answered,
+    answered: Answered,
+    interrupted: Arc<AtomicBool>,
     schedule: Schedule,
     strikes: Vec<Strike>,
     trouble: Option<Trouble>,
@@ -54,14 +57,12 @@ struct Trouble {
 
 impl Storm {
     pub fn new(
-        brokers: Brokers,
-        workers: Workers,
-        store: Store,
-        feed: Feed,
-        transactions: Transactions,
+        world: (Brokers, Workers, Store, Feed, Transactions),
         answered: Answered,
         seed: u64,
+        interrupted: Arc<AtomicBool>,
     ) -> Self {
+        let (brokers, workers, store, feed, transactions) = world;
         Self {
             brokers,
             workers,
@@ -69,6 +70,7 @@ impl Storm {
             feed,
             transactions,
             answered,
+            interrupted,
             schedule: Schedule::new(seed),
             strikes: Vec::new(),
             trouble: None,
@@ -177,6 +179,7 @@ impl Storm {
     }
 
     fn tick(&mut self) {
+        assert!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         self.workers.tick();
         let time = Instant::now();
         if let Some(trouble) = self.trouble.take_if(|trouble| time >= trouble.until) {
