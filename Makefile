@@ -7,7 +7,8 @@ target = $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
-.PHONY: help demo test lint fuzz packages model model-random onnxruntime kafka-jars simulate bench bench-train clean
+.PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
+	kafka-jars bench bench-train recovery clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -18,6 +19,17 @@ demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captio
 
 test: kafka-jars onnxruntime packages ## Everything that can be tested, on real parts
 	FUSIONCAP_TEST_PACKAGES=$(CURDIR)/.cache/packages cargo test --features train
+
+# A seed, a report: FUSIONCAP_TEST_CHAOS_*, as tests/chaos/settings.rs has them.
+chaos: export FUSIONCAP_TEST_CHAOS_SECONDS ?= 900
+chaos: export FUSIONCAP_TEST_CHAOS_REFERENCES ?= 200000
+chaos: export FUSIONCAP_TEST_CHAOS_BACKLOG ?= 6000
+chaos: export FUSIONCAP_TEST_CHAOS_BATCH ?= 64
+chaos: kafka-jars onnxruntime ## Kill, freeze and cut off everything, for a quarter of an hour and more
+	cargo test --release --test chaos -- --nocapture
+
+chaos-short: kafka-jars onnxruntime ## The same for two minutes, as `make test` has it
+	cargo test --test chaos -- --nocapture
 
 lint: ## Formatting, clippy, licences and sources of all dependencies
 	cargo fmt --check
@@ -40,6 +52,9 @@ fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust and
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
 	cargo bench --bench '*' -- $(ARGS)
+
+recovery: kafka-jars onnxruntime ## How long a worker's death and its orderly end take
+	cargo bench --bench recovery -- recovery $(ARGS)
 
 # glibc would give the tensors of every step back to the system and take them again: with these
 # training is a quarter faster.

@@ -4,9 +4,10 @@
 use super::field::{CATALOGUE, Field, Kind, nearest};
 use crate::error::{Error, ErrorKind};
 
-/// Variables that begin like a field's but are none: the configuration file, log settings, and
-/// the tests' own.
-const RESERVED: [&str; 3] = ["FUSIONCAP_CONFIG", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
+/// Variables that begin like a field's but are none: flags of their own, log settings, and the
+/// tests' own.
+const RESERVED: [&str; 4] =
+    ["FUSIONCAP_CONFIG", "FUSIONCAP_MODEL_DIR", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
 const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
 /// The error of a variable that sets nothing.
@@ -84,6 +85,7 @@ mod tests {
             "FUSIONCAP_METRICS_PORT_8080_TCP_ADDR",
             "FUSIONCAP_TEST_KAFKA",
             "FUSIONCAP_LOG",
+            "FUSIONCAP_MODEL_DIR",
         ] {
             assert!(is_reserved(variable), "{variable}");
         }
