@@ -18,7 +18,7 @@ mod assignment;
 mod batch;
 mod caption;
 pub(crate) mod client;
-pub(crate) mod client_log;
+mod client_log;
 mod consume;
 mod decode;
 mod fetch;
