@@ -24,7 +24,6 @@ pub use progress::Progress;
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::client::{self, Clients};
-use crate::worker::client_log;
 
 /// For one request to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -269,7 +268,8 @@ fn kafka_error(message: &'static str, error: KafkaError) -> Error {
     Error::new(ErrorKind::Kafka, message).because(error)
 }
 
-/// Logs, and remembers what librdkafka said last about its connections.
+/// Remembers what librdkafka said last about its connections. Its log is for `FUSIONCAP_LOG=debug`:
+/// what matters of it to whoever runs a command is in the error that ends it.
 #[derive(Default)]
 struct Listener {
     last_error: Mutex<Option<String>>,
@@ -283,7 +283,7 @@ impl Listener {
 
 impl ClientContext for Listener {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client_log::log(level, facility, message);
+        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::redrive::rebuild::Rebuilt;
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
-use crate::worker::{client_log, headers};
+use crate::worker::headers;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -80,7 +80,7 @@ impl Redriver {
             return Err(self.abort(self.failed("the transaction failed", error)));
         }
         if let Some(reason) = context.failure() {
-            let error = Error::new(ErrorKind::Kafka, "a record was not delivered").because(reason);
+            let error = self.told("a record was not delivered").because(reason);
             return Err(self.abort(self.fenced().unwrap_or(error)));
         }
         let disconnects = context.disconnects();
@@ -150,9 +150,17 @@ impl Redriver {
         match self.fenced() {
             Some(told) => told,
             None if is_fenced => self.taken_over(),
-            None => Error::new(ErrorKind::Kafka, message)
-                .with("transactional.id", &self.transactional_id)
-                .because(error),
+            None => self.told(message).because(error),
+        }
+    }
+
+    /// With what librdkafka said last about its connections, if it said anything.
+    fn told(&self, message: &'static str) -> Error {
+        let error =
+            Error::new(ErrorKind::Kafka, message).with("transactional.id", &self.transactional_id);
+        match self.producer.context().connection.lock() {
+            Ok(reason) if !reason.is_empty() => error.with("last connection error", &*reason),
+            _ => error,
         }
     }
 
@@ -182,6 +190,7 @@ fn is_fencing(code: RDKafkaErrorCode) -> bool {
 struct Deliveries {
     failure: Mutex<Option<String>>,
     disconnects: AtomicU64,
+    connection: Mutex<String>,
 }
 
 impl Deliveries {
@@ -196,11 +205,12 @@ impl Deliveries {
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client_log::log(level, facility, message);
+        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.disconnects.fetch_add(1, Ordering::Relaxed);
+        reason.clone_into(&mut self.connection.lock().unwrap_or_else(PoisonError::into_inner));
         tracing::debug!(%error, reason, client = "redrive", "kafka client error");
     }
 }

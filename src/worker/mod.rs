@@ -19,7 +19,7 @@ mod batch;
 mod breaker;
 mod caption;
 pub(crate) mod client;
-pub(crate) mod client_log;
+mod client_log;
 mod consume;
 mod deadlines;
 mod decode;

@@ -12,7 +12,7 @@ use crate::redrive::{dead_letter, write};
 use crate::shared_cluster;
 use crate::topic::{self, Writer, record};
 
-const LETTERS: usize = 5_000;
+const LETTERS: usize = 2_000;
 const PARTITIONS: i32 = 2;
 /// Letters a transaction: few, so that there are many transactions to come between.
 const ARGUMENTS: [&str; 3] = ["--all", "--batch", "10"];
@@ -80,6 +80,32 @@ async fn a_killed_redrive_is_run_again_and_puts_each_back_once() {
     let number = |name: &str| summary[name].as_u64().unwrap();
     assert!(number("already_redriven") > 0, "{summary}");
     assert_eq!(number("already_redriven") + number("redriven"), LETTERS as u64);
+    assert_each_once(&cluster, &topics);
+}
+
+/// The broker dies under a run, which goes on when it is back, or fails and is run again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_dies_under_a_redrive_doubles_nothing_takes_minutes() {
+    let cluster = Cluster::start(1);
+    if !cluster.is_ours() {
+        return;
+    }
+    let topics = cluster.topics(PARTITIONS).await;
+    write_letters(&cluster, &topics);
+    let redrive = Subcommand::new("redrive", &cluster, &topics);
+    let mut run = redrive.start(&ARGUMENTS);
+    interrupt(&mut run, "STOP", &cluster, &topics);
+    run.signal("CONT");
+    cluster.broker("kill", 1);
+    assert!(!cluster.is_listening(1), "the broker is still there");
+    assert!(run.is_running(), "it ended before the broker died: {:?}", run.wait());
+    cluster.broker("start", 1);
+    let (code, _, errors) = run.wait();
+    println!("after the broker's death the run ended with {code:?}: {errors}");
+    assert!(code == Some(0) || errors.contains("error: "), "{errors}");
+    let (code, summary) = redrive.json(&["--all"]);
+    assert_eq!(code, 0, "{summary}");
+    assert!(summary["already_redriven"].as_u64().unwrap() > 0, "{summary}");
     assert_each_once(&cluster, &topics);
 }
 
