@@ -171,7 +171,7 @@ fn configuration(
     let real = keys.settings().endpoint.as_deref().unwrap();
     let made = Configuration::new(name, cluster, topics, keys)
         .replacing(real, &format!("http://{}", store.address))
-        // Trouble lasts for seconds, and no reference is to be given up for it.
+        // Trouble lasts for longer than that, and no reference is to be given up for it.
         .replacing("max_attempts: 3", "max_attempts: 5\n  timeout_ms: 2000")
         .replacing("backoff_max_ms: 100", "backoff_max_ms: 1000")
         .replacing("model:\n", "model:\n  num_beams: 1\n")
