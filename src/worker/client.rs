@@ -69,7 +69,8 @@ impl Clients {
             .with("value", message)
             .with("allowed", format_args!("1 to below transaction.timeout.ms, {transaction}")));
         }
-        if transaction >= session {
+        let is_consumer = kafka.group_protocol == Kafka::CONSUMER;
+        if transaction >= session && !is_consumer {
             tracing::warn!(
                 transaction_timeout_ms = transaction,
                 session_timeout_ms = session,
@@ -90,8 +91,12 @@ impl Clients {
             .set("auto.offset.reset", "earliest")
             // A seek throws the prefetch away; a small one also keeps memory flat.
             .set("queued.min.messages", "500")
-            .set("queued.max.messages.kbytes", "8192")
-            .set("session.timeout.ms", session.to_string());
+            .set("queued.max.messages.kbytes", "8192");
+        if !is_consumer {
+            consumer
+                .set("session.timeout.ms", session.to_string())
+                .set("partition.assignment.strategy", "cooperative-sticky");
+        }
         let mut producer = common;
         producer
             .set("linger.ms", "5")
@@ -105,8 +110,7 @@ impl Clients {
         consumer
             .set("bootstrap.servers", &kafka.brokers)
             .set("group.id", &kafka.group)
-            .set("group.protocol", "classic")
-            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("group.protocol", &kafka.group_protocol)
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -257,8 +261,14 @@ fn unreachable(
 ) -> Error {
     let told =
         |message| Error::new(ErrorKind::Kafka, message).with("kafka.brokers", &kafka.brokers);
+    let silent = || {
+        // Most often it is right, and the brokers are away; it is wrong just as silently.
+        let protocol = kafka.properties.get("security.protocol");
+        let protocol = protocol.map_or("plaintext", String::as_str);
+        told("no Kafka broker answers").with("kafka.properties.security.protocol", protocol)
+    };
     let Some((code, reason)) = last else {
-        return told("no Kafka broker answers").because(error);
+        return silent().because(error);
     };
     let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
     let mechanism = mechanism.iter().find_map(|name| kafka.properties.get(*name));
@@ -273,7 +283,7 @@ fn unreachable(
         RDKafkaErrorCode::SSL => {
             told("no TLS connection to Kafka").with("field", "kafka.properties.ssl.ca.location")
         }
-        _ => told("no Kafka broker answers"),
+        _ => silent(),
     };
     told.because(reason)
 }
@@ -319,6 +329,7 @@ mod tests {
         assert_eq!(consumer("partition.assignment.strategy"), Some("cooperative-sticky"));
         assert_eq!(consumer("auto.offset.reset"), Some("earliest"));
         assert_eq!(consumer("linger.ms"), None);
+        assert_eq!(consumer("group.protocol"), Some("classic"));
         let producer = |name| clients.producer.get(name);
         assert_eq!(producer("enable.idempotence"), Some("true"));
         assert_eq!(producer("acks"), Some("all"));
