@@ -68,6 +68,12 @@ pub struct Kafka {
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub group_instance_id: Option<String>,
+    /// How the group shares the partitions out: `classic`, or `consumer` (KIP-848), where the
+    /// brokers do it and their own settings hold for sessions. With `consumer` a transaction that
+    /// meets a rebalance is refused more often, and done again.
+    #[serde(default = "defaults::group_protocol")]
+    #[schemars(extend("x-allowed" = "classic or consumer"))]
+    pub group_protocol: String,
     /// Topic of image references.
     #[serde(default = "defaults::input_topic")]
     #[schemars(extend("x-allowed" = "a Kafka topic name"))]
@@ -84,6 +90,11 @@ pub struct Kafka {
     /// delivery rests on are refused.
     #[serde(default)]
     pub properties: Properties,
+}
+
+impl Kafka {
+    pub const CLASSIC: &str = "classic";
+    pub const CONSUMER: &str = "consumer";
 }
 
 /// Where the images are.
@@ -240,6 +251,10 @@ pub struct Http {
 }
 
 mod defaults {
+    pub fn group_protocol() -> String {
+        super::Kafka::CLASSIC.into()
+    }
+
     pub fn group() -> String {
         "fusioncap".into()
     }

@@ -26,13 +26,17 @@ const PROTECTED: [(&str, &str); 19] = [
     ("enable.idempotence", "always true"),
     ("acks", "always all"),
     ("request.required.acks", "always all"),
-    ("group.protocol", "always classic"),
-    ("group.remote.assignor", "the group protocol is always classic"),
+    ("group.protocol", "set kafka.group_protocol instead"),
+    ("group.remote.assignor", "the brokers' own settings hold"),
     ("partition.assignment.strategy", "always cooperative-sticky"),
     ("allow.auto.create.topics", "always false: topics are made by whoever runs Kafka"),
     ("enable.partition.eof", "the worker follows its topic without end"),
     ("log.connection.close", "always true: a lost connection makes a commit doubtful"),
 ];
+
+/// What the brokers decide where `kafka.group_protocol` is `consumer`.
+const DECIDED_BY_BROKERS: [&str; 3] =
+    ["session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type"];
 
 /// What holds instead of a librdkafka property that may not be set.
 pub fn protected(property: &str) -> Option<&'static str> {
@@ -114,7 +118,17 @@ pub fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
             return Err(Problem::new(path, topic.as_str(), &format!("a topic other than {other}")));
         }
     }
+    let is_consumer = kafka.group_protocol == Kafka::CONSUMER;
+    if !is_consumer && kafka.group_protocol != Kafka::CLASSIC {
+        let value = kafka.group_protocol.as_str();
+        return Err(Problem::new("kafka.group_protocol", value, "classic or consumer"));
+    }
     for (name, value) in &kafka.properties {
+        if is_consumer && DECIDED_BY_BROKERS.contains(&name.as_str()) {
+            let path = format!("kafka.properties.{name}");
+            let allowed = "not to be set: kafka.group_protocol is consumer, the brokers decide it";
+            return Err(Problem::new(&path, value.as_str(), allowed));
+        }
         if let Some(instead) = protected(name) {
             let path = format!("kafka.properties.{name}");
             return Err(Problem::new(&path, value.as_str(), &format!("not to be set: {instead}")));
@@ -299,6 +313,21 @@ mod tests {
         assert_eq!(path_of(&config(&format!(", {right}"))), None);
         let leak = check(&config(", s3: {endpoint: 'http://user:pw@a'}")).unwrap_err();
         assert!(!leak.value.contains("pw"), "{}", leak.value);
+    }
+
+    #[test]
+    fn the_group_protocol_is_one_of_two() {
+        let kafka = |extra: &str| -> Config {
+            let text = format!("{{kafka: {{brokers: 'a:1', {extra}}}, model: {{path: m}}}}");
+            serde_yaml_ng::from_str(&text).unwrap()
+        };
+        assert_eq!(path_of(&kafka("group_protocol: consumer")), None);
+        let wrong = path_of(&kafka("group_protocol: eager"));
+        assert_eq!(wrong.as_deref(), Some("kafka.group_protocol"));
+        let session = "properties: {session.timeout.ms: 6000}";
+        assert_eq!(path_of(&kafka(session)), None);
+        let both = path_of(&kafka(&format!("group_protocol: consumer, {session}")));
+        assert_eq!(both.as_deref(), Some("kafka.properties.session.timeout.ms"));
     }
 
     #[test]

@@ -105,6 +105,7 @@ impl DemoKafka {
             group: self.name("fusioncap"),
             transactional_id: None,
             group_instance_id: None,
+            group_protocol: config::Kafka::CLASSIC.into(),
             input_topic,
             output_topic,
             dead_letter_topic,

@@ -80,6 +80,9 @@ impl Clients {
         )?;
         let heartbeat = number(kafka, &["heartbeat.interval.ms"], HEARTBEAT_INTERVAL_MS)?;
         let max_poll = number(kafka, &["max.poll.interval.ms"], MAX_POLL_INTERVAL_MS)?;
+        let is_consumer = kafka.group_protocol == Kafka::CONSUMER;
+        // There the brokers set it, for themselves.
+        let session = if is_consumer { session.min(max_poll) } else { session };
         let transactional_id = transactional_id(kafka)?;
 
         let mut common = ClientConfig::new();
@@ -93,8 +96,12 @@ impl Clients {
             .set("auto.offset.reset", "earliest")
             // A seek throws the prefetch away; a small one also keeps memory flat.
             .set("queued.min.messages", "500")
-            .set("queued.max.messages.kbytes", "8192")
-            .set("session.timeout.ms", session.to_string());
+            .set("queued.max.messages.kbytes", "8192");
+        if !is_consumer {
+            consumer
+                .set("session.timeout.ms", session.to_string())
+                .set("partition.assignment.strategy", "cooperative-sticky");
+        }
         let mut producer = common;
         producer
             .set("linger.ms", "5")
@@ -108,8 +115,7 @@ impl Clients {
         consumer
             .set("bootstrap.servers", &kafka.brokers)
             .set("group.id", &kafka.group)
-            .set("group.protocol", "classic")
-            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("group.protocol", &kafka.group_protocol)
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -265,8 +271,14 @@ fn unreachable(
 ) -> Error {
     let told =
         |message| Error::new(ErrorKind::Kafka, message).with("kafka.brokers", &kafka.brokers);
+    let silent = || {
+        // Most often it is right, and the brokers are away; it is wrong just as silently.
+        let protocol = kafka.properties.get("security.protocol");
+        let protocol = protocol.map_or("plaintext", String::as_str);
+        told("no Kafka broker answers").with("kafka.properties.security.protocol", protocol)
+    };
     let Some((code, reason)) = last else {
-        return told("no Kafka broker answers").because(error);
+        return silent().because(error);
     };
     let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
     let mechanism = mechanism.iter().find_map(|name| kafka.properties.get(*name));
@@ -281,7 +293,7 @@ fn unreachable(
         RDKafkaErrorCode::SSL => {
             told("no TLS connection to Kafka").with("field", "kafka.properties.ssl.ca.location")
         }
-        _ => told("no Kafka broker answers"),
+        _ => silent(),
     };
     told.because(reason)
 }
@@ -327,6 +339,7 @@ mod tests {
         assert_eq!(consumer("partition.assignment.strategy"), Some("cooperative-sticky"));
         assert_eq!(consumer("auto.offset.reset"), Some("earliest"));
         assert_eq!(consumer("linger.ms"), None);
+        assert_eq!(consumer("group.protocol"), Some("classic"));
         let producer = |name| clients.producer.get(name);
         assert_eq!(producer("enable.idempotence"), Some("true"));
         assert_eq!(producer("acks"), Some("all"));

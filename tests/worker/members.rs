@@ -104,6 +104,35 @@ async fn a_static_member_takes_its_own_place_again() {
     assert_eq!(log.matches("\"partitions assigned\"").count(), changes, "{log}");
 }
 
+/// The brokers share the partitions out (KIP-848), while workers join, are killed and come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_brokers_may_share_the_partitions_out() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let [one, two] = ["one", "two"].map(|name| {
+        Configuration::new(name, &cluster, &topics, &bucket)
+            .replacing("    session.timeout.ms: 9000\n", "")
+            .replacing("  input_topic: ", "  group_protocol: consumer\n  input_topic: ")
+    });
+    let mut first = one.start();
+    first.await_ready();
+    let mut expected = produce(&cluster, &topics, 0..400).await;
+    await_work(&mut first);
+    let mut second = two.start();
+    second.await_ready();
+    expected.extend(produce(&cluster, &topics, 400..900).await);
+    await_work(&mut second);
+    first.kill();
+    expected.extend(produce(&cluster, &topics, 900..1_200).await);
+    let mut first = one.start();
+    first.await_ready();
+    expected.extend(produce(&cluster, &topics, 1_200..1_500).await);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut first, &mut second]);
+    let revoked = second.log().matches("\"partitions revoked\"").count();
+    assert!(revoked > 0, "there was no rebalance:\n{}", second.log());
+}
+
 /// Images come so slowly that the partitions are paused for longer than `max.poll.interval.ms`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_busy_for_long_keeps_its_place() {

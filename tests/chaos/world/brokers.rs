@@ -29,7 +29,7 @@ pub struct Brokers {
 
 impl Brokers {
     pub fn start() -> Self {
-        let cluster = Arc::new(Cluster::start(BROKERS));
+        let cluster = Arc::new(Cluster::start_own(BROKERS, 0, &[]));
         assert!(cluster.is_ours(), "chaos needs brokers that it may kill");
         Self { cluster, repair: None }
     }
