@@ -416,7 +416,28 @@ fn ids_are_the_same_at_every_reading() {
     assert_ne!(source().id(0), source().id(1));
 }
 
+fn bytes() -> impl Strategy<Value = Option<Vec<u8>>> {
+    proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))
+}
+
 proptest! {
+    #[test]
+    fn any_original_survives_its_dead_letter(
+        (key, payload) in (bytes(), bytes()),
+        headers in proptest::collection::vec((bytes(), bytes()), 0..6),
+    ) {
+        let raw = |(name, value): (Option<Vec<u8>>, _)| RawHeader {
+            name: name.unwrap_or_default(),
+            value,
+        };
+        let original = Original { key, payload, headers: headers.into_iter().map(raw).collect() };
+        let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
+        let letter =
+            DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
+        let back: DeadLetter = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
+        prop_assert_eq!(back.original().unwrap(), Some(original));
+    }
+
     #[test]
     fn no_bytes_make_the_parser_panic(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse(&payload, &[], &source());

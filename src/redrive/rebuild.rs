@@ -253,7 +253,7 @@ mod tests {
             let back = put_back(&original, index, 3).reference;
             let elsewhere = SourcePosition { offset: 99, ..source() };
             let read = parse(back.payload.as_deref().unwrap(), &back.headers, &elsewhere).unwrap();
-            assert_eq!(read.images, [image.clone()]);
+            assert_eq!(&read.images, std::slice::from_ref(image));
             assert_eq!((back.key.as_deref(), &back.headers[0]), (Some(&b"k"[..]), &kept));
         }
         let beyond = letter(&original, 2);

@@ -81,7 +81,7 @@ impl Redriver {
         }
         if let Some(reason) = context.failure() {
             let error = self.told("a record was not delivered").because(reason);
-            return Err(self.abort(self.fenced().unwrap_or(error)));
+            return Err(self.abort(error));
         }
         let disconnects = context.disconnects();
         self.producer
@@ -120,12 +120,13 @@ impl Redriver {
         Ok(())
     }
 
-    /// Aborts as far as that is possible; the error stays the same.
+    /// Aborts as far as that is possible. Whether another run has taken over may show only then: a
+    /// transaction that the broker timed out fails in the same way at first.
     fn abort(&self, error: Error) -> Error {
         if let Err(failure) = self.producer.abort_transaction(CALL_TIMEOUT) {
             tracing::debug!(error = %failure, "the abort failed: the next run ends the transaction");
         }
-        error
+        self.fenced().unwrap_or(error)
     }
 
     fn again(&self, limit: Duration, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
@@ -177,12 +178,7 @@ impl Redriver {
 }
 
 fn is_fencing(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::Fenced
-            | RDKafkaErrorCode::ProducerFenced
-            | RDKafkaErrorCode::InvalidProducerEpoch
-    )
+    matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced)
 }
 
 /// What became of the records and the connections.

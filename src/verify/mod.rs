@@ -59,7 +59,7 @@ pub struct Scope {
 ///
 /// # Errors
 /// `ErrorKind::Config` for offsets or partitions that are not there; `ErrorKind::Kafka` when a
-/// topic can't be read.
+/// topic can't be read, or the group has committed nothing.
 pub fn run(kafka: &Kafka, scope: &Scope) -> Result<Report> {
     let reader = Reader::new(kafka)?;
     let input = &kafka.input_topic;
@@ -72,6 +72,12 @@ pub fn run(kafka: &Kafka, scope: &Scope) -> Result<Report> {
     let asked = match &scope.until {
         Until::Committed => {
             let committed = reader.committed(input, &partitions)?;
+            if committed.is_empty() {
+                // A misspelt group would be told that all is well with nothing.
+                return Err(Error::new(ErrorKind::Kafka, "the group has committed no offset")
+                    .with("kafka.group", &kafka.group)
+                    .with("kafka.input_topic", input));
+            }
             narrowed(known, &scope.from, &committed, Some(0))?
         }
         Until::Offsets(to) => narrowed(known, &scope.from, to, None)?,

@@ -186,11 +186,19 @@ async fn a_worker_at_work_loses_nothing_in_the_account() {
     fill(&bucket);
     let verify = Subcommand::new("verify", &cluster, &topics);
     let (captions, letters) = produce(&cluster, &topics).await;
-    let worker = Configuration::new("one", &cluster, &topics, &bucket)
+    let nothing = verify.output(&["--committed"]);
+    let errors = String::from_utf8(nothing.stderr).unwrap();
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(errors.contains("has committed no offset") && errors.contains(&topics.group));
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         // So that there are many transactions to come between.
         .replacing("  size: 8", "  size: 1")
         .start();
+    worker.await_ready();
     let (mut at_work, deadline) = (0, Instant::now() + PATIENCE);
+    while cluster.committed(&topics.group, &topics.input, PARTITIONS) == 0 {
+        assert!(Instant::now() < deadline, "{}", worker.log());
+    }
     loop {
         assert!(Instant::now() < deadline, "{}", worker.log());
         let (code, report) = verify.json(&["--committed"]);
