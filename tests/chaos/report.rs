@@ -56,7 +56,12 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}, {} s, {} references", self.seed, self.seconds, self.references)?;
+        let rate = self.references / self.seconds.max(1) as usize;
+        writeln!(
+            f,
+            "seed {}, {} s, {} references, {rate} a second",
+            self.seed, self.seconds, self.references
+        )?;
         writeln!(f, "{:<28}{:>7}{:>22}", "fault", "times", "in open transactions")?;
         for (name, count) in &self.tally.faults {
             let Count { times, in_open_transaction, requests } = count;
