@@ -49,6 +49,12 @@ impl Redriver {
     pub fn connect(kafka: &Kafka) -> Result<Self> {
         let clients = Clients::new(kafka)?;
         let transactional_id = format!("{}-redrive", kafka.group);
+        if clients.transactional_id == transactional_id {
+            return Err(Error::new(ErrorKind::Config, "a worker's id would be taken over")
+                .with("field", "kafka.transactional_id")
+                .with("value", &transactional_id)
+                .with("allowed", "any other id"));
+        }
         let mut config = clients.producer;
         config.set("transactional.id", &transactional_id);
         let producer =

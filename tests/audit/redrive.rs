@@ -251,5 +251,8 @@ async fn letters_are_chosen_by_code_time_and_id() {
         let told = redrive.refusal(arguments);
         assert!(parts.iter().all(|part| told.contains(part)), "{told}");
     }
+    let id = format!("kafka.transactional_id={}-redrive", topics.group);
+    let told = redrive.refusal(&["--all", "--set", &id]);
+    assert!(told.contains("kafka.transactional_id"), "{told}");
     assert_eq!(cluster.stored(&topics.input, 1), 0);
 }
