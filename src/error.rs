@@ -2,7 +2,7 @@
 //! (`source`), and therefore what the worker does next (`Disposition`).
 //!
 //! Every kind has a stable code. The codes of kinds that dead-letter are a public contract:
-//! they stand in `images.dlq` records and in `schemas/dead-letter.schema.json`.
+//! they stand in `images.dlq` records and in `schemas/dead-letter.v1.schema.json`.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
