@@ -21,9 +21,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
@@ -232,15 +233,27 @@ impl Bundle {
     /// # Errors
     /// `ErrorKind::Bundle` if it can't be used.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.path(TOKENIZER);
-        Tokenizer::from_file(&path).map_err(|error| {
-            bundle_error("the bundle's tokenizer can't be used", &path).because(error)
-        })
+        read_tokenizer(&self.path(TOKENIZER))
     }
 
     /// The full path of a file of the bundle, such as [`VISION`].
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+}
+
+/// The tokenizer in a file. The `tokenizers` crate panics on some files that are none: what is no
+/// JSON is told before, what is left is contained.
+///
+/// # Errors
+/// `ErrorKind::Bundle` if it can't be used.
+pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let bytes = read(path)?;
+    let _: IgnoredAny = parse(path, &bytes)?;
+    let unusable = || bundle_error("the tokenizer can't be used", path);
+    match catch_unwind(|| Tokenizer::from_bytes(&bytes)) {
+        Ok(read) => read.map_err(|error| unusable().because(error)),
+        Err(_) => Err(unusable().because("it makes its parser panic")),
     }
 }
 

@@ -6,7 +6,7 @@ use ort::session::Session;
 use ort::value::Tensor;
 use tokenizers::{Encoding, PaddingParams, Tokenizer, TruncationParams};
 
-use crate::bundle::{Bundle, TEXT, TEXT_TOKENIZER, TOKENIZER};
+use crate::bundle::{Bundle, TEXT, TEXT_TOKENIZER, TOKENIZER, read_tokenizer};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -39,7 +39,7 @@ impl TextTower {
                 .with("path", path.display())
                 .because(error)
         };
-        let mut tokenizer = Tokenizer::from_file(path).map_err(unusable)?;
+        let mut tokenizer = read_tokenizer(path)?;
         let truncation = TruncationParams { max_length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(unusable)?;
         tokenizer.with_padding(Some(PaddingParams::default()));

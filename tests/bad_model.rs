@@ -65,6 +65,29 @@ fn caption(model: &str) -> Command {
     fusioncap(&["caption", "--model", model, photo.to_str().unwrap()])
 }
 
+/// Found by fuzzing: the parser of tokenizers panics on both.
+#[test]
+fn a_tokenizer_that_is_none_is_refused() {
+    let dir = sealed_bundle();
+    let path = dir.path().join(bundle::TOKENIZER);
+    let decoder = r#"{"type": "ByteLevel", "trim_offs   ets": true}"#.replace("   ", "\n");
+    let whole = r#"{"version": "1.0", "added_tokens": [], "decoder": DECODER,
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+    let lone = r#"{"type": "\ud800"}"#;
+    for (decoder, reason) in
+        [(decoder.as_str(), "control character"), (lone, "makes its parser panic")]
+    {
+        fs::write(&path, whole.replace("DECODER", decoder)).unwrap();
+        let error = bundle::read_tokenizer(&path).unwrap_err();
+        assert_eq!(error.kind(), fusioncap::ErrorKind::Bundle);
+        assert!(error.chain().contains(reason), "{}", error.chain());
+    }
+    let sound = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+        "use_regex": true}"#;
+    fs::write(&path, whole.replace("DECODER", sound)).unwrap();
+    assert!(bundle::read_tokenizer(&path).is_ok());
+}
+
 #[test]
 fn a_missing_model_is_a_wrong_configuration() {
     for (mut command, name) in [(worker("no/such"), "model.path"), (caption("no/such"), "no/such")]
