@@ -21,6 +21,9 @@ mod object_store;
 #[allow(dead_code, reason = "shared with tests/worker")]
 #[path = "../../tests/worker/process.rs"]
 mod process;
+#[allow(dead_code, reason = "shared with tests/worker")]
+#[path = "../../tests/worker/proxy.rs"]
+mod proxy;
 
 use std::time::{Duration, Instant};
 
