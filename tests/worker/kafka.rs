@@ -14,6 +14,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
@@ -236,6 +237,10 @@ impl Cluster {
             match consumer.poll(Duration::from_millis(200)) {
                 None => {}
                 Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
+                // Another broker answers, or this one when it is back.
+                Some(Err(error))
+                    if error.rdkafka_error_code()
+                        == Some(RDKafkaErrorCode::BrokerTransportFailure) => {}
                 Some(Err(error)) => panic!("the reader failed: {error}"),
                 Some(Ok(message)) => records.push(each(&message)),
             }
