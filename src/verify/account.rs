@@ -7,19 +7,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use super::report::{Example, PartitionReport, Report, Unknown};
+use super::report::{Example, Output, PartitionReport, Report, Unknown};
 
 /// Offsets a chunk.
 const CHUNK: i64 = 1 << 16;
 /// Places listed of each kind of trouble.
 const EXAMPLES: usize = 10;
-
-/// Which topic an answer stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Output {
-    Captions,
-    DeadLetters,
-}
 
 /// Where an answer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

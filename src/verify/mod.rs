@@ -31,7 +31,8 @@ pub use report::{Example, Examples, PartitionReport, Report, Total, Unknown};
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reader::{End, Offsets, Ranges, Reader};
-use crate::verify::account::{Account, Answer, Image, Output, Stranger};
+use crate::verify::account::{Account, Answer, Image, Stranger};
+use crate::verify::report::Output;
 use crate::worker::headers;
 use crate::worker::message::{self, Marker, SourcePosition, header};
 

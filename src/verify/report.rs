@@ -8,8 +8,6 @@ use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
-use super::account::Output;
-
 /// Of one input partition.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct PartitionReport {
@@ -209,6 +207,13 @@ impl fmt::Display for Example {
             }
         }
     }
+}
+
+/// Which topic an answer stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Output {
+    Captions,
+    DeadLetters,
 }
 
 impl Output {

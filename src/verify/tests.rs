@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::account::{Account, Answer, Image, Output, Stranger};
+use super::account::{Account, Answer, Image, Stranger};
 use super::*;
 
 const CAPTIONS: Output = Output::Captions;

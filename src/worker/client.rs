@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Kafka, Properties, protected};
 use crate::error::{Error, ErrorKind, Result};
+use crate::worker::deadlines::Timeouts;
 use crate::worker::rebalance::Rebalancer;
 
 /// librdkafka's default; the broker drops a member that is silent for longer.
@@ -42,22 +43,6 @@ pub struct Clients {
     pub producer: ClientConfig,
     pub transactional_id: String,
     pub timeouts: Timeouts,
-}
-
-/// Of the consumer's and the producer's time limits those that rest on each other; see
-/// `deadlines`.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// `message.timeout.ms`
-    pub message: Duration,
-    /// `transaction.timeout.ms`
-    pub transaction: Duration,
-    /// `session.timeout.ms`
-    pub session: Duration,
-    /// `heartbeat.interval.ms`
-    pub heartbeat: Duration,
-    /// `max.poll.interval.ms`
-    pub max_poll: Duration,
 }
 
 impl Clients {

@@ -14,7 +14,21 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::client::Timeouts;
+
+/// Of the consumer's and the producer's time limits those that rest on each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// `message.timeout.ms`
+    pub message: Duration,
+    /// `transaction.timeout.ms`
+    pub transaction: Duration,
+    /// `session.timeout.ms`
+    pub session: Duration,
+    /// `heartbeat.interval.ms`
+    pub heartbeat: Duration,
+    /// `max.poll.interval.ms`
+    pub max_poll: Duration,
+}
 
 /// The limits of one worker.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,6 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::Seen;
-use super::worker::{Callback, Worker};
 
 /// Partition, offset, index.
 pub type Record = (i32, i64, usize);
@@ -18,6 +17,32 @@ pub struct Violation(pub String);
 pub struct Membership {
     pub member: u32,
     pub generation: u32,
+}
+
+/// What the group tells a member; served inside `poll`.
+#[derive(Debug)]
+pub enum Callback {
+    Assign(Vec<i32>),
+    Revoke(Vec<i32>),
+    Lost(Vec<i32>),
+}
+
+/// A worker as it stands before the group.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    pub id: usize,
+    /// What its client knows itself to be.
+    pub client: Option<Membership>,
+    /// It has yet to serve what the group told it.
+    pub is_rebalancing: bool,
+}
+
+/// What a member is told when it has joined.
+#[derive(Debug)]
+pub struct Joined {
+    pub id: usize,
+    pub membership: Membership,
+    pub callbacks: Vec<Callback>,
 }
 
 /// Why a request is refused.
@@ -146,26 +171,26 @@ impl Broker {
 
     /// Everybody joins anew: free partitions are given away, and one that is owned may be asked
     /// back. Waits for members that still have to serve the round before.
-    pub fn rebalance(&mut self, random: &mut SmallRng, workers: &mut [Worker]) {
-        let busy = |worker: &Worker| self.members[worker.id()].is_some() && worker.is_rebalancing();
-        if workers.iter().any(busy) {
-            return;
+    pub fn rebalance(&mut self, random: &mut SmallRng, candidates: &[Candidate]) -> Vec<Joined> {
+        let busy = |worker: &Candidate| self.members[worker.id].is_some() && worker.is_rebalancing;
+        if candidates.iter().any(busy) {
+            return Vec::new();
         }
         // One that was taken for dead joins anew only when it has heard of it and let go.
-        let unaware = |worker: &Worker| {
-            worker.client().is_some_and(|client| !self.is_member(worker.id(), client.member))
+        let unaware = |worker: &Candidate| {
+            worker.client.is_some_and(|client| !self.is_member(worker.id, client.member))
         };
-        let joining: Vec<usize> = workers
+        let joining: Vec<usize> = candidates
             .iter()
-            .filter(|worker| !worker.is_rebalancing() && !unaware(worker))
-            .map(Worker::id)
+            .filter(|worker| !worker.is_rebalancing && !unaware(worker))
+            .map(|worker| worker.id)
             .collect();
         if joining.is_empty() {
-            return;
+            return Vec::new();
         }
         self.generation += 1;
-        let mut gets: Vec<Vec<i32>> = vec![Vec::new(); workers.len()];
-        let mut loses: Vec<Vec<i32>> = vec![Vec::new(); workers.len()];
+        let mut gets: Vec<Vec<i32>> = vec![Vec::new(); candidates.len()];
+        let mut loses: Vec<Vec<i32>> = vec![Vec::new(); candidates.len()];
         for (partition, owner) in self.owners.iter_mut().enumerate() {
             let number = i32::try_from(partition).expect("few partitions");
             match owner {
@@ -178,6 +203,7 @@ impl Broker {
                 Some(_) => {}
             }
         }
+        let mut told = Vec::new();
         for id in joining {
             let member = *self.members[id].get_or_insert_with(|| {
                 self.last_member += 1;
@@ -191,8 +217,9 @@ impl Broker {
             if !gets[id].is_empty() {
                 callbacks.push(Callback::Assign(std::mem::take(&mut gets[id])));
             }
-            workers[id].joined(membership, callbacks);
+            told.push(Joined { id, membership, callbacks });
         }
+        told
     }
 
     // Transactions.

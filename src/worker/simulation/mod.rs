@@ -18,7 +18,7 @@ mod worker;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use broker::{Broker, Violation};
+use broker::{Broker, Candidate, Violation};
 use worker::Worker;
 
 const PARTITIONS: usize = 3;
@@ -102,7 +102,12 @@ impl World {
             30..55 => worker.finish_one(random),
             55..85 => worker.publish(broker, random, faults, seen)?,
             85..88 => worker.learn(broker),
-            88..90 => broker.rebalance(random, workers),
+            88..90 => {
+                let candidates: Vec<Candidate> = workers.iter().map(Worker::candidate).collect();
+                for told in broker.rebalance(random, &candidates) {
+                    workers[told.id].joined(told);
+                }
+            }
             90..93 => worker.finish_one(random),
             _ if !faults => broker.deliver(random, seen)?,
             93 => broker.append(random),

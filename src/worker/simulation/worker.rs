@@ -6,19 +6,13 @@ use std::sync::Arc;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::broker::{Broker, EndTxn, Membership, Record, Refusal, Violation};
+use super::broker::{
+    Broker, Callback, Candidate, EndTxn, Joined, Membership, Record, Refusal, Violation,
+};
 use super::{Mistake, Seen};
 use crate::worker::assignment::{Assignment, Polled};
 use crate::worker::ledger::Finished;
 use crate::worker::protocol::{Outcome, Protocol, Ready, is_owned};
-
-/// What the group tells a member; served inside `poll`.
-#[derive(Debug)]
-pub enum Callback {
-    Assign(Vec<i32>),
-    Revoke(Vec<i32>),
-    Lost(Vec<i32>),
-}
 
 /// What the publisher is told.
 #[derive(Debug)]
@@ -91,28 +85,19 @@ impl Worker {
         }
     }
 
-    pub fn id(&self) -> usize {
-        self.id
-    }
-
     pub fn mistake(&self) -> Mistake {
         self.mistake
     }
 
-    /// Whether it has yet to serve what the group told it.
-    pub fn is_rebalancing(&self) -> bool {
-        !self.callbacks.is_empty() || self.revoking.is_some()
-    }
-
-    /// What the client knows itself to be.
-    pub fn client(&self) -> Option<Membership> {
-        self.client
+    pub fn candidate(&self) -> Candidate {
+        let is_rebalancing = !self.callbacks.is_empty() || self.revoking.is_some();
+        Candidate { id: self.id, client: self.client, is_rebalancing }
     }
 
     /// The group's answer to its joining.
-    pub fn joined(&mut self, membership: Membership, callbacks: Vec<Callback>) {
-        self.client = Some(membership);
-        self.callbacks.extend(callbacks);
+    pub fn joined(&mut self, told: Joined) {
+        self.client = Some(told.membership);
+        self.callbacks.extend(told.callbacks);
     }
 
     /// Hears that the group took it for dead.
