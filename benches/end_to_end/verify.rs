@@ -1,4 +1,5 @@
-//! `fusioncap verify` over a million references that were answered: time, and memory at its peak.
+//! `fusioncap verify` over a million references that were answered, or as many as
+//! `FUSIONCAP_TEST_VERIFY_REFERENCES` says: time, and memory at its peak.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,13 +11,15 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use crate::kafka::{Cluster, Topics};
 
 const REFERENCES: i64 = 1_000_000;
+const VARIABLE: &str = "FUSIONCAP_TEST_VERIFY_REFERENCES";
 const PARTITIONS: i32 = 6;
 
 type Client = ThreadedProducer<DefaultProducerContext>;
 
 pub async fn measure(cluster: &Cluster) {
     let topics = cluster.topics(PARTITIONS).await;
-    fill(cluster, &topics);
+    let references = std::env::var(VARIABLE).map_or(REFERENCES, |text| text.parse().unwrap());
+    fill(cluster, &topics, references);
     let started = Instant::now();
     let mut child = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
         .args(["verify", "--json", "--brokers", &cluster.bootstrap])
@@ -37,20 +40,20 @@ pub async fn measure(cluster: &Cluster) {
     let seconds = started.elapsed().as_secs_f64();
     assert!(status.success(), "every reference has one answer");
     println!(
-        "verify: {REFERENCES} references and their answers in {seconds:.1} s \
+        "verify: {references} references and their answers in {seconds:.1} s \
          ({:.0} records/s), {peak:.0} MB resident at the peak",
-        2.0 * REFERENCES as f64 / seconds
+        2.0 * references as f64 / seconds
     );
 }
 
 /// References, and for each a record with the headers of its answer.
-fn fill(cluster: &Cluster, topics: &Topics) {
+fn fill(cluster: &Cluster, topics: &Topics, references: i64) {
     let client: Client = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", &cluster.bootstrap)
         .set("linger.ms", "20")
         .create()
         .unwrap();
-    for number in 0..REFERENCES {
+    for number in 0..references {
         let partition = (number % i64::from(PARTITIONS)) as i32;
         let request = format!(r#"{{"uri": "s3://photos/{number}.jpg"}}"#);
         send(&client, || {

@@ -1,26 +1,45 @@
 //! Tells an outage of the object store from a bad object: a circuit breaker (Nygard, *Release
 //! It!*, 2007) that opens for the store, never for one object.
 //!
-//! An object that fails transiently until its tries are used up proves nothing by itself. Others
-//! that were read meanwhile do: then the store is up, and the object is dead-lettered. Where
-//! nobody vouches for the store, the breaker opens: partitions pause, references are held, and
-//! only probes are sent, until several in a row are answered. A held reference then gets all its
-//! tries anew. One that fails again between two clean series of probes is the object's own fault.
+//! An object that fails transiently until its tries are used up proves nothing by itself; what
+//! other objects were answered meanwhile does. If nearly all of those were read, the store is well
+//! and the object is bad: it is dead-lettered. Otherwise the breaker opens: partitions pause,
+//! references are held, and only probes are sent, until several in a row are answered; then what
+//! was held gets all its tries anew. Where there are no others, an object that fails again between
+//! two clean series of probes is bad. One that is refused again and again by a store that is never
+//! quite well is given up at last, so that it can't hold up its partition for ever.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 /// Answers that are remembered.
-const WINDOW: usize = 64;
+const WINDOW: usize = 256;
 /// Of which age at most.
-const RECENT: Duration = Duration::from_secs(30);
+const RECENT: Duration = Duration::from_secs(10);
 /// So many recent answers must be there before failures alone open the breaker.
 const ENOUGH: usize = 16;
 /// Others' answers that it takes to vouch for the store.
 const WITNESSES: usize = 4;
+/// One failed answer in so many is what a store that is well may give.
+const WELL: usize = 10;
+/// Objects that were read and are remembered. One of them may have turned bad: more than the probes
+/// in a row that show that the store is up.
+const KNOWN: usize = 8;
+/// After so many rounds of tries, each between probes that were answered, an object is given up.
+const MAX_ROUNDS: u32 = 10;
+
+/// What a try was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Object,
+    /// That there is none, or none for us.
+    NoObject,
+    /// Nothing that would last.
+    Nothing,
+}
 
 /// The record that an answer was for, told apart by any number.
 pub type Asker = u64;
@@ -36,17 +55,49 @@ pub struct Breaker {
 #[derive(Debug, Default)]
 struct State {
     answers: VecDeque<Answer>,
+    /// Records that have used up their tries and are not settled: these say nothing of the store.
+    suspects: HashSet<Asker>,
+    /// Objects that were read, the last first: what it is like to read one, a probe can try on
+    /// them.
+    known: VecDeque<(String, String)>,
     /// The bucket to probe, while open.
     open: Option<String>,
     /// Whether the last series of probes succeeded without a failure before it.
     clean: bool,
 }
 
+/// What is to become of a record whose tries are used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The object's own fault.
+    Bad,
+    /// Perhaps the store's: it gets all its tries anew.
+    Again,
+    /// Nobody waits for it any more.
+    Stale,
+}
+
+/// How the store does, by what others were answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Well,
+    Unwell,
+    Unknown,
+}
+
+/// How often one record has used up its tries.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rounds {
+    used_up: u32,
+    /// Since the last clean series of probes.
+    proven: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     asker: Asker,
     at: Instant,
-    /// An answer about the object, even if it is "no such key".
+    /// It was about the object, even if it was "no such key".
     definite: bool,
 }
 
@@ -58,9 +109,14 @@ impl Default for Breaker {
 
 impl Breaker {
     /// Notes one answer of the store. Opens the breaker when nearly all recent ones failed.
-    pub fn note(&self, asker: Asker, bucket: &str, definite: bool) {
+    pub fn note(&self, asker: Asker, (bucket, key): (&str, &str), answer: Told) {
         let mut state = self.lock();
         let now = Instant::now();
+        if answer == Told::Object {
+            state.known.push_front((bucket.to_owned(), key.to_owned()));
+            state.known.truncate(KNOWN);
+        }
+        let definite = answer != Told::Nothing;
         if state.open.is_some() {
             return;
         }
@@ -68,19 +124,55 @@ impl Breaker {
         if state.answers.len() > WINDOW {
             state.answers.pop_front();
         }
-        let recent = || state.answers.iter().filter(|answer| now - answer.at <= RECENT);
-        let (all, failed) = (recent().count(), recent().filter(|answer| !answer.definite).count());
-        if all >= ENOUGH && failed * 10 >= all * 9 {
+        let (well, failed) = state.recent(now, None);
+        if well + failed >= ENOUGH && well * WELL <= well + failed {
             self.open(&mut state, bucket);
         }
     }
 
-    /// Whether others' answers since `began` show that the store is up.
-    pub fn vouches(&self, asker: Asker, began: Instant) -> bool {
+    /// Says what is to become of a record whose tries are used up; waits for probes where others
+    /// don't tell.
+    pub async fn judge(
+        &self,
+        asker: Asker,
+        bucket: &str,
+        rounds: &mut Rounds,
+        wanted: impl Fn() -> bool,
+    ) -> Verdict {
+        rounds.used_up += 1;
+        let condition = {
+            let mut state = self.lock();
+            state.suspects.insert(asker);
+            let condition = state.condition(asker);
+            if condition != Condition::Well && state.open.is_none() {
+                self.open(&mut state, bucket);
+            }
+            condition
+        };
+        if condition != Condition::Well && !self.closed(wanted).await {
+            return Verdict::Stale;
+        }
         let state = self.lock();
-        let others = || state.answers.iter().filter(|a| a.asker != asker && a.at >= began);
-        let definite = others().filter(|answer| answer.definite).count();
-        definite >= WITNESSES && definite * 2 >= others().count()
+        let bad = match condition {
+            Condition::Well => true,
+            Condition::Unknown => rounds.proven && state.clean,
+            Condition::Unwell => false,
+        };
+        rounds.proven = condition == Condition::Unknown && state.clean;
+        if bad || rounds.used_up >= MAX_ROUNDS { Verdict::Bad } else { Verdict::Again }
+    }
+
+    /// The record has its object, or its verdict.
+    pub fn settled(&self, asker: Asker) {
+        self.lock().suspects.remove(&asker);
+    }
+
+    /// An object that was read from `bucket`, another one for each of some numbers in a row; none
+    /// for the places of a list that is not full.
+    pub fn known(&self, bucket: &str, number: usize) -> Option<String> {
+        let state = self.lock();
+        let known = state.known.get(number % KNOWN).filter(|(of, _)| of == bucket);
+        known.map(|(_, key)| key.clone())
     }
 
     pub fn is_open(&self) -> bool {
@@ -98,18 +190,6 @@ impl Breaker {
             let _ = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await;
         }
         wanted()
-    }
-
-    /// Opens the breaker, if it is closed, and waits for the probes' word: whether the store is up
-    /// without a doubt. None when `wanted` says no meanwhile.
-    pub async fn ask(&self, bucket: &str, wanted: impl Fn() -> bool) -> Option<bool> {
-        {
-            let mut state = self.lock();
-            if state.open.is_none() {
-                self.open(&mut state, bucket);
-            }
-        }
-        self.closed(wanted).await.then(|| self.lock().clean)
     }
 
     /// Waits until there is a bucket to probe.
@@ -145,64 +225,158 @@ impl Breaker {
     }
 }
 
+impl State {
+    /// Recent answers, definite and failed, of all but the suspects and `asker`.
+    fn recent(&self, now: Instant, asker: Option<Asker>) -> (usize, usize) {
+        let counted = self.answers.iter().filter(|answer| {
+            now.duration_since(answer.at) <= RECENT
+                && Some(answer.asker) != asker
+                && !self.suspects.contains(&answer.asker)
+        });
+        let (mut well, mut failed) = (0, 0);
+        for answer in counted {
+            *(if answer.definite { &mut well } else { &mut failed }) += 1;
+        }
+        (well, failed)
+    }
+
+    fn condition(&self, asker: Asker) -> Condition {
+        let (well, failed) = self.recent(Instant::now(), Some(asker));
+        if failed * WELL > well + failed {
+            Condition::Unwell
+        } else if well >= WITNESSES {
+            Condition::Well
+        } else {
+            Condition::Unknown
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const OBJECT: (&str, &str) = ("photos", "a.jpg");
+
+    /// Answers the probes of every opening until it is dropped.
+    async fn probe(breaker: &Breaker, clean: bool) {
+        loop {
+            assert_eq!(breaker.opened().await, "photos");
+            breaker.close(clean);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn judge(breaker: &Breaker, clean: bool, rounds: &mut Rounds) -> Verdict {
+        tokio::select! {
+            verdict = breaker.judge(9, "photos", rounds, || true) => verdict,
+            () = probe(breaker, clean) => unreachable!(),
+        }
+    }
+
     #[test]
-    fn nearly_all_must_fail_before_it_opens() {
+    fn nearly_all_must_fail_before_it_opens_by_itself() {
         let breaker = Breaker::default();
         for asker in 0..40 {
-            breaker.note(asker, "photos", asker % 4 == 0);
+            breaker.note(asker, OBJECT, if asker % 4 == 0 { Told::Object } else { Told::Nothing });
             assert!(!breaker.is_open(), "a quarter is answered");
         }
         let breaker = Breaker::default();
         for asker in 0..ENOUGH as u64 {
             assert!(!breaker.is_open(), "{asker} answers are not enough");
-            breaker.note(asker, "photos", false);
+            breaker.note(asker, OBJECT, Told::Nothing);
         }
         assert!(breaker.is_open());
         breaker.close(true);
         assert!(!breaker.is_open());
     }
 
-    #[test]
-    fn others_vouch_for_the_store() {
+    #[tokio::test]
+    async fn an_object_is_bad_where_others_are_read() {
         let breaker = Breaker::default();
-        let before = Instant::now();
-        for asker in 1..=3 {
-            breaker.note(asker, "photos", true);
+        for asker in 0..WITNESSES as u64 {
+            breaker.note(asker, OBJECT, Told::Object);
         }
-        breaker.note(9, "photos", true);
-        assert!(!breaker.vouches(9, before), "nobody vouches for itself");
-        breaker.note(4, "photos", true);
-        assert!(breaker.vouches(9, before));
-        std::thread::sleep(Duration::from_millis(2));
-        assert!(!breaker.vouches(9, Instant::now()), "what was before says nothing");
-        for asker in 10..15 {
-            breaker.note(asker, "photos", false);
+        for _ in 0..5 {
+            breaker.note(9, OBJECT, Told::Nothing);
         }
-        assert!(!breaker.vouches(9, before), "more fail than not");
+        assert_eq!(judge(&breaker, true, &mut Rounds::default()).await, Verdict::Bad);
+        assert!(!breaker.is_open(), "nobody had to be asked");
     }
 
     #[tokio::test]
-    async fn references_are_held_until_the_probes_are_answered() {
+    async fn no_object_is_bad_where_others_fail_too() {
         let breaker = Breaker::default();
-        let asking = breaker.ask("photos", || true);
-        let probing = async {
-            assert_eq!(breaker.opened().await, "photos");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            breaker.close(false);
-        };
-        let (clean, ()) = tokio::join!(asking, probing);
-        assert_eq!(clean, Some(false));
-        assert!(breaker.closed(|| true).await);
+        for asker in 0..8 {
+            breaker.note(asker, OBJECT, Told::Object);
+            breaker.note(20 + asker, OBJECT, Told::Nothing);
+        }
+        let mut rounds = Rounds::default();
+        assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Again);
+        for _ in 2..MAX_ROUNDS {
+            for asker in 0..8 {
+                breaker.note(asker, OBJECT, Told::Object);
+                breaker.note(20 + asker, OBJECT, Told::Nothing);
+            }
+            assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Again);
+        }
+        breaker.note(20, OBJECT, Told::Nothing);
+        assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Bad, "but not for ever");
+    }
+
+    #[tokio::test]
+    async fn a_lone_object_is_bad_between_two_clean_series_of_probes() {
+        let breaker = Breaker::default();
+        let mut rounds = Rounds::default();
+        for (clean, verdict) in [
+            (true, Verdict::Again),
+            (false, Verdict::Again),
+            (true, Verdict::Again),
+            (true, Verdict::Bad),
+        ] {
+            breaker.note(9, OBJECT, Told::Nothing);
+            assert_eq!(judge(&breaker, clean, &mut rounds).await, verdict);
+        }
+    }
+
+    #[tokio::test]
+    async fn objects_that_are_known_to_fail_say_nothing_of_the_store() {
+        let breaker = Breaker::default();
+        for asker in 0..4 {
+            for _ in 0..3 {
+                breaker.note(100 + asker, OBJECT, Told::Nothing);
+            }
+            breaker.lock().suspects.insert(100 + asker);
+        }
+        for asker in 0..8 {
+            breaker.note(asker, OBJECT, Told::NoObject);
+        }
+        assert_eq!(judge(&breaker, true, &mut Rounds::default()).await, Verdict::Bad);
     }
 
     #[tokio::test]
     async fn what_has_become_stale_is_not_held() {
         let breaker = Breaker::default();
-        assert_eq!(breaker.ask("photos", || false).await, None);
+        let mut rounds = Rounds::default();
+        assert_eq!(breaker.judge(9, "photos", &mut rounds, || false).await, Verdict::Stale);
         assert!(!breaker.closed(|| false).await);
+    }
+
+    #[test]
+    fn probes_read_what_was_read() {
+        let breaker = Breaker::default();
+        assert_eq!(breaker.known("photos", 0), None);
+        breaker.note(1, OBJECT, Told::Object);
+        breaker.note(2, ("photos", "missing.jpg"), Told::NoObject);
+        assert_eq!(breaker.known("photos", 0).as_deref(), Some("a.jpg"));
+        assert_eq!(breaker.known("others", 0), None);
+        assert_eq!(breaker.known("photos", 1), None);
+        for number in 0..2 * KNOWN {
+            breaker.note(3, ("photos", &format!("{number}.jpg")), Told::Object);
+        }
+        let found: HashSet<_> =
+            (0..3 * KNOWN).filter_map(|number| breaker.known("photos", number)).collect();
+        assert_eq!(found.len(), KNOWN);
+        assert!(!found.contains("a.jpg"));
     }
 }

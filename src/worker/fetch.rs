@@ -15,7 +15,7 @@ use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Store};
-use crate::worker::breaker::Asker;
+use crate::worker::breaker::{Asker, Rounds, Told, Verdict};
 use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
 use crate::worker::message::{ImageRequest, Stage};
 use crate::worker::shared::{Shared, Step, panicked};
@@ -126,17 +126,27 @@ impl Fetch {
         if let Err(error) = allowed(&self.allowed_buckets, &request.bucket, &request.key) {
             return Err(GaveUp { error, attempts: 0 });
         }
-        let (breaker, asker) = (&self.shared.breaker, self.askers.fetch_add(1, Ordering::Relaxed));
-        // Whether the store was shown to be up after the tries before these.
-        let mut proven = false;
-        let mut before = 0;
+        let asker = self.askers.fetch_add(1, Ordering::Relaxed);
+        let read = self.rounds(asker, request, wanted).await;
+        self.shared.breaker.settled(asker);
+        read
+    }
+
+    /// All its tries, and all of them anew while the store may be at fault.
+    async fn rounds(
+        &self,
+        asker: Asker,
+        request: &ImageRequest,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(Object, u32), GaveUp> {
+        let breaker = &self.shared.breaker;
+        let (mut rounds, mut before) = (Rounds::default(), 0);
         loop {
             if !breaker.closed(&wanted).await {
                 let error = Error::new(ErrorKind::FetchUnavailable, "nobody waits for it any more");
                 return Err(GaveUp { error, attempts: before });
             }
-            let began = Instant::now();
-            let gave_up = match self.rounds(asker, request, &wanted).await {
+            let gave_up = match self.round(asker, request, &wanted).await {
                 Ok((object, attempts)) => return Ok((object, before + attempts)),
                 Err(gave_up) => gave_up,
             };
@@ -145,23 +155,18 @@ impl Fetch {
             if told.error.disposition() != Disposition::Retry || !wanted() {
                 return Err(told);
             }
-            if breaker.is_open() {
-                // Cut short: these tries don't count.
-                continue;
-            }
-            if breaker.vouches(asker, began) {
+            // Tries that were cut short don't count.
+            if !breaker.is_open()
+                && breaker.judge(asker, &request.bucket, &mut rounds, &wanted).await
+                    != Verdict::Again
+            {
                 return Err(told);
-            }
-            match breaker.ask(&request.bucket, &wanted).await {
-                None => return Err(told),
-                Some(true) if proven => return Err(told),
-                Some(clean) => proven = clean,
             }
         }
     }
 
     /// Tries as often as the policy allows, while the breaker is closed.
-    async fn rounds(
+    async fn round(
         &self,
         asker: Asker,
         request: &ImageRequest,
@@ -180,8 +185,12 @@ impl Fetch {
                 let started = Instant::now();
                 let read = self.store.get(object, self.max_bytes).await;
                 self.shared.busy(Step::Fetch, started);
-                let failed = |error: &Error| error.disposition() == Disposition::Retry;
-                breaker.note(asker, &request.bucket, !read.as_ref().is_err_and(failed));
+                let answer = match &read {
+                    Ok(_) => Told::Object,
+                    Err(error) if error.disposition() == Disposition::Retry => Told::Nothing,
+                    Err(_) => Told::NoObject,
+                };
+                breaker.note(asker, (&request.bucket, &request.key), answer);
                 read
             },
             |error, attempts, pause| {
@@ -191,6 +200,18 @@ impl Fetch {
             },
         )
         .await
+    }
+
+    /// One probe: an object that was read before, whole, or one that does not exist.
+    async fn ask(&self, bucket: &str, number: usize) -> Result<()> {
+        let Some(key) = self.shared.breaker.known(bucket, number) else {
+            return self.store.probe(bucket).await;
+        };
+        let object = ObjectRef { bucket, key: &key, version_id: None, etag: None };
+        match self.store.get(object, self.max_bytes).await {
+            Err(error) if error.disposition() == Disposition::Retry => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Probes the store whenever the breaker is open, and closes it when it answers again. Runs
@@ -203,9 +224,10 @@ impl Fetch {
             metrics.store_down.record(1, &[]);
             let since = Instant::now();
             let mut pauses = Policy::endless(self.policy.initial, self.policy.max).pauses();
-            let (mut answered, mut clean) = (0, true);
+            let (mut answered, mut clean, mut number) = (0, true, 0);
             while answered < PROBES {
-                match self.store.probe(&bucket).await {
+                number += 1;
+                match self.ask(&bucket, number).await {
                     Ok(()) => answered += 1,
                     Err(error) => {
                         if clean {
