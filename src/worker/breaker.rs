@@ -2,8 +2,9 @@
 //! It!*, 2007) that opens for the store, never for one object.
 //!
 //! An object that fails transiently until its tries are used up proves nothing by itself; what
-//! other objects were answered meanwhile does. If nearly all of those were read, the store is well
-//! and the object is bad: it is dead-lettered. Otherwise the breaker opens: partitions pause,
+//! other objects were answered meanwhile does. If nearly all of those were read, and again while it
+//! used up its tries once more, the store is well and the object is bad: it is dead-lettered. (Once
+//! is not enough: trouble that has just begun looks the same.) Otherwise the breaker opens: partitions pause,
 //! references are held, and only probes are sent, until several in a row are answered; then what
 //! was held gets all its tries anew. Where there are no others, an object that fails again between
 //! two clean series of probes is bad. One that is refused again and again by a store that is never
@@ -89,6 +90,8 @@ enum Condition {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rounds {
     used_up: u32,
+    /// Rounds in a row in which the store was well.
+    well: u32,
     /// Since the last clean series of probes.
     proven: bool,
 }
@@ -124,18 +127,18 @@ impl Breaker {
         if state.answers.len() > WINDOW {
             state.answers.pop_front();
         }
-        let (well, failed) = state.recent(now, None);
+        let (well, failed) = state.answered(now.checked_sub(RECENT), None);
         if well + failed >= ENOUGH && well * WELL <= well + failed {
             self.open(&mut state, bucket);
         }
     }
 
-    /// Says what is to become of a record whose tries are used up; waits for probes where others
-    /// don't tell.
+    /// Says what is to become of a record whose tries, begun at `began`, are used up; waits for
+    /// probes where others don't tell.
     pub async fn judge(
         &self,
-        asker: Asker,
-        bucket: &str,
+        (asker, bucket): (Asker, &str),
+        began: Instant,
         rounds: &mut Rounds,
         wanted: impl Fn() -> bool,
     ) -> Verdict {
@@ -143,7 +146,7 @@ impl Breaker {
         let condition = {
             let mut state = self.lock();
             state.suspects.insert(asker);
-            let condition = state.condition(asker);
+            let condition = state.condition(asker, began);
             if condition != Condition::Well && state.open.is_none() {
                 self.open(&mut state, bucket);
             }
@@ -153,8 +156,9 @@ impl Breaker {
             return Verdict::Stale;
         }
         let state = self.lock();
+        rounds.well = if condition == Condition::Well { rounds.well + 1 } else { 0 };
         let bad = match condition {
-            Condition::Well => true,
+            Condition::Well => rounds.well > 1,
             Condition::Unknown => rounds.proven && state.clean,
             Condition::Unwell => false,
         };
@@ -226,10 +230,10 @@ impl Breaker {
 }
 
 impl State {
-    /// Recent answers, definite and failed, of all but the suspects and `asker`.
-    fn recent(&self, now: Instant, asker: Option<Asker>) -> (usize, usize) {
+    /// Answers since then, definite and failed, of all but the suspects and `asker`.
+    fn answered(&self, since: Option<Instant>, asker: Option<Asker>) -> (usize, usize) {
         let counted = self.answers.iter().filter(|answer| {
-            now.duration_since(answer.at) <= RECENT
+            Some(answer.at) >= since
                 && Some(answer.asker) != asker
                 && !self.suspects.contains(&answer.asker)
         });
@@ -240,8 +244,8 @@ impl State {
         (well, failed)
     }
 
-    fn condition(&self, asker: Asker) -> Condition {
-        let (well, failed) = self.recent(Instant::now(), Some(asker));
+    fn condition(&self, asker: Asker, began: Instant) -> Condition {
+        let (well, failed) = self.answered(Some(began), Some(asker));
         if failed * WELL > well + failed {
             Condition::Unwell
         } else if well >= WITNESSES {
@@ -267,9 +271,11 @@ mod tests {
         }
     }
 
+    /// Of a round that began before anything of the test.
     async fn judge(breaker: &Breaker, clean: bool, rounds: &mut Rounds) -> Verdict {
+        let began = Instant::now().checked_sub(RECENT).unwrap();
         tokio::select! {
-            verdict = breaker.judge(9, "photos", rounds, || true) => verdict,
+            verdict = breaker.judge((9, "photos"), began, rounds, || true) => verdict,
             () = probe(breaker, clean) => unreachable!(),
         }
     }
@@ -300,7 +306,12 @@ mod tests {
         for _ in 0..5 {
             breaker.note(9, OBJECT, Told::Nothing);
         }
-        assert_eq!(judge(&breaker, true, &mut Rounds::default()).await, Verdict::Bad);
+        let mut rounds = Rounds::default();
+        assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Again, "once is not enough");
+        assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Bad);
+        let began = Instant::now() + RECENT;
+        let told = breaker.lock().condition(9, began);
+        assert_eq!(told, Condition::Unknown, "what was before says nothing");
         assert!(!breaker.is_open(), "nobody had to be asked");
     }
 
@@ -351,14 +362,16 @@ mod tests {
         for asker in 0..8 {
             breaker.note(asker, OBJECT, Told::NoObject);
         }
-        assert_eq!(judge(&breaker, true, &mut Rounds::default()).await, Verdict::Bad);
+        let mut rounds = Rounds { well: 1, ..Rounds::default() };
+        assert_eq!(judge(&breaker, true, &mut rounds).await, Verdict::Bad);
     }
 
     #[tokio::test]
     async fn what_has_become_stale_is_not_held() {
         let breaker = Breaker::default();
         let mut rounds = Rounds::default();
-        assert_eq!(breaker.judge(9, "photos", &mut rounds, || false).await, Verdict::Stale);
+        let verdict = breaker.judge((9, "photos"), Instant::now(), &mut rounds, || false).await;
+        assert_eq!(verdict, Verdict::Stale);
         assert!(!breaker.closed(|| false).await);
     }
 

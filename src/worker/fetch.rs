@@ -146,6 +146,7 @@ impl Fetch {
                 let error = Error::new(ErrorKind::FetchUnavailable, "nobody waits for it any more");
                 return Err(GaveUp { error, attempts: before });
             }
+            let began = Instant::now();
             let gave_up = match self.round(asker, request, &wanted).await {
                 Ok((object, attempts)) => return Ok((object, before + attempts)),
                 Err(gave_up) => gave_up,
@@ -156,12 +157,14 @@ impl Fetch {
                 return Err(told);
             }
             // Tries that were cut short don't count.
-            if !breaker.is_open()
-                && breaker.judge(asker, &request.bucket, &mut rounds, &wanted).await
-                    != Verdict::Again
-            {
+            if breaker.is_open() {
+                continue;
+            }
+            let record = (asker, request.bucket.as_str());
+            if breaker.judge(record, began, &mut rounds, &wanted).await != Verdict::Again {
                 return Err(told);
             }
+            tokio::time::sleep(self.policy.max).await;
         }
     }
 
