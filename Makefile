@@ -42,7 +42,8 @@ simulate: ## A million random schedules of the commit protocol against a model o
 
 # Of what is shipped, these versions: libFuzzer is all that comes in addition.
 fuzz: SECONDS ?= 600
-fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust and cargo-fuzz
+fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
+	@command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz --version 0.13.2
 	cp Cargo.lock fuzz/Cargo.lock
 	@set -e; for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
 		mkdir -p fuzz/corpus/$$target; \

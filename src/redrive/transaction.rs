@@ -6,15 +6,10 @@
 //! that librdkafka calls retriable are made again. How a transaction ends is known or the producer
 //! is given up (see `worker/transaction`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::Message;
-use rdkafka::producer::{DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::Producer;
 use rdkafka::util::Timeout;
 
 use crate::config::Kafka;
@@ -23,13 +18,14 @@ use crate::redrive::rebuild::Rebuilt;
 use crate::retry::Policy;
 use crate::worker::client::{self, Clients};
 use crate::worker::headers;
+use crate::worker::producer::Served;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// For `init_transactions`, which waits for what an earlier run left to be ended.
 const INIT_LIMIT: Duration = Duration::from_secs(120);
 
-/// Whether the connections held during a commit.
+/// Whether all connections have held until a commit was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
     Connected,
@@ -39,7 +35,7 @@ pub enum Committed {
 
 /// Owns the producer.
 pub struct Redriver {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Served,
     transactional_id: String,
     message_timeout: Duration,
 }
@@ -57,8 +53,7 @@ impl Redriver {
         }
         let mut config = clients.producer;
         config.set("transactional.id", &transactional_id);
-        let producer =
-            config.create_with_context(Deliveries::default()).map_err(client::creation_error)?;
+        let producer = Served::new(&config).map_err(client::creation_error)?;
         let redriver =
             Self { producer, transactional_id, message_timeout: clients.timeouts.message };
         redriver
@@ -69,7 +64,7 @@ impl Redriver {
 
     /// One transaction: the references of `batch` on `topic`, and the markers beside their letters.
     pub fn commit(&self, batch: &[Rebuilt], topic: &str) -> Result<Committed> {
-        let context = self.producer.context();
+        self.producer.begin();
         self.producer
             .begin_transaction()
             .map_err(|error| self.failed("a transaction can't begin", error))?;
@@ -85,19 +80,16 @@ impl Redriver {
         if let Err(error) = sent {
             return Err(self.abort(self.failed("the transaction failed", error)));
         }
-        if let Some(reason) = context.failure() {
-            let error = self.told("a record was not delivered").because(reason);
+        if let Some(failure) = self.producer.context().failure() {
+            let error = self.told("a record was not delivered").because(failure.reason);
             return Err(self.abort(error));
         }
-        let disconnects = context.disconnects();
         self.producer
             .commit_transaction(Timeout::Never)
             .map_err(|error| self.failed("the commit's outcome is unknown: run it again", error))?;
-        Ok(if context.disconnects() == disconnects {
-            Committed::Connected
-        } else {
-            Committed::Disconnected
-        })
+        self.producer.catch_up();
+        let held = self.producer.context().disconnects() == 0;
+        Ok(if held { Committed::Connected } else { Committed::Disconnected })
     }
 
     /// Hands a record to librdkafka, waiting while its queue is full.
@@ -165,9 +157,9 @@ impl Redriver {
     fn told(&self, message: &'static str) -> Error {
         let error =
             Error::new(ErrorKind::Kafka, message).with("transactional.id", &self.transactional_id);
-        match self.producer.context().connection.lock() {
-            Ok(reason) if !reason.is_empty() => error.with("last connection error", &*reason),
-            _ => error,
+        match self.producer.context().last_error() {
+            Some(reason) => error.with("last connection error", reason),
+            None => error,
         }
     }
 
@@ -185,47 +177,4 @@ impl Redriver {
 
 fn is_fencing(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced)
-}
-
-/// What became of the records and the connections.
-#[derive(Debug, Default)]
-struct Deliveries {
-    failure: Mutex<Option<String>>,
-    disconnects: AtomicU64,
-    connection: Mutex<String>,
-}
-
-impl Deliveries {
-    fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn disconnects(&self) -> u64 {
-        self.disconnects.load(Ordering::Relaxed)
-    }
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.disconnects.fetch_add(1, Ordering::Relaxed);
-        reason.clone_into(&mut self.connection.lock().unwrap_or_else(PoisonError::into_inner));
-        tracing::debug!(%error, reason, client = "redrive", "kafka client error");
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let Err((error, message)) = result else {
-            return;
-        };
-        let reason =
-            format!("{error} (topic: {}, bytes: {})", message.topic(), message.payload_len());
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-    }
 }

@@ -11,7 +11,7 @@ use std::ptr;
 use rdkafka::bindings::{self, rd_kafka_resp_err_t, rd_kafka_vtype_t};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 
 use crate::worker::message::{Original, RawHeader};
 
@@ -67,20 +67,20 @@ pub fn original(message: &BorrowedMessage<'_>) -> Original {
 /// # Errors
 /// `KafkaError::MessageProduction`, such as a full queue: nothing was taken then.
 pub fn produce<C>(
-    producer: &ThreadedProducer<C>,
+    producer: &BaseProducer<C>,
     topic: &str,
     partition: Option<i32>,
     record: &Original,
 ) -> KafkaResult<()>
 where
-    C: ProducerContext<NoCustomPartitioner, DeliveryOpaque = ()> + 'static,
+    C: ProducerContext<NoCustomPartitioner, DeliveryOpaque = usize>,
 {
     let name = CString::new(topic)?;
     let (key, key_size) = pointer(record.key.as_deref());
     let (payload, payload_size) = pointer(record.payload.as_deref());
     // SAFETY: every pointer outlives the call, which copies key and payload (`F_COPY`) and takes
-    // the headers over only where it succeeds. The context's deliveries carry no data, for which
-    // rust-rdkafka passes a null pointer, as librdkafka does where none is given.
+    // the headers over only where it succeeds. The context's deliveries carry a number, which
+    // rust-rdkafka reads from the opaque pointer itself: where none is given, that is 0.
     let code = unsafe {
         let headers = bindings::rd_kafka_headers_new(record.headers.len());
         for header in &record.headers {

@@ -31,7 +31,7 @@ mod ledger;
 mod membership;
 pub mod message;
 mod output;
-mod producer;
+pub mod producer;
 mod protocol;
 mod publish;
 mod rebalance;

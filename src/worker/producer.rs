@@ -118,6 +118,8 @@ pub struct Deliveries {
     too_large: Mutex<Vec<usize>>,
     /// Connections lost since the producer was built.
     disconnects: AtomicU64,
+    /// What librdkafka said last about its connections.
+    last_error: Mutex<Option<String>>,
 }
 
 /// Why the first record that was not delivered was not.
@@ -142,6 +144,10 @@ impl Deliveries {
         self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub fn disconnects(&self) -> u64 {
         self.disconnects.load(Ordering::Relaxed)
     }
@@ -164,6 +170,7 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         tracing::warn!(%error, reason, client = "producer", "kafka client error");
     }
 }

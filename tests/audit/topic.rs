@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use fusioncap::worker::headers;
 use fusioncap::worker::message::{Original, RawHeader};
+use fusioncap::worker::producer::Served;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::producer::{DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::Producer;
 
 use crate::kafka::Cluster;
 
@@ -64,13 +65,13 @@ pub fn read(cluster: &Cluster, topic: &str) -> Vec<Raw> {
 }
 
 /// Writes records as they are.
-pub struct Writer(ThreadedProducer<DefaultProducerContext>);
+pub struct Writer(Served);
 
 impl Writer {
     pub fn new(cluster: &Cluster) -> Self {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &cluster.bootstrap).set("linger.ms", "5");
-        Self(config.create().unwrap())
+        Self(Served::new(&config).unwrap())
     }
 
     pub fn write(&self, topic: &str, partition: i32, record: &Original) {
