@@ -43,23 +43,26 @@ fn caption(engine: &mut Engine, photos: &[&[u8]]) -> Vec<Caption> {
     engine.caption(photos).unwrap()
 }
 
-fn assert_same_caption_in_any_company(model: &str) {
-    let mut engine = engine(model, 4, None);
+fn assert_same_caption_in_any_company(model: &str, num_beams: Option<usize>) {
+    let mut engine = engine(model, 8, num_beams);
     let photos = photos(&engine);
     assert!(photos.len() >= 13);
     let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
     let alone: Vec<Caption> =
         views.iter().map(|photo| caption(&mut engine, &[photo]).remove(0)).collect();
     let full: Vec<Caption> =
-        views.chunks(4).flat_map(|batch| caption(&mut engine, batch)).collect();
+        views.chunks(8).flat_map(|batch| caption(&mut engine, batch)).collect();
     assert_eq!(alone, full, "{model}: alone and in a full batch");
     let padded: Vec<Caption> =
         views.chunks(3).flat_map(|batch| caption(&mut engine, batch)).collect();
     assert_eq!(alone, padded, "{model}: alone and in a padded batch");
+    let halves: Vec<Caption> =
+        views.chunks(4).flat_map(|batch| caption(&mut engine, batch)).collect();
+    assert_eq!(alone, halves, "{model}: alone and in a batch of half the size");
     let mut backwards: Vec<&[u8]> = views.clone();
     backwards.reverse();
     let mut reversed: Vec<Caption> =
-        backwards.chunks(4).flat_map(|batch| caption(&mut engine, batch)).collect();
+        backwards.chunks(8).flat_map(|batch| caption(&mut engine, batch)).collect();
     reversed.reverse();
     assert_eq!(alone, reversed, "{model}: in other company");
     assert!(alone.iter().all(|found| !found.text.is_empty() && found.score < 0.0));
@@ -70,8 +73,10 @@ fn assert_same_caption_in_any_company(model: &str) {
 
 #[test]
 fn the_same_photo_gives_the_same_caption_alone_full_and_padded() {
-    assert_same_caption_in_any_company("models/random");
-    assert_same_caption_in_any_company("models/tiny");
+    for num_beams in [None, Some(1)] {
+        assert_same_caption_in_any_company("models/random", num_beams);
+        assert_same_caption_in_any_company("models/tiny", num_beams);
+    }
 }
 
 #[test]

@@ -52,6 +52,12 @@ struct Beam {
     parent: usize,
 }
 
+impl Beam {
+    fn last(&self) -> Option<i64> {
+        self.tokens.last().copied()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Image {
     /// Best first.
@@ -62,68 +68,85 @@ struct Image {
 }
 
 /// The state of one batch's search.
+///
+/// An image whose captions are decided leaves the batch: it has no rows in the steps that follow.
 pub struct Search<'a> {
     model: &'a ModelConfig,
     settings: &'a GenerationConfig,
     images: Vec<Image>,
+    /// The images that have rows in the next step, in the order of these.
+    active: Vec<Active>,
     steps: usize,
+}
+
+/// An image that is still searched for.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    image: usize,
+    /// Its place in the step before.
+    place: usize,
 }
 
 impl<'a> Search<'a> {
     /// `images` captions to find.
     pub fn new(model: &'a ModelConfig, settings: &'a GenerationConfig, images: usize) -> Self {
+        let active = (0..images).map(|image| Active { image, place: image }).collect();
         let images = (0..images).map(|_| Image::default()).collect();
-        Self { model, settings, images, steps: 0 }
+        Self { model, settings, images, active, steps: 0 }
     }
 
     /// Whether every image has its caption.
     pub fn is_done(&self) -> bool {
         let longest = self.settings.max_new_tokens.min(self.model.max_length.saturating_sub(1));
-        self.steps >= longest || self.images.iter().all(|image| image.done)
+        self.steps >= longest || self.active.is_empty()
     }
 
-    /// Takes one step's candidates, one entry an image.
+    /// Images that have rows in the next step, as many as beams each.
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Takes one step's candidates, one entry for each image that was in it.
     pub fn advance<'c>(&mut self, candidates: impl Iterator<Item = Candidates<'c>>) {
         self.steps += 1;
-        for (image, found) in self.images.iter_mut().zip(candidates) {
-            if !image.done {
+        for (active, found) in self.active.iter().zip(candidates) {
+            if let Some(image) = self.images.get_mut(active.image) {
                 image.advance(found, self.model, self.settings, self.steps);
             }
         }
+        let still =
+            self.active.iter().enumerate().filter(|(_, active)| {
+                self.images.get(active.image).is_some_and(|image| !image.done)
+            });
+        self.active = still.map(|(place, active)| Active { image: active.image, place }).collect();
     }
 
-    /// The last token of each beam, `rows` of them.
-    pub fn last_tokens(&self, rows: usize) -> Vec<i64> {
+    /// The last token of each beam.
+    pub fn last_tokens(&self) -> Vec<i64> {
         let pad = self.model.pad_token_id;
-        self.per_row(rows, pad, |beam| beam.tokens.last().copied().unwrap_or(pad))
+        self.rows().map(|(_, beam)| beam.and_then(Beam::last).unwrap_or(pad)).collect()
     }
 
-    /// The score of each beam, `rows` of them.
-    pub fn scores(&self, rows: usize) -> Vec<f32> {
-        self.per_row(rows, DEAD, |beam| beam.score)
+    /// The score of each beam.
+    pub fn scores(&self) -> Vec<f32> {
+        self.rows().map(|(_, beam)| beam.map_or(DEAD, |found| found.score)).collect()
     }
 
     /// The row of the step before that each row continues; that step had `width` beams an image.
-    pub fn parents(&self, rows: usize, width: usize) -> Vec<i64> {
-        let beams = self.settings.num_beams;
-        (0..rows)
-            .map(|row| {
-                let (image, beam) = (row / beams, row % beams);
-                let live = self.images.get(image).and_then(|found| found.live.get(beam));
-                (image * width + live.map_or(0, |found| found.parent)) as i64
-            })
-            .collect()
+    pub fn parents(&self, width: usize) -> Vec<i64> {
+        let row = |(place, beam): (usize, Option<&Beam>)| {
+            (place * width + beam.map_or(0, |found| found.parent)) as i64
+        };
+        self.rows().map(row).collect()
     }
 
-    /// `count` banned tokens for each of `rows`: those that would repeat an n-gram, and the
-    /// special ones.
-    pub fn banned(&self, rows: usize, count: usize) -> Vec<i64> {
-        let beams = self.settings.num_beams;
+    /// `count` banned tokens for each row: those that would repeat an n-gram, and the special ones.
+    pub fn banned(&self, count: usize) -> Vec<i64> {
+        let rows = self.active.len() * self.settings.num_beams;
         let mut banned = vec![self.model.pad_token_id; rows * count];
-        for (row, ids) in banned.chunks_exact_mut(count).enumerate() {
-            let live = self.images.get(row / beams).and_then(|image| image.live.get(row % beams));
+        for (ids, (_, beam)) in banned.chunks_exact_mut(count).zip(self.rows()) {
             let repeats =
-                live.map(|beam| repeats(&beam.tokens, self.settings.no_repeat_ngram_size));
+                beam.map(|found| repeats(&found.tokens, self.settings.no_repeat_ngram_size));
             let all = std::iter::once(self.model.bos_token_id).chain(repeats.into_iter().flatten());
             for (place, id) in ids.iter_mut().zip(all) {
                 *place = id;
@@ -132,19 +155,20 @@ impl<'a> Search<'a> {
         banned
     }
 
+    /// Every row of the next step: its image's place in the step before, and its beam, of which
+    /// there may be fewer than rows.
+    fn rows(&self) -> impl Iterator<Item = (usize, Option<&Beam>)> {
+        let beams = self.settings.num_beams;
+        self.active.iter().flat_map(move |active| {
+            let live = self.images.get(active.image).map(|image| image.live.as_slice());
+            let live = live.unwrap_or_default();
+            (0..beams).map(move |beam| (active.place, live.get(beam)))
+        })
+    }
+
     /// The best caption of each image; an empty one if the decoder found none.
     pub fn finish(self) -> Vec<Hypothesis> {
         self.images.into_iter().map(Image::best).collect()
-    }
-
-    fn per_row<T: Copy>(&self, rows: usize, empty: T, read: impl Fn(&Beam) -> T) -> Vec<T> {
-        let beams = self.settings.num_beams;
-        (0..rows)
-            .map(|row| {
-                let image = self.images.get(row / beams);
-                image.and_then(|found| found.live.get(row % beams)).map_or(empty, &read)
-            })
-            .collect()
     }
 }
 
@@ -269,9 +293,9 @@ mod tests {
         let (model, settings) = (model(), settings(2, 1.0));
         let mut search = Search::new(&model, &settings, 1);
         step(&mut search, &[-1.0, -1.5, -3.0], &[5, 6, 7], &[0, 0, 0]);
-        assert_eq!(search.last_tokens(2), [5, 6]);
+        assert_eq!(search.last_tokens(), [5, 6]);
         step(&mut search, &[-1.2, -1.4, -1.6, -2.0], &[EOS, 8, EOS, 9], &[0, 1, 1, 0]);
-        assert_eq!(search.parents(2, 2), [1, 0]);
+        assert_eq!(search.parents(2), [1, 0]);
         assert!(!search.is_done());
         step(&mut search, &[-4.0, -5.0, -6.0], &[EOS, EOS, 3], &[0, 1, 1]);
         let caption = search.finish().remove(0);
@@ -345,12 +369,38 @@ mod tests {
     }
 
     #[test]
-    fn padding_rows_never_count() {
+    fn beams_that_are_missing_never_count() {
         let (model, settings) = (model(), settings(2, 1.0));
         let mut search = Search::new(&model, &settings, 1);
-        step(&mut search, &[-1.0, -1.5], &[5, 6], &[0, 0]);
-        assert_eq!(search.last_tokens(4), [5, 6, 0, 0]);
-        assert_eq!(search.scores(4)[2..], [DEAD, DEAD]);
-        assert_eq!(search.parents(4, 1), [0, 0, 1, 1]);
+        step(&mut search, &[-1.0], &[5], &[0]);
+        assert_eq!(search.last_tokens(), [5, 0]);
+        assert_eq!(search.scores(), [-1.0, DEAD]);
+        assert_eq!(search.parents(1), [0, 0]);
+    }
+
+    #[test]
+    fn a_finished_image_leaves_and_the_others_keep_their_beams() {
+        let (model, settings) = (model(), settings(1, 1.0));
+        let mut search = Search::new(&model, &settings, 3);
+        let found = |tokens: [i64; 3]| tokens.map(|token| ([-1.0, -2.0], [token, 9], [0, 0]));
+        let advance = |search: &mut Search<'_>, tokens: [i64; 3]| {
+            let found = found(tokens);
+            search.advance(found.iter().map(|(scores, tokens, parents)| Candidates {
+                scores,
+                tokens,
+                parents,
+            }));
+        };
+        advance(&mut search, [5, EOS, 6]);
+        assert_eq!(search.active(), 2);
+        assert_eq!(search.last_tokens(), [5, 6]);
+        assert_eq!(search.parents(1), [0, 2]);
+        advance(&mut search, [7, 8, EOS]);
+        assert_eq!(search.last_tokens(), [7, 8]);
+        // The places of the step before, in which the second image was no longer.
+        assert_eq!(search.parents(1), [0, 1]);
+        let captions = search.finish();
+        let tokens: Vec<&[i64]> = captions.iter().map(|found| found.tokens.as_slice()).collect();
+        assert_eq!(tokens, [[5, 7].as_slice(), &[], &[6, 8]]);
     }
 }

@@ -1,19 +1,21 @@
 //! A bundle running in ONNX Runtime: pixels in, captions out.
 //!
-//! The engine runs at one batch size. A short batch is padded with blank images, so that every
-//! image meets the same shapes and kernels whatever shares its batch: same input, same caption.
+//! Two halves, each of which can run on a thread of its own: [`Encoder`] (vision tower and prefix)
+//! and [`Writer`] (decoder and tokenizer). Batches come in a few fixed sizes, short ones padded,
+//! and no kernel in use mixes the rows of a batch: same input, same caption, whatever shares its
+//! batch.
 
+mod encoder;
 pub mod generate;
 mod session;
+mod writer;
 
-use tokenizers::Tokenizer;
-
-use crate::bundle::{Bundle, GenerationConfig};
-use crate::config::{Model, Runtime};
+use crate::bundle::Bundle;
+use crate::config::{Model, Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
-use generate::Hypothesis;
-use session::{Encoded, Sessions};
+pub use encoder::{Encoded, Encoder};
+pub use writer::Writer;
 
 /// One image's caption.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,17 +42,13 @@ pub struct Seen {
 /// A loaded bundle. One owner runs it; it is `Send`.
 pub struct Engine {
     bundle: Bundle,
-    generation: GenerationConfig,
-    preprocessor: Preprocessor,
-    tokenizer: Tokenizer,
-    sessions: Sessions,
-    batch_size: usize,
-    /// The vision tower's input, `[batch_size, 3, height, width]`, written anew for each batch.
-    pixels: Vec<f32>,
+    encoder: Encoder,
+    writer: Writer,
 }
 
 impl Engine {
-    /// Loads `bundle` to run at most `batch_size` images at once, and runs it once, blank.
+    /// Loads `bundle` to run at most `batch_size` images at once, and runs every batch size once,
+    /// blank.
     ///
     /// # Errors
     /// `ErrorKind::Config` for a beam width the bundle can't do; `Bundle` or `Runtime` if it
@@ -61,15 +59,11 @@ impl Engine {
         model: &Model,
         batch_size: usize,
     ) -> Result<Self> {
-        let generation = generation(&bundle, model)?;
-        let tokenizer = bundle.tokenizer()?;
-        let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
-        let (height, width) = preprocessor.input_size();
-        let sessions = Sessions::load(&bundle, runtime)?;
-        let pixels = vec![0.0; batch_size * 3 * height * width];
-        let mut engine =
-            Self { bundle, generation, preprocessor, tokenizer, sessions, batch_size, pixels };
-        engine.caption(&[&vec![0; 3 * height * width]])?;
+        let writer = Writer::load(bundle.clone(), runtime, model)?;
+        let encoder = Encoder::load(&bundle, runtime, sizes(runtime, batch_size))?;
+        let mut engine = Self { bundle, encoder, writer };
+        let blank = engine.encoder.warm_up()?;
+        engine.writer.write(blank)?;
         Ok(engine)
     }
 
@@ -78,16 +72,21 @@ impl Engine {
     }
 
     pub fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
+        self.encoder.preprocessor()
     }
 
     pub fn batch_size(&self) -> usize {
-        self.batch_size
+        self.encoder.batch_size()
     }
 
     /// From now on captions say where the local queries looked.
     pub fn keep_attention(&mut self) {
-        self.sessions.keep_attention();
+        self.encoder.keep_attention();
+    }
+
+    /// The two halves, for two threads: one batch is encoded while another is captioned.
+    pub fn split(self) -> (Encoder, Writer) {
+        (self.encoder, self.writer)
     }
 
     /// Captions 1 to `batch_size` images, each 8-bit RGB at the model's input size, in order.
@@ -95,28 +94,8 @@ impl Engine {
     /// # Errors
     /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
     pub fn caption(&mut self, images: &[&[u8]]) -> Result<Vec<Caption>> {
-        let (height, width) = self.preprocessor.input_size();
-        let size = 3 * height * width;
-        if images.is_empty() || images.len() > self.batch_size {
-            return Err(Error::new(ErrorKind::Internal, "a batch of the wrong size")
-                .with("images", images.len())
-                .with("allowed", format!("1 to {}", self.batch_size)));
-        }
-        if let Some(image) = images.iter().find(|image| image.len() != size) {
-            return Err(Error::new(ErrorKind::Internal, "an image of the wrong size")
-                .with("bytes", image.len())
-                .with("expected", size));
-        }
-        let (used, padding) = self.pixels.split_at_mut(images.len() * size);
-        for (image, tensor) in images.iter().zip(used.chunks_exact_mut(size)) {
-            self.preprocessor.normalise(image, tensor);
-        }
-        padding.fill(0.0);
-
-        let dim = self.bundle.config.embedding_dim;
-        let shape = [self.batch_size, 3, height, width];
-        let encoded = self.sessions.encode(&self.pixels, shape, dim)?;
-        self.write_captions(encoded, images.len())
+        let encoded = self.encoder.encode(images)?;
+        self.writer.write(encoded)
     }
 
     /// Captions 1 to `batch_size` images that are already seen: what a vision tower made of them.
@@ -124,78 +103,27 @@ impl Engine {
     /// # Errors
     /// As [`Self::caption`].
     pub fn caption_seen(&mut self, images: &[Seen]) -> Result<Vec<Caption>> {
-        let (dim, patches) = (self.bundle.config.embedding_dim, self.bundle.config.num_patches);
-        let fits = |seen: &&Seen| seen.image.len() == dim && seen.patches.len() == patches * dim;
-        let fitting = images.iter().filter(fits).count();
-        if images.is_empty() || images.len() > self.batch_size || fitting < images.len() {
-            return Err(Error::new(ErrorKind::Internal, "embeddings of the wrong size or number"));
-        }
-        let padded = |part: fn(&Seen) -> &Vec<f32>, width: usize| {
-            let mut rows: Vec<f32> = images.iter().flat_map(part).copied().collect();
-            // Not zeros, which have no direction.
-            rows.resize(self.batch_size * width, 1.0);
-            rows
-        };
-        let whole = padded(|seen| &seen.image, dim);
-        let parts = padded(|seen| &seen.patches, patches * dim);
-        let encoded = self.sessions.encode_seen(&whole, &parts, [self.batch_size, patches, dim])?;
-        self.write_captions(encoded, images.len())
-    }
-
-    fn write_captions(&mut self, encoded: Encoded, images: usize) -> Result<Vec<Caption>> {
-        let Encoded { prefix, embeddings, attention } = encoded;
-        let (dim, patches) =
-            (self.bundle.config.embedding_dim, self.bundle.config.num_patches.max(1));
-        let looked = attention.len() / self.batch_size;
-        let hypotheses = self.sessions.generate(
-            &self.bundle,
-            &self.generation,
-            prefix,
-            images,
-            self.batch_size,
-        )?;
-        hypotheses
-            .iter()
-            .zip(embeddings.chunks_exact(dim))
-            .enumerate()
-            .map(|(image, (hypothesis, embedding))| {
-                let mut caption = self.read(hypothesis, embedding)?;
-                let queries = attention[image * looked..(image + 1) * looked].chunks_exact(patches);
-                caption.attention = queries.map(<[f32]>::to_vec).collect();
-                Ok(caption)
-            })
-            .collect()
-    }
-
-    fn read(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
-        if hypothesis.tokens.is_empty() {
-            tracing::warn!(model = self.bundle.digest(), "the model has no caption for an image");
-        }
-        let ids: Vec<u32> =
-            hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-        let text = self.tokenizer.decode(&ids, true).map_err(|error| {
-            Error::new(ErrorKind::Runtime, "can't decode a caption's tokens").because(error)
-        })?;
-        Ok(Caption {
-            text: text.trim().to_owned(),
-            score: (hypothesis.mean() * 1e4).round() / 1e4,
-            embedding: embedding.to_vec(),
-            attention: Vec::new(),
-        })
+        let encoded = self.encoder.encode_seen(images)?;
+        self.writer.write(encoded)
     }
 }
 
-/// The bundle's beam search settings with the configured width.
-fn generation(bundle: &Bundle, model: &Model) -> Result<GenerationConfig> {
-    let mut generation = bundle.generation.clone();
-    let widest = bundle.config.num_candidates / 2;
-    if let Some(beams) = model.num_beams {
-        generation.num_beams = beams;
+/// The batch sizes that the encoder runs at. An accelerator picks its kernels by the size, and
+/// another one may round differently: there, one size serves all.
+fn sizes(runtime: &Runtime, batch_size: usize) -> Vec<usize> {
+    let largest = batch_size.max(1);
+    if runtime.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
+        return vec![largest];
     }
-    if generation.num_beams == 0 || generation.num_beams > widest {
-        return Err(Error::new(ErrorKind::Config, "model.num_beams is out of range")
-            .with("value", generation.num_beams)
-            .with("allowed", format!("1 to {widest}")));
-    }
-    Ok(generation)
+    let least = session::LEAST_ROWS.min(largest);
+    let mut sizes: Vec<usize> =
+        [least, largest / 4, largest / 2, largest].map(|size| size.max(least)).to_vec();
+    sizes.dedup();
+    sizes
+}
+
+fn wrong_size(images: usize, largest: usize) -> Error {
+    Error::new(ErrorKind::Internal, "a batch of the wrong size")
+        .with("images", images)
+        .with("allowed", format!("1 to {largest}"))
 }

@@ -1,164 +1,94 @@
-//! The three graphs of a bundle in ONNX Runtime, run at one fixed batch size.
+//! The decoder graph of a bundle in ONNX Runtime, one beam search at a time.
 //!
-//! The key-value cache never leaves the device: each decoder step's `present` is bound as the
-//! next one's `past`. Only the few best candidates of each image come back to the host.
+//! The key-value cache never leaves the device: each step's `present` is bound as the next one's
+//! `past`. Only the few best candidates of each image come back to the host. Rows of images whose
+//! captions are decided leave the batch: the next step's `parents` do not name them.
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionOutputs};
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
 
 use super::generate::{Candidates, Hypothesis, Search};
-use crate::bundle::{Bundle, DECODER, GenerationConfig, PREFIX, VISION};
+use crate::bundle::{Bundle, DECODER, GenerationConfig};
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The prefix's output that says where its local queries looked.
-const ATTENTION: &str = "local_attention";
+/// A matrix product with one row takes another kernel, which rounds otherwise: an image that is
+/// alone has a companion.
+pub const LEAST_ROWS: usize = 2;
 
-pub struct Sessions {
-    vision: Session,
-    prefix: Session,
-    /// Which of the vision tower's outputs the prefix is made from.
-    prefix_inputs: Vec<String>,
-    keep_attention: bool,
-    decoder: Session,
+pub struct Decoder {
+    session: Session,
     binding: IoBinding,
     /// Where the cache stays.
     device: MemoryInfo<'static>,
     host: MemoryInfo<'static>,
 }
 
-/// A batch's prefix for the decoder and the embeddings it came from.
-pub struct Encoded {
-    pub prefix: DynValue,
-    /// Unit length, row-major `[batch, embedding_dim]`.
-    pub embeddings: Vec<f32>,
-    /// Row-major `[batch, prefix_length, num_patches]`, or empty.
-    pub attention: Vec<f32>,
-}
-
-impl Sessions {
+impl Decoder {
     pub fn load(bundle: &Bundle, runtime: &Runtime) -> Result<Self> {
-        let open = |name| crate::runtime::session(runtime, &bundle.path(name));
-        let (vision, prefix, decoder) = (open(VISION)?, open(PREFIX)?, open(DECODER)?);
-        let prefix_inputs = prefix.inputs().iter().map(|input| input.name().to_owned()).collect();
-        let binding = decoder.create_binding().map_err(failed)?;
-        Ok(Self {
-            vision,
-            prefix,
-            prefix_inputs,
-            keep_attention: false,
-            decoder,
-            binding,
-            device: cache_device(runtime)?,
-            host: cpu()?,
-        })
+        let session = crate::runtime::session(runtime, &bundle.path(DECODER))?;
+        let binding = session.create_binding().map_err(failed)?;
+        Ok(Self { session, binding, device: cache_device(runtime)?, host: cpu()? })
     }
 
-    /// From now on [`Encoded::attention`] is filled, if the prefix has local queries.
-    pub fn keep_attention(&mut self) {
-        self.keep_attention = true;
-    }
-
-    /// Encodes `pixels`, row-major `[batch, 3, height, width]`, to embeddings of `dim` entries.
-    pub fn encode(&mut self, pixels: &[f32], shape: [usize; 4], dim: usize) -> Result<Encoded> {
-        let input = TensorRef::from_array_view((shape, pixels)).map_err(failed)?;
-        let mut seen = self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?;
-        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
-        for name in &self.prefix_inputs {
-            inputs.push((name.clone(), take(&mut seen, name)?));
-        }
-        drop(seen);
-        self.map(inputs, shape[0] * dim)
-    }
-
-    /// As [`Self::encode`], from the vision tower's outputs: `images` `[batch, dim]` and `patches`
-    /// `[batch, patches, dim]`.
-    pub fn encode_seen(
-        &mut self,
-        images: &[f32],
-        patches: &[f32],
-        [batch, count, dim]: [usize; 3],
-    ) -> Result<Encoded> {
-        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
-        for name in &self.prefix_inputs {
-            let tensor = match name.as_str() {
-                "patch_embeds" => Tensor::from_array(([batch, count, dim], patches.to_vec())),
-                _ => Tensor::from_array(([batch, dim], images.to_vec())),
-            };
-            inputs.push((name.clone(), tensor.map_err(failed)?.into_dyn()));
-        }
-        self.map(inputs, batch * dim)
-    }
-
-    /// Runs the prefix; `entries` is how many numbers all embeddings have.
-    fn map(&mut self, inputs: Vec<(String, DynValue)>, entries: usize) -> Result<Encoded> {
-        let mut mapped = self.prefix.run(inputs).map_err(failed)?;
-        let embeddings = read(&mut mapped, "embedding", entries)?;
-        let attention = match mapped.remove(ATTENTION) {
-            Some(value) if self.keep_attention => {
-                value.try_extract_tensor::<f32>().map_err(failed)?.1.to_vec()
-            }
-            _ => Vec::new(),
-        };
-        Ok(Encoded { embeddings, attention, prefix: take(&mut mapped, "prefix")? })
-    }
-
-    /// Finds captions for the first `images` of the `batch` images that `prefix` came from.
+    /// Finds captions for `images` images, whose prefixes are the first of `prefix`,
+    /// `[rows, prefix_length, hidden_size]`.
     pub fn generate(
         &mut self,
         bundle: &Bundle,
         settings: &GenerationConfig,
-        prefix: DynValue,
-        images: usize,
-        batch: usize,
+        prefix: Vec<f32>,
+        [images, rows]: [usize; 2],
     ) -> Result<Vec<Hypothesis>> {
         let model = &bundle.config;
         let head_size = model.hidden_size / model.num_attention_heads;
-        let cache = [2 * model.num_hidden_layers, batch, model.num_attention_heads, 0, head_size];
+        let cache = [2 * model.num_hidden_layers, rows, model.num_attention_heads, 0, head_size];
         // The special tokens, and at most one for each token said.
         let banned = model.max_length + 2;
+        // An engine for one image at a time has no company to be the same in.
+        let least = LEAST_ROWS.min(rows);
         let mut search = Search::new(model, settings, images);
 
         // The prefix and the begin token: one row an image.
+        let prefix = Tensor::from_array(([rows, model.prefix_length, model.hidden_size], prefix));
         let mut step = Step {
-            prefix,
+            prefix: prefix.map_err(failed)?.into_dyn(),
             past: empty(&cache)?,
-            input_ids: vec![model.bos_token_id; batch],
-            parents: (0..batch as i64).collect(),
-            beam_scores: vec![0.0; batch],
-            banned_ids: start_bans(bundle, batch, banned),
+            input_ids: vec![model.bos_token_id; rows],
+            parents: (0..rows as i64).collect(),
+            beam_scores: vec![0.0; rows],
+            banned_ids: start_bans(bundle, rows, banned),
         };
         let mut width = 1;
         loop {
-            let found = self.run(step, [batch, width], banned, model.num_candidates)?;
-            search.advance(found.by_image(model.num_candidates).take(images));
+            let found = self.run(step, width, banned, model.num_candidates)?;
+            search.advance(found.by_image(model.num_candidates));
             if search.is_done() {
                 return Ok(search.finish());
             }
             // From here on every beam is a row.
-            let rows = batch * settings.num_beams;
-            step = Step {
-                prefix: empty(&[rows, 0, model.hidden_size])?,
-                past: found.present,
-                input_ids: search.last_tokens(rows),
-                parents: search.parents(rows, width),
-                beam_scores: search.scores(rows),
-                banned_ids: search.banned(rows, banned),
-            };
+            let mut input_ids = search.last_tokens();
+            let mut parents = search.parents(width);
+            let mut beam_scores = search.scores();
+            let mut banned_ids = search.banned(banned);
+            if input_ids.len() < least {
+                input_ids.extend_from_within(..);
+                parents.extend_from_within(..);
+                beam_scores.extend_from_within(..);
+                banned_ids.extend_from_within(..);
+            }
+            let prefix = empty(&[input_ids.len(), 0, model.hidden_size])?;
+            let past = found.present;
+            step = Step { prefix, past, input_ids, parents, beam_scores, banned_ids };
             width = settings.num_beams;
         }
     }
 
-    /// One decoder step over `[images, beams]`.
-    fn run(
-        &mut self,
-        step: Step,
-        [images, beams]: [usize; 2],
-        banned: usize,
-        candidates: usize,
-    ) -> Result<Found> {
-        let rows = images * beams;
+    /// One decoder step with `beams` rows an image.
+    fn run(&mut self, step: Step, beams: usize, banned: usize, candidates: usize) -> Result<Found> {
+        let rows = step.input_ids.len();
+        let images = rows / beams;
         let bind_all = |binding: &mut IoBinding| -> ort::Result<()> {
             let input_ids = Tensor::from_array(([rows, 1], step.input_ids))?;
             let parents = Tensor::from_array(([rows], step.parents))?;
@@ -178,7 +108,7 @@ impl Sessions {
             Ok(())
         };
         bind_all(&mut self.binding).map_err(failed)?;
-        let mut outputs = self.decoder.run_binding(&self.binding).map_err(failed)?;
+        let mut outputs = self.session.run_binding(&self.binding).map_err(failed)?;
         Ok(Found {
             scores: read(&mut outputs, "scores", images * candidates)?,
             tokens: read(&mut outputs, "tokens", images * candidates)?,
@@ -234,14 +164,14 @@ fn empty(shape: &[usize]) -> Result<DynValue> {
     Ok(tensor.into_dyn())
 }
 
-fn take(outputs: &mut SessionOutputs<'_>, name: &str) -> Result<DynValue> {
+pub fn take(outputs: &mut SessionOutputs<'_>, name: &str) -> Result<DynValue> {
     outputs.remove(name).ok_or_else(|| {
         Error::new(ErrorKind::Bundle, "a graph of the bundle lacks an output").with("output", name)
     })
 }
 
 /// An output's values, `count` of them if graph and configuration are of one mind.
-fn read<T: PrimitiveTensorElementType + Copy>(
+pub fn read<T: PrimitiveTensorElementType + Copy>(
     outputs: &mut SessionOutputs<'_>,
     name: &str,
     count: usize,
@@ -276,6 +206,6 @@ fn cpu() -> Result<MemoryInfo<'static>> {
         .map_err(failed)
 }
 
-fn failed(error: ort::Error) -> Error {
+pub fn failed(error: ort::Error) -> Error {
     Error::new(ErrorKind::Runtime, "ONNX Runtime failed").because(error)
 }

@@ -1,0 +1,83 @@
+//! What an encoder made of a batch, to captions: beam search and the tokenizer.
+
+use tokenizers::Tokenizer;
+
+use super::generate::Hypothesis;
+use super::session::Decoder;
+use super::{Caption, Encoded};
+use crate::bundle::{Bundle, GenerationConfig};
+use crate::config::{Model, Runtime};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The second half of an engine. One owner runs it; it is `Send`.
+pub struct Writer {
+    bundle: Bundle,
+    generation: GenerationConfig,
+    tokenizer: Tokenizer,
+    decoder: Decoder,
+}
+
+impl Writer {
+    pub fn load(bundle: Bundle, runtime: &Runtime, model: &Model) -> Result<Self> {
+        let generation = generation(&bundle, model)?;
+        let tokenizer = bundle.tokenizer()?;
+        let decoder = Decoder::load(&bundle, runtime)?;
+        Ok(Self { bundle, generation, tokenizer, decoder })
+    }
+
+    /// The caption of each image of the batch, in order.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` if the model fails.
+    pub fn write(&mut self, encoded: Encoded) -> Result<Vec<Caption>> {
+        let Encoded { images, prefix, rows, embeddings, attention } = encoded;
+        let model = &self.bundle.config;
+        let (dim, patches) = (model.embedding_dim, model.num_patches.max(1));
+        let looked = attention.len() / images.max(1);
+        let hypotheses =
+            self.decoder.generate(&self.bundle, &self.generation, prefix, [images, rows])?;
+        hypotheses
+            .iter()
+            .zip(embeddings.chunks_exact(dim))
+            .enumerate()
+            .map(|(image, (hypothesis, embedding))| {
+                let mut caption = self.read(hypothesis, embedding)?;
+                let queries = attention[image * looked..(image + 1) * looked].chunks_exact(patches);
+                caption.attention = queries.map(<[f32]>::to_vec).collect();
+                Ok(caption)
+            })
+            .collect()
+    }
+
+    fn read(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
+        if hypothesis.tokens.is_empty() {
+            tracing::warn!(model = self.bundle.digest(), "the model has no caption for an image");
+        }
+        let ids: Vec<u32> =
+            hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        let text = self.tokenizer.decode(&ids, true).map_err(|error| {
+            Error::new(ErrorKind::Runtime, "can't decode a caption's tokens").because(error)
+        })?;
+        Ok(Caption {
+            text: text.trim().to_owned(),
+            score: (hypothesis.mean() * 1e4).round() / 1e4,
+            embedding: embedding.to_vec(),
+            attention: Vec::new(),
+        })
+    }
+}
+
+/// The bundle's beam search settings with the configured width.
+fn generation(bundle: &Bundle, model: &Model) -> Result<GenerationConfig> {
+    let mut generation = bundle.generation.clone();
+    let widest = bundle.config.num_candidates / 2;
+    if let Some(beams) = model.num_beams {
+        generation.num_beams = beams;
+    }
+    if generation.num_beams == 0 || generation.num_beams > widest {
+        return Err(Error::new(ErrorKind::Config, "model.num_beams is out of range")
+            .with("value", generation.num_beams)
+            .with("allowed", format!("1 to {widest}")));
+    }
+    Ok(generation)
+}
