@@ -41,23 +41,65 @@ pub fn environment(settings: &Runtime) -> Result<&'static Environment> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-/// A session for the ONNX file at `path`, on the first of the configured providers.
+/// A session for the ONNX file at `path`, on the first of the configured providers that can be
+/// had; that it is not the very first one is an error, unless `runtime.fallback` allows it.
 ///
 /// # Errors
 /// `ErrorKind::Runtime` if the library, a provider or the model can't be used.
 pub fn session(settings: &Runtime, path: &Path) -> Result<Session> {
+    session_and_provider(settings, path).map(|(session, _)| session)
+}
+
+/// As [`session`], with the provider that it is on.
+///
+/// # Errors
+/// As [`session`].
+pub fn session_and_provider(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
     let environment = environment(settings)?;
-    configure(settings, environment)?.commit_from_file(path).map_err(|error| {
+    let mut wanted = settings.providers.as_slice();
+    loop {
+        let error = match open(settings, wanted, environment, path) {
+            Ok(session) => {
+                return Ok((session, wanted.first().copied().unwrap_or(Provider::Cpu)));
+            }
+            Err(error) => error,
+        };
+        let Some((lacking, rest)) = wanted.split_first() else {
+            return Err(error);
+        };
+        if !settings.fallback || *lacking == Provider::Cpu {
+            return Err(error);
+        }
+        tracing::warn!(
+            provider = ?lacking,
+            error = error.chain(),
+            "an execution provider can't be had: going on without it, as runtime.fallback allows"
+        );
+        wanted = rest;
+    }
+}
+
+fn open(
+    settings: &Runtime,
+    wanted: &[Provider],
+    environment: &Environment,
+    path: &Path,
+) -> Result<Session> {
+    configure(settings, wanted, environment)?.commit_from_file(path).map_err(|error| {
         Error::new(ErrorKind::Runtime, "can't load an ONNX model")
             .with("path", path.display())
             .because(error)
     })
 }
 
-fn configure(settings: &Runtime, environment: &Environment) -> Result<SessionBuilder> {
+fn configure(
+    settings: &Runtime,
+    wanted: &[Provider],
+    environment: &Environment,
+) -> Result<SessionBuilder> {
     let refused = |error: ort::Error<SessionBuilder>| {
         Error::new(ErrorKind::Runtime, "ONNX Runtime refuses the configuration")
-            .with("runtime.providers", format!("{:?}", settings.providers))
+            .with("runtime.providers", format!("{wanted:?}"))
             .because(ort::Error::<()>::from(error))
     };
     let builder = Session::builder(environment).map_err(|error| {
@@ -66,19 +108,26 @@ fn configure(settings: &Runtime, environment: &Environment) -> Result<SessionBui
     builder
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(refused)?
-        .with_intra_threads(settings.intra_threads)
+        .with_intra_threads(threads(settings))
         .map_err(refused)?
         .with_intra_op_spinning(false)
         .map_err(refused)?
-        .with_execution_providers(providers(settings)?)
+        .with_execution_providers(providers(settings, wanted)?)
         .map_err(refused)
 }
 
-/// The configured providers, in order. The CPU needs no entry: ONNX Runtime always has it, and
-/// it can run every node, so that nothing configured behind it would be used.
-fn providers(settings: &Runtime) -> Result<Vec<ExecutionProviderDispatch>> {
-    settings
-        .providers
+/// ONNX Runtime itself would count the machine's cores, not those of the container.
+fn threads(settings: &Runtime) -> usize {
+    match settings.intra_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+/// The wanted providers, in order. The CPU needs no entry: ONNX Runtime always has it, and it can
+/// run every node, so that nothing configured behind it would be used.
+fn providers(settings: &Runtime, wanted: &[Provider]) -> Result<Vec<ExecutionProviderDispatch>> {
+    wanted
         .iter()
         .take_while(|provider| **provider != Provider::Cpu)
         .map(|provider| accelerator(*provider, settings))
@@ -87,12 +136,33 @@ fn providers(settings: &Runtime) -> Result<Vec<ExecutionProviderDispatch>> {
 
 #[cfg(feature = "cuda")]
 fn accelerator(provider: Provider, settings: &Runtime) -> Result<ExecutionProviderDispatch> {
+    use ort::ep::{ArenaExtendStrategy, CUDA, TensorRT};
+
     let dispatch = match provider {
         Provider::Tensorrt => {
-            ort::ep::TensorRT::default().with_device_id(settings.device_id).build()
+            let mut tensorrt = TensorRT::default()
+                .with_device_id(settings.device_id)
+                .with_fp16(settings.tensorrt_fp16);
+            if let Some(folder) = &settings.tensorrt_cache {
+                let folder = folder.display().to_string();
+                tensorrt = tensorrt
+                    .with_engine_cache(true)
+                    .with_engine_cache_path(&folder)
+                    .with_timing_cache(true)
+                    .with_timing_cache_path(&folder);
+            }
+            tensorrt.build()
         }
         Provider::Cuda | Provider::Cpu => {
-            ort::ep::CUDA::default().with_device_id(settings.device_id).build()
+            let mut cuda = CUDA::default()
+                .with_device_id(settings.device_id)
+                .with_tf32(settings.cuda_tf32)
+                // Doubling what is there may pass the limit with most of it unused.
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
+            if let Some(limit) = settings.cuda_memory_limit_bytes {
+                cuda = cuda.with_memory_limit(usize::try_from(limit).unwrap_or(usize::MAX));
+            }
+            cuda.build()
         }
     };
     Ok(dispatch.error_on_failure())

@@ -203,6 +203,18 @@ fn an_accelerator_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn the_cpu_stands_in_for_an_accelerator_where_the_configuration_allows_it() {
+    let providers = vec![Provider::Tensorrt, Provider::Cuda];
+    let runtime = Runtime { providers, fallback: true, ..Runtime::default() };
+    let path = root("models/random");
+    let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+    let mut found = Engine::load(Bundle::open(&path).unwrap(), &runtime, &settings, 2).unwrap();
+    let mut plain = engine("models/random", 2, None);
+    let photos = photos(&plain);
+    assert_eq!(caption(&mut found, &[&photos[0]]), caption(&mut plain, &[&photos[0]]));
+}
+
+#[test]
 fn a_damaged_file_is_found_by_its_digest() {
     let copy = tempfile::tempdir().unwrap();
     copy_tree(&root("models/random"), copy.path());

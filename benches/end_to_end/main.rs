@@ -6,6 +6,8 @@
 
 mod memory;
 mod publish;
+#[path = "../table.rs"]
+mod table;
 mod throughput;
 mod verify;
 

@@ -8,13 +8,13 @@ use crate::kafka::Cluster;
 use crate::process::{Configuration, Worker};
 use crate::refer;
 
-const REFERENCES: usize = 20_000;
-const PICTURES: usize = 300;
+const REFERENCES: usize = 100_000;
+const PICTURES: usize = 5_000;
 const PARTITIONS: i32 = 4;
 /// Shown each time so many references are done.
-const STEP: usize = 2_500;
+const STEP: usize = 10_000;
 /// Until then buffers and pools may still grow.
-const WARM: usize = 5_000;
+const WARM: usize = 10_000;
 const SETTLING: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(900);
 

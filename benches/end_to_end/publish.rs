@@ -1,5 +1,7 @@
 //! What transactions cost: the same records in the same batches, each batch with its offsets in
-//! one transaction, or produced, awaited and its offsets committed, which is at least once.
+//! one transaction, or produced, awaited and its offsets committed, which is at least once. By
+//! itself, and beside a model that captions, as in the worker, where it costs no more than the
+//! processor time that the model lacks.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::{Cluster, Topics};
-use crate::{median, timed};
+use crate::{median, table, throughput, timed};
 
 const ROUNDS: usize = 3;
 /// Batches a round.
@@ -20,6 +22,8 @@ const SIZES: [usize; 3] = [8, 64, 512];
 /// About the size of a caption record without its embedding.
 const PAYLOAD_BYTES: usize = 700;
 const TIMEOUT: Duration = Duration::from_secs(30);
+const MODEL_ROUNDS: usize = 5;
+const MODEL_BATCHES: usize = 12;
 
 type Client = ThreadedProducer<DefaultProducerContext>;
 
@@ -44,9 +48,45 @@ pub async fn measure(cluster: &Cluster) {
         println!("    transactions  {transactions:7.1} ms a batch  ({range})");
         println!("    transactions / at least once {:.1}", transactions / plain);
     }
-    let written = SIZES.iter().sum::<usize>() * ROUND * ROUNDS * 2;
+    beside_the_model(&bench);
+    let written = 2 * MODEL_ROUNDS * MODEL_BATCHES * throughput::BATCH
+        + SIZES.iter().sum::<usize>() * ROUND * ROUNDS * 2;
     let found = cluster.read_committed(&[&bench.topics.output]).len();
     assert_eq!(found, written, "records were lost or doubled");
+}
+
+/// The model captions batch after batch; what is captioned is published by another thread.
+fn beside_the_model(bench: &Bench) {
+    let mut engine = throughput::load("models/tiny");
+    let photos = throughput::photos();
+    let pixels = throughput::decode(&engine, &photos, throughput::BATCH.div_ceil(photos.len()));
+    let batch: Vec<&[u8]> = pixels.iter().take(throughput::BATCH).map(Vec::as_slice).collect();
+    let mut rate = |publish: &(dyn Fn(usize) + Sync)| {
+        let (captioned, inbox) = std::sync::mpsc::sync_channel(MODEL_BATCHES);
+        let elapsed = timed(|| {
+            std::thread::scope(|scope| {
+                scope.spawn(move || inbox.iter().for_each(publish));
+                for number in 0..MODEL_BATCHES {
+                    engine.caption(&batch).unwrap();
+                    captioned.send(number).unwrap();
+                }
+                drop(captioned);
+            });
+        });
+        (MODEL_BATCHES * throughput::BATCH) as f64 / elapsed.as_secs_f64()
+    };
+    let (mut plain, mut transactions) = (vec![], vec![]);
+    for _ in 0..MODEL_ROUNDS {
+        plain.push(rate(&|number| bench.plain_batch(number, throughput::BATCH)));
+        transactions.push(rate(&|number| bench.transaction(number, throughput::BATCH)));
+    }
+    let (plain, plain_range) = median(plain);
+    let (transactions, range) = median(transactions);
+    println!("  beside models/tiny, {} records a batch", throughput::BATCH);
+    println!("    at least once {plain:7.1} images/s  ({plain_range})");
+    println!("    transactions  {transactions:7.1} images/s  ({range})");
+    table::head("transactions");
+    table::row("captioning with transactions / at least once", transactions / plain, Some(0.97));
 }
 
 struct Bench {
@@ -77,24 +117,28 @@ impl Bench {
     }
 
     fn plain(&self, size: usize) {
-        for batch in 0..ROUND {
-            self.produce(&self.plain, size);
-            await_deliveries(&self.plain);
-            self.consumer.commit(&self.offsets(batch), CommitMode::Sync).unwrap();
-        }
+        (0..ROUND).for_each(|batch| self.plain_batch(batch, size));
+    }
+
+    fn plain_batch(&self, batch: usize, size: usize) {
+        self.produce(&self.plain, size);
+        await_deliveries(&self.plain);
+        self.consumer.commit(&self.offsets(batch), CommitMode::Sync).unwrap();
     }
 
     fn transactions(&self, size: usize) {
+        (0..ROUND).for_each(|batch| self.transaction(batch, size));
+    }
+
+    fn transaction(&self, batch: usize, size: usize) {
         let group = self.consumer.group_metadata().unwrap();
-        for batch in 0..ROUND {
-            self.transactional.begin_transaction().unwrap();
-            self.produce(&self.transactional, size);
-            self.transactional
-                .send_offsets_to_transaction(&self.offsets(batch), &group, TIMEOUT)
-                .unwrap();
-            await_deliveries(&self.transactional);
-            self.transactional.commit_transaction(TIMEOUT).unwrap();
-        }
+        self.transactional.begin_transaction().unwrap();
+        self.produce(&self.transactional, size);
+        self.transactional
+            .send_offsets_to_transaction(&self.offsets(batch), &group, TIMEOUT)
+            .unwrap();
+        await_deliveries(&self.transactional);
+        self.transactional.commit_transaction(TIMEOUT).unwrap();
     }
 
     fn produce(&self, producer: &Client, size: usize) {

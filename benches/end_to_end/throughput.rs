@@ -1,72 +1,163 @@
-//! Images a second: end to end, and the engine alone on the same images in the same batches. The
-//! difference is what it costs to consume, fetch, decode and publish.
+//! Images a second, end to end: against the engine alone where the model is the bottleneck, and
+//! against decoding alone where that is (12-megapixel photos and the smallest bundle). The
+//! difference is what it costs to consume, fetch and publish, and whatever waits for something.
 
+use std::io::Cursor;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fusioncap::bundle::Bundle;
 use fusioncap::config::{Limits, Model, Runtime};
 use fusioncap::engine::Engine;
+use image::DynamicImage;
+use image::codecs::jpeg::JpegEncoder;
+use image::imageops::FilterType;
 
 use crate::bucket::Bucket;
-use crate::kafka::Cluster;
+use crate::kafka::{Cluster, Topics};
 use crate::process::{Configuration, Worker};
-use crate::{median, refer, timed};
+use crate::{median, refer, table, timed};
 
 const ROUNDS: usize = 3;
-/// How often each sample photo comes.
-const REPEATS: usize = 16;
-/// The size in `Configuration`.
-const BATCH: usize = 8;
+/// How often each sample photo comes, each time as another object.
+const REPEATS: usize = 48;
+const LARGE_REPEATS: usize = 16;
+pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
 const PATIENCE: Duration = Duration::from_secs(300);
 
+pub type Photo = (String, Vec<u8>);
+
 pub async fn measure(cluster: &Cluster) {
-    let bucket = Bucket::start();
-    let topics = cluster.topics(PARTITIONS).await;
-    let photos = photos();
-    let names: Vec<String> = photos.iter().map(|(name, bytes)| bucket.put(name, bytes)).collect();
-    let uris: Vec<String> =
-        names.iter().cycle().take(names.len() * REPEATS).map(String::clone).collect();
+    let small = photos();
+    let large: Vec<Photo> =
+        small.iter().map(|(name, bytes)| (name.clone(), twelve_megapixels(bytes))).collect();
 
-    let configuration = Configuration::new("bench", cluster, &topics, &bucket)
-        .replacing("models/random", "models/tiny");
-    let mut worker = configuration.start();
-    worker.await_ready();
-    let mut engine = load();
-
-    let (mut alone, mut decoding, mut whole, mut busy) = (vec![], vec![], vec![], vec![]);
-    let rate = |elapsed: Duration| uris.len() as f64 / elapsed.as_secs_f64();
+    let mut bench = Bench::start(cluster, "models/tiny", "model", &small, REPEATS).await;
+    let mut engine = load("models/tiny");
+    let pixels = decode(&engine, &small, REPEATS);
+    let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        let mut pixels = Vec::new();
-        decoding.push(rate(timed(|| pixels = decode(&engine, &photos))));
-        alone.push(rate(timed(|| caption(&mut engine, &pixels))));
-        let before = caption_seconds(&worker);
-        let started = Instant::now();
-        refer(cluster, &topics, PARTITIONS as usize, &uris).await;
-        await_captions(&mut worker, (whole.len() + 1) * uris.len());
-        let elapsed = started.elapsed();
-        whole.push(rate(elapsed));
-        busy.push(100.0 * (caption_seconds(&worker) - before) / elapsed.as_secs_f64());
+        alone.push(bench.rate(timed(|| caption(&mut engine, &pixels))));
+        whole.push(bench.round(cluster).await);
+    }
+    let by_model = Figures::new("the engine alone", alone, whole);
+    bench.report("sample photos, models/tiny");
+    by_model.print();
+
+    let mut bench = Bench::start(cluster, "models/random", "decode", &large, LARGE_REPEATS).await;
+    let engine = load("models/random");
+    let (mut alone, mut whole) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        alone.push(bench.rate(timed(|| decode_on_all_cores(&engine, &large, LARGE_REPEATS))));
+        whole.push(bench.round(cluster).await);
+    }
+    let by_decoding = Figures::new("decoding alone", alone, whole);
+    bench.report("12-megapixel photos, models/random");
+    by_decoding.print();
+
+    table::head("throughput");
+    table::row("end to end / engine alone", by_model.ratio(), Some(0.9));
+    table::row("end to end / decoding alone, 12 megapixels", by_decoding.ratio(), Some(0.9));
+}
+
+/// A worker and what it is given in each round.
+struct Bench {
+    worker: Worker,
+    topics: Topics,
+    uris: Vec<String>,
+    done: usize,
+    _bucket: Bucket,
+}
+
+impl Bench {
+    async fn start(
+        cluster: &Cluster,
+        model: &str,
+        name: &str,
+        photos: &[Photo],
+        repeats: usize,
+    ) -> Self {
+        let bucket = Bucket::start();
+        let topics = cluster.topics(PARTITIONS).await;
+        let uris = (0..repeats)
+            .flat_map(|round| photos.iter().map(move |photo| (round, photo)))
+            .map(|(round, (name, bytes))| bucket.put(&format!("{round}/{name}"), bytes))
+            .collect();
+        let mut worker = Configuration::new(name, cluster, &topics, &bucket)
+            .replacing("models/random", model)
+            .replacing("size: 8", &format!("size: {BATCH}"))
+            .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
+            .start();
+        worker.await_ready();
+        let mut bench = Self { worker, topics, uris, done: 0, _bucket: bucket };
+        // What is set up at the first image is no part of any round.
+        bench.round(cluster).await;
+        bench
     }
 
-    let (count, transactions) = (uris.len(), worker.metric("fusioncap_transactions_total"));
-    let (alone, alone_range) = median(alone);
-    let (decoding, decoding_range) = median(decoding);
-    let (whole, whole_range) = median(whole);
-    let (busy, busy_range) = median(busy);
-    let batch = (count * ROUNDS) as f64 / transactions;
-    println!("\nthroughput: {count} photos, batches of {BATCH}, models/tiny, {ROUNDS} rounds");
-    println!("  decoding, one thread  {decoding:8.1} images/s  ({decoding_range})");
-    println!("  engine alone          {alone:8.1} images/s  ({alone_range})");
-    println!("  end to end            {whole:8.1} images/s  ({whole_range})");
-    println!("  end to end / engine alone {:.2}", whole / alone);
-    println!("  the engine was busy {busy:.0} % of the time ({busy_range})");
-    println!("  {batch:.1} captions a transaction");
+    fn rate(&self, elapsed: Duration) -> f64 {
+        self.uris.len() as f64 / elapsed.as_secs_f64()
+    }
+
+    async fn round(&mut self, cluster: &Cluster) -> f64 {
+        let started = Instant::now();
+        refer(cluster, &self.topics, PARTITIONS as usize, &self.uris).await;
+        self.done += self.uris.len();
+        await_captions(&mut self.worker, self.done);
+        self.rate(started.elapsed())
+    }
+
+    /// Where the worker's time went.
+    fn report(&self, title: &str) {
+        let count = self.uris.len();
+        println!("\n{title}: {count} objects, batches of {BATCH}, {ROUNDS} rounds");
+        let metric = |name: &str, labels: &str| {
+            self.worker.metric(&format!("fusioncap_stage_{name}_seconds_total{{{labels}}}"))
+        };
+        for stage in ["fetch", "decode", "encode", "caption", "publish"] {
+            let busy = metric("busy", &format!("stage=\"{stage}\""));
+            println!("  {stage:8} busy {:6.2} ms an image", 1e3 * busy / self.done as f64);
+        }
+        let transactions = self.worker.metric("fusioncap_transactions_total");
+        println!("  {:.1} captions a transaction", self.done as f64 / transactions);
+    }
+}
+
+struct Figures {
+    against: &'static str,
+    alone: (f64, String),
+    whole: (f64, String),
+}
+
+impl Figures {
+    fn new(against: &'static str, alone: Vec<f64>, whole: Vec<f64>) -> Self {
+        Self { against, alone: median(alone), whole: median(whole) }
+    }
+
+    fn ratio(&self) -> f64 {
+        self.whole.0 / self.alone.0
+    }
+
+    fn print(&self) {
+        let (alone, whole) = (&self.alone, &self.whole);
+        println!("  {:18} {:8.1} images/s  ({})", self.against, alone.0, alone.1);
+        println!("  {:18} {:8.1} images/s  ({})", "end to end", whole.0, whole.1);
+    }
+}
+
+/// `photo` as a camera would have taken it.
+fn twelve_megapixels(photo: &[u8]) -> Vec<u8> {
+    let small = image::load_from_memory(photo).unwrap();
+    let large = small.resize_to_fill(4000, 3000, FilterType::Triangle);
+    let mut bytes = Cursor::new(Vec::new());
+    let encoder = JpegEncoder::new_with_quality(&mut bytes, 88);
+    DynamicImage::ImageRgb8(large.into_rgb8()).write_with_encoder(encoder).unwrap();
+    bytes.into_inner()
 }
 
 /// The sample photos, by name.
-fn photos() -> Vec<(String, Vec<u8>)> {
+pub fn photos() -> Vec<Photo> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
     let mut photos: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -82,17 +173,37 @@ fn photos() -> Vec<(String, Vec<u8>)> {
 }
 
 /// As the worker does.
-fn load() -> Engine {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+pub fn load(model: &str) -> Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
     let bundle = Bundle::open(&path).unwrap();
-    let model = Model { path: path.display().to_string(), embeddings: false, num_beams: None };
-    Engine::load(bundle, &Runtime::default(), &model, BATCH).unwrap()
+    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams: None };
+    Engine::load(bundle, &Runtime::default(), &settings, BATCH).unwrap()
 }
 
 /// Every photo, as often as it comes.
-fn decode(engine: &Engine, photos: &[(String, Vec<u8>)]) -> Vec<Vec<u8>> {
+pub fn decode(engine: &Engine, photos: &[Photo], repeats: usize) -> Vec<Vec<u8>> {
     let one = |bytes: &[u8]| engine.preprocessor().decode(bytes, &Limits::default()).unwrap().rgb;
-    photos.iter().cycle().take(photos.len() * REPEATS).map(|(_, bytes)| one(bytes)).collect()
+    photos.iter().cycle().take(photos.len() * repeats).map(|(_, bytes)| one(bytes)).collect()
+}
+
+fn decode_on_all_cores(engine: &Engine, photos: &[Photo], repeats: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let preprocessor = engine.preprocessor();
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if number >= photos.len() * repeats {
+                        return;
+                    }
+                    let bytes = &photos[number % photos.len()].1;
+                    preprocessor.decode(bytes, &Limits::default()).unwrap();
+                }
+            });
+        }
+    });
 }
 
 fn caption(engine: &mut Engine, pixels: &[Vec<u8>]) {
@@ -100,10 +211,6 @@ fn caption(engine: &mut Engine, pixels: &[Vec<u8>]) {
         let images: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
         engine.caption(&images).unwrap();
     }
-}
-
-fn caption_seconds(worker: &Worker) -> f64 {
-    worker.metric("fusioncap_stage_busy_seconds_total{stage=\"caption\"}")
 }
 
 /// Waits until the worker has committed `count` captions in all.

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
-use crate::telemetry::{self, Health, Metrics, http};
+use crate::telemetry::{self, Health, Metrics, Profile, http};
 use crate::worker;
 
 #[derive(Debug, Args)]
@@ -23,26 +23,30 @@ pub struct WorkerArgs {
     /// Where a model from s3:// is kept while the worker runs [default: the temporary directory]
     #[arg(long, value_name = "DIR", env = "FUSIONCAP_MODEL_DIR")]
     model_dir: Option<PathBuf>,
+    /// Write what each stage does when to FILE, in Chrome's trace format
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 pub fn run(args: WorkerArgs) -> Result<()> {
     let config = args.settings.load()?;
+    let profile = args.profile.as_deref().map(Profile::create).transpose()?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
-    let outcome = runtime.block_on(serve(config, args.model_dir));
+    let outcome = runtime.block_on(serve(config, args.model_dir, profile));
     // A decoder that hangs would keep the process for ever.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, model_dir: Option<PathBuf>) -> Result<()> {
+async fn serve(config: Config, model_dir: Option<PathBuf>, profile: Option<Profile>) -> Result<()> {
     let telemetry = telemetry::init()?;
     let health = Arc::new(Health::default());
     health.set_not_ready("loading the model");
     let probes = http::serve(config.http.listen, Arc::clone(&health), telemetry.registry()).await?;
     let shutdown = CancellationToken::new();
     let signals = stop_on_signals(shutdown.clone())?;
-    let outcome = work(config, model_dir, telemetry.metrics(), health, shutdown).await;
+    let outcome = work(config, model_dir, telemetry.metrics(), health, profile, shutdown).await;
     signals.abort();
     probes.shutdown().await;
     telemetry.shutdown().await;
@@ -54,6 +58,7 @@ async fn work(
     model_dir: Option<PathBuf>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    profile: Option<Profile>,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let model = Model::find(&config, model_dir).await?;
@@ -67,7 +72,7 @@ async fn work(
     .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
     tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
     health.set_not_ready("joining the consumer group");
-    worker::run(config, engine, metrics, health, shutdown).await?;
+    worker::run(config, engine, metrics, health, profile, shutdown).await?;
     Ok(())
 }
 

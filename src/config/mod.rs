@@ -193,13 +193,28 @@ pub struct Runtime {
     /// Execution providers in order of preference.
     #[schemars(length(min = 1))]
     pub providers: Vec<Provider>,
+    /// Where a provider can't be had, go on with the next one on the list, and behind the last
+    /// with the CPU, with a warning; otherwise that is an error.
+    pub fallback: bool,
     /// CUDA device.
     #[schemars(range(min = 0, max = 255))]
     pub device_id: i32,
-    /// Threads inside ONNX Runtime; 0 is one a core.
+    /// Most memory of the GPU that each of the bundle's three graphs may take for its tensors, in
+    /// bytes; no limit by default. For `cuda`.
+    #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_u64))]
+    pub cuda_memory_limit_bytes: Option<u64>,
+    /// Multiply in TensorFloat-32 (10 bits of mantissa) on GPUs that can. For `cuda`.
+    pub cuda_tf32: bool,
+    /// Directory in which built engines are kept from one start to the next. For `tensorrt`.
+    #[schemars(length(min = 1))]
+    pub tensorrt_cache: Option<PathBuf>,
+    /// Let engines compute in 16 bits. For `tensorrt`.
+    pub tensorrt_fp16: bool,
+    /// Threads inside ONNX Runtime, for each of a bundle's graphs; 0 is one for each core that
+    /// the process may use (a container's CPU limit counts).
     #[schemars(range(min = 0, max = 1024))]
     pub intra_threads: usize,
-    /// Threads that decode images; 0 is one a core.
+    /// Threads that decode images; 0 is one for each core that the process may use.
     #[schemars(range(min = 0, max = 1024))]
     pub decode_threads: usize,
     /// ONNX Runtime's shared library; `ORT_DYLIB_PATH` by default.
@@ -298,7 +313,12 @@ impl Default for Runtime {
     fn default() -> Self {
         Self {
             providers: vec![Provider::Cpu],
+            fallback: false,
             device_id: 0,
+            cuda_memory_limit_bytes: None,
+            cuda_tf32: true,
+            tensorrt_cache: None,
+            tensorrt_fp16: false,
             intra_threads: 0,
             decode_threads: 0,
             library: None,

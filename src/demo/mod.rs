@@ -129,6 +129,7 @@ async fn caption(
         engine,
         metrics,
         Arc::clone(&health),
+        None,
         shutdown.clone(),
     );
     let worker = tokio::spawn(async move {

@@ -27,9 +27,15 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn load(bundle: &Bundle, runtime: &Runtime) -> Result<Self> {
-        let session = crate::runtime::session(runtime, &bundle.path(DECODER))?;
+        let path = bundle.path(DECODER);
+        let (session, provider) = crate::runtime::session_and_provider(runtime, &path)?;
         let binding = session.create_binding().map_err(failed)?;
-        Ok(Self { session, binding, device: cache_device(runtime)?, host: cpu()? })
+        Ok(Self {
+            session,
+            binding,
+            device: cache_device(provider, runtime.device_id)?,
+            host: cpu()?,
+        })
     }
 
     /// Finds captions for `images` images, whose prefixes are the first of `prefix`,
@@ -187,18 +193,13 @@ pub fn read<T: PrimitiveTensorElementType + Copy>(
         .with("expected values", count))
 }
 
-/// The memory of the provider that comes first.
-fn cache_device(runtime: &Runtime) -> Result<MemoryInfo<'static>> {
-    if runtime.providers.first().is_none_or(|provider| *provider == Provider::Cpu) {
+/// The provider's own memory.
+fn cache_device(provider: Provider, device_id: i32) -> Result<MemoryInfo<'static>> {
+    if provider == Provider::Cpu {
         return cpu();
     }
-    MemoryInfo::new(
-        AllocationDevice::CUDA,
-        runtime.device_id,
-        AllocatorType::Device,
-        MemoryType::Default,
-    )
-    .map_err(failed)
+    MemoryInfo::new(AllocationDevice::CUDA, device_id, AllocatorType::Device, MemoryType::Default)
+        .map_err(failed)
 }
 
 fn cpu() -> Result<MemoryInfo<'static>> {

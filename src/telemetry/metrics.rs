@@ -37,6 +37,9 @@ pub struct Metrics {
     pub transactions: Counter<u64>,
     /// Seconds a stage was busy, summed over its threads; attribute `stage`.
     pub busy_seconds: Counter<f64>,
+    /// Seconds a stage waited, summed over its threads; attributes `stage` and `for`: `input`
+    /// (the stage before is slower) or `output` (the one behind is).
+    pub waiting_seconds: Counter<f64>,
     /// Seconds from poll to commit.
     pub latency_seconds: Histogram<f64>,
     /// References in flight.
@@ -76,6 +79,10 @@ impl Metrics {
             busy_seconds: meter
                 .f64_counter("fusioncap_stage_busy_seconds")
                 .with_description("seconds a stage was busy, summed over its threads")
+                .build(),
+            waiting_seconds: meter
+                .f64_counter("fusioncap_stage_waiting_seconds")
+                .with_description("seconds a stage waited, summed over its threads, and for what")
                 .build(),
             latency_seconds: meter
                 .f64_histogram("fusioncap_latency_seconds")

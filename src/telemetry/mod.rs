@@ -9,6 +9,7 @@ pub mod health;
 pub mod http;
 pub mod logs;
 pub mod metrics;
+mod profile;
 
 use std::env;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use health::Health;
 use metrics::Meters;
 pub use metrics::Metrics;
+pub use profile::Profile;
 
 /// What one process tells about itself. Dropping it stops the exporters without waiting for the
 /// last of their data; [`Telemetry::shutdown`] waits.

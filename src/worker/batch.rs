@@ -14,8 +14,8 @@ pub struct Batcher {
     pub size: usize,
     pub linger: Duration,
     pub shared: Arc<Shared>,
-    /// Of capacity 1: one batch waits while another is captioned.
-    pub caption: mpsc::Sender<Vec<DecodedImage>>,
+    /// Of capacity 1: one batch waits while another is encoded.
+    pub encode: mpsc::Sender<Vec<DecodedImage>>,
 }
 
 impl Batcher {
@@ -43,7 +43,7 @@ impl Batcher {
                     Some(image) => images.push(image),
                     None => more = false,
                 },
-                place = self.caption.reserve(), if full || lingered || !more => {
+                place = self.encode.reserve(), if full || lingered || !more => {
                     let Ok(place) = place else {
                         return false;
                     };

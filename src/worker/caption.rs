@@ -1,7 +1,4 @@
-//! Batches to captions, on the thread that owns the engine.
-//!
-//! An error of the engine is never one image's fault: it ends the worker, and whatever was not
-//! committed is read again by its successor.
+//! Encoded batches to captions, on the thread that owns the decoder.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -9,52 +6,50 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::engine::{Caption, Engine};
+use crate::engine::{Caption, Writer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::worker::encode::EncodedBatch;
 use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome};
-use crate::worker::shared::{Shared, Step};
+use crate::worker::shared::{Shared, Side, Step};
 
 pub struct Captioner {
-    pub engine: Engine,
+    pub writer: Writer,
     pub shared: Arc<Shared>,
     pub publisher: Sender<Event>,
 }
 
 impl Captioner {
     /// Runs until its input ends; blocks its thread.
-    pub fn run(mut self, mut input: mpsc::Receiver<Vec<DecodedImage>>) -> Result<()> {
-        while let Some(mut batch) = input.blocking_recv() {
+    pub fn run(mut self, mut input: mpsc::Receiver<EncodedBatch>) -> Result<()> {
+        loop {
+            let idle = Instant::now();
+            let Some(batch) = input.blocking_recv() else {
+                return Ok(());
+            };
+            self.shared.waited(Step::Caption, Side::Input, idle);
             if self.shared.has_failed() {
                 return Ok(());
-            }
-            batch.retain(|image| self.shared.is_current(&image.origin));
-            if batch.is_empty() {
-                continue;
             }
             let outcomes = self.one(batch)?;
             // The publisher ends first only when the run is over.
             let _ = self.publisher.send(Event::Finished(outcomes));
         }
-        Ok(())
     }
 
-    fn one(&mut self, batch: Vec<DecodedImage>) -> Result<Vec<Outcome>> {
+    fn one(&mut self, batch: EncodedBatch) -> Result<Vec<Outcome>> {
         let started = Instant::now();
-        let pixels: Vec<&[u8]> = batch.iter().map(|image| image.pixels.rgb.as_slice()).collect();
-        let captions = self.engine.caption(&pixels)?;
+        let EncodedBatch { images, encoded, began } = batch;
+        let captions = self.writer.write(encoded)?;
         self.shared.busy(Step::Caption, started);
-        self.shared.slowest.batch(started.elapsed());
-        if captions.len() != batch.len() {
+        self.shared.slowest.batch(began.elapsed());
+        if captions.len() != images.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
-                .with("images", batch.len())
+                .with("images", images.len())
                 .with("captions", captions.len()));
         }
-        tracing::debug!(images = batch.len(), elapsed = ?started.elapsed(), "batch captioned");
-        Ok(batch
-            .into_iter()
-            .zip(captions)
-            .map(|(image, caption)| captioned(image, caption))
-            .collect())
+        tracing::debug!(images = images.len(), elapsed = ?began.elapsed(), "batch captioned");
+        let pairs = images.into_iter().zip(captions);
+        Ok(pairs.map(|(image, caption)| captioned(image, caption)).collect())
     }
 }
 

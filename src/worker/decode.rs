@@ -19,7 +19,7 @@ use crate::image::{DecodedPixels, Preprocessor};
 use crate::worker::fetch::check;
 use crate::worker::flow::{DecodedImage, Event, FetchedImage, Outcome};
 use crate::worker::message::Stage;
-use crate::worker::shared::{Shared, Step};
+use crate::worker::shared::{Shared, Side, Step};
 
 /// What the dead letters of decoders that hang get at least to be committed in.
 const COMMITTING: Duration = Duration::from_secs(3);
@@ -106,7 +106,12 @@ impl Decode {
         let decode = Arc::new(self);
         let pool = Pool::new(decode.threads);
         let mut tasks = JoinSet::new();
-        while let Some(image) = input.recv().await {
+        loop {
+            let idle = Instant::now();
+            let Some(image) = input.recv().await else {
+                break;
+            };
+            decode.shared.waited(Step::Decode, Side::Input, idle);
             let Some(place) = pool.place(decode.limit().max(COMMITTING)).await else {
                 decode.shared.fail(decode.lost(&pool));
                 return;
@@ -129,8 +134,10 @@ impl Decode {
         match self.pixels(bytes, &place).await {
             Ok(pixels) => {
                 let decoded = DecodedImage { origin, request, object, pixels };
+                let full = Instant::now();
                 // Batching ends before decoding only when the run has failed.
                 let _ = self.batch.send(decoded).await;
+                self.shared.waited(Step::Decode, Side::Output, full);
             }
             Err(error) => {
                 if error.kind() == ErrorKind::DecodeTimeout {

@@ -1,11 +1,11 @@
 //! The worker: image references in, captions out, exactly once.
 //!
 //! ```text
-//! consume ─ fetch ─ decode ─ batch ─ caption ─ publish
-//!    └──────────── rewind ◀─ assignment ◀──────┘
+//! consume ─ fetch ─ decode ─ batch ─ encode ─ caption ─ publish
+//!    └──────────────── rewind ◀─ assignment ◀──────────────┘
 //! ```
-//! `consume`, `caption` and `publish` each own something that blocks (the consumer, the engine,
-//! the producer) and run on threads; the others are tasks. Work moves forward only, through
+//! `consume`, `encode`, `caption` and `publish` each own something that blocks (the consumer, the
+//! engine's two halves, the producer) and run on threads; the others are tasks. Work moves forward only, through
 //! channels, as the types of `flow`. What flows back is one thing: a failed transaction makes the
 //! work in flight stale in `assignment`, and the consumer goes back to the committed offsets.
 //!
@@ -23,6 +23,7 @@ mod client_log;
 mod consume;
 mod deadlines;
 mod decode;
+mod encode;
 mod fencing;
 mod fetch;
 mod flow;
@@ -59,13 +60,14 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Metrics, Profile};
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
 use crate::worker::client::Clients;
 use crate::worker::consume::Consume;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::decode::Decode;
+use crate::worker::encode::Encode;
 use crate::worker::fetch::Fetch;
 use crate::worker::flow::Event;
 use crate::worker::output::RecordWriter;
@@ -97,13 +99,14 @@ pub async fn run(
     engine: Engine,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    profile: Option<Profile>,
     shutdown: CancellationToken,
 ) -> Result<Report> {
     let started = Instant::now();
     // Dropping this future ends the threads too.
     let stop = shutdown.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let shared = Arc::new(Shared::new(metrics, health));
+    let shared = Arc::new(Shared::new(metrics, health, profile));
     let store = Store::connect(&config.s3).await?;
     let (publisher, inbox) = std::sync::mpsc::channel();
     let clients = Clients::new(&config.kafka)?;
@@ -183,6 +186,7 @@ type Heard = tokio::sync::oneshot::Receiver<()>;
 struct Stages {
     consume: Heard,
     publish: Heard,
+    encode: Heard,
     caption: Heard,
     tasks: Vec<JoinHandle<()>>,
     publisher: Sender<Event>,
@@ -206,6 +210,7 @@ impl Stages {
         let (to_fetch, fetched) = mpsc::channel(config.limits.max_in_flight.max(1));
         let (to_decode, decoded) = mpsc::channel(decode_threads);
         let (to_batch, batched) = mpsc::channel(batch_size);
+        let (to_encode, encoded) = mpsc::channel(1);
         let (to_caption, captioned) = mpsc::channel(1);
         let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
 
@@ -235,7 +240,7 @@ impl Stages {
             size: batch_size,
             linger: Duration::from_millis(config.batch.linger_ms),
             shared: share(),
-            caption: to_caption,
+            encode: to_encode,
         };
         let fetch = Fetch::new(&config, store, share(), publisher.clone(), to_decode);
         let tasks = vec![
@@ -243,7 +248,10 @@ impl Stages {
             supervise("decode", share(), decode.run(decoded)),
             supervise("batch", share(), batcher.run(batched)),
         ];
-        let captioner = Captioner { engine, shared: share(), publisher: publisher.clone() };
+        let (encoder, writer) = engine.split();
+        let encode = Encode { encoder, shared: share(), caption: to_caption };
+        let encode = spawn_thread("encode", shared, move || encode.run(encoded))?;
+        let captioner = Captioner { writer, shared: share(), publisher: publisher.clone() };
         let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;
 
         let mut consume = Consume {
@@ -271,7 +279,7 @@ impl Stages {
             consume.close(&publish_ended);
             outcome
         })?;
-        Ok(Self { consume, publish, caption, tasks, publisher })
+        Ok(Self { consume, publish, encode, caption, tasks, publisher })
     }
 
     /// Waits for the end: of the consumer, then of the publisher, then of what lies between.
@@ -287,6 +295,7 @@ impl Stages {
         for task in self.tasks {
             let _ = task.await;
         }
+        let _ = self.encode.await;
         let _ = self.caption.await;
         shared.assignment.suspend_all();
     }

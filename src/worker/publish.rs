@@ -22,7 +22,7 @@ use crate::worker::flow::{Event, Outcome};
 use crate::worker::ledger::Finished;
 use crate::worker::output::{Record, RecordWriter};
 use crate::worker::protocol::{self, Outcome as Ending, Protocol, Ready};
-use crate::worker::shared::{Shared, Step};
+use crate::worker::shared::{Shared, Side, Step};
 use crate::worker::transaction::{Failure, Transactor};
 
 /// Failures in a row after which the worker says that it is not ready.
@@ -73,9 +73,11 @@ impl Publisher {
     pub fn run(mut self) -> Result<()> {
         let mut closing = false;
         while !closing && !self.shared.has_failed() {
+            let idle = Instant::now();
             let Ok(event) = self.inbox.recv() else {
                 break;
             };
+            self.shared.waited(Step::Publish, Side::Input, idle);
             closing = self.apply(event)?;
             while !closing && let Ok(next) = self.inbox.try_recv() {
                 closing = self.apply(next)?;

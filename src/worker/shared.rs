@@ -9,7 +9,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Metrics, Profile};
 use crate::worker::assignment::Assignment;
 use crate::worker::breaker::Breaker;
 use crate::worker::deadlines::Slowest;
@@ -22,13 +22,39 @@ pub enum Step {
     Fetch,
     Decode,
     Batch,
+    Encode,
     Caption,
     Publish,
 }
 
+/// What a step waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Work: the step before is slower.
+    Input,
+    /// Room: the step behind is slower.
+    Output,
+}
+
+impl Side {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+}
+
 impl Step {
-    pub const ALL: [Step; 6] =
-        [Self::Consume, Self::Fetch, Self::Decode, Self::Batch, Self::Caption, Self::Publish];
+    pub const ALL: [Step; 7] = [
+        Self::Consume,
+        Self::Fetch,
+        Self::Decode,
+        Self::Batch,
+        Self::Encode,
+        Self::Caption,
+        Self::Publish,
+    ];
 
     /// Stable name: it stands in metrics and reports.
     pub const fn name(self) -> &'static str {
@@ -37,6 +63,7 @@ impl Step {
             Self::Fetch => "fetch",
             Self::Decode => "decode",
             Self::Batch => "batch",
+            Self::Encode => "encode",
             Self::Caption => "caption",
             Self::Publish => "publish",
         }
@@ -49,6 +76,7 @@ pub struct Shared {
     pub assignment: Assignment<ConsumerGroupMetadata>,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
+    profile: Option<Profile>,
     pub tally: Tally,
     pub slowest: Slowest,
     /// Open while the object store is taken for down.
@@ -72,11 +100,12 @@ pub struct Tally {
 }
 
 impl Shared {
-    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, profile: Option<Profile>) -> Self {
         Self {
             assignment: Assignment::default(),
             metrics,
             health,
+            profile,
             tally: Tally::default(),
             slowest: Slowest::default(),
             breaker: Breaker::default(),
@@ -112,6 +141,17 @@ impl Shared {
         }
         let attributes = [KeyValue::new("stage", step.name())];
         self.metrics.busy_seconds.add(elapsed.as_secs_f64(), &attributes);
+        match (&self.profile, step) {
+            (None, _) => {}
+            (Some(profile), Step::Fetch) => profile.request(step.name(), since, elapsed),
+            (Some(profile), _) => profile.span(step.name(), since, elapsed),
+        }
+    }
+
+    /// Notes time that a step spent waiting for the step before it or behind it.
+    pub fn waited(&self, step: Step, side: Side, since: Instant) {
+        let attributes = [KeyValue::new("stage", step.name()), KeyValue::new("for", side.name())];
+        self.metrics.waiting_seconds.add(since.elapsed().as_secs_f64(), &attributes);
     }
 
     /// Ends the run with `error`; the first one is kept.
