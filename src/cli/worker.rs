@@ -24,7 +24,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR", env = "FUSIONCAP_MODEL_DIR")]
     model_dir: Option<PathBuf>,
     /// Write what each stage does when to FILE, in Chrome's trace format
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "FUSIONCAP_PROFILE")]
     profile: Option<PathBuf>,
 }
 
