@@ -3,7 +3,7 @@
 //!
 //! `make bench-peer`. Arguments: `small` or `large` for one set of photos, `draft` for a second
 //! script that lets libjpeg shrink while it decodes, `quick` for a few photos, to see it run.
-//! `FUSIONCAP_BENCH_PYTHON` names a Python that has `requirements.txt` installed.
+//! `BENCH_PYTHON` names a Python that has `requirements.txt` installed.
 
 mod contender;
 mod photos;

@@ -11,8 +11,7 @@ const QUALITY: u8 = 88;
 
 /// Puts `count` photos of `width x height` into the bucket, each an object of its own.
 pub fn put(bucket: &Bucket, [width, height]: [u32; 2], count: usize) -> Vec<String> {
-    let photos: Vec<Vec<u8>> =
-        samples().iter().map(|photo| scaled(photo, width, height)).collect();
+    let photos: Vec<Vec<u8>> = samples().iter().map(|photo| scaled(photo, width, height)).collect();
     let mean = photos.iter().map(Vec::len).sum::<usize>() / photos.len();
     println!("\n{width} x {height}, {:.2} MB each in the mean", mean as f64 / 1e6);
     photos
