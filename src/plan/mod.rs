@@ -178,14 +178,14 @@ impl Load {
         let stage = |name, images_per_second| Stage { name, images_per_second };
         let mut stages = vec![
             stage("requests to S3", MOST_REQUESTS / self.latency()),
-            stage("network", self.network / 8.0 / self.bytes),
-            stage("cores", f64::from(self.cores) * 1e3 / self.core_ms()),
+            stage("the network", self.network / 8.0 / self.bytes),
+            stage("the cores", f64::from(self.cores) * 1e3 / self.core_ms()),
         ];
         match self.engine {
             // Counted among what the cores do.
             Engine::Cpu(_) => {}
             Engine::Gpu(..) | Engine::Rate(_) => {
-                stages.push(stage("engine", f64::from(self.batch) / self.batch_seconds()));
+                stages.push(stage("the engine", f64::from(self.batch) / self.batch_seconds()));
             }
         }
         stages

@@ -53,7 +53,7 @@ impl fmt::Display for Plan {
         )?;
         line(
             "one worker",
-            format!("{} images/s; {} binds", number(pod.images_per_second), pod.binds),
+            format!("{} images/s, bound by {}", number(pod.images_per_second), pod.binds),
         )?;
         for stage in &pod.stages {
             line("", format!("{:<16}{:>9} images/s", stage.name, number(stage.images_per_second)))?;
@@ -77,7 +77,10 @@ impl fmt::Display for Plan {
         )?;
         line(
             "its memory",
-            format!("{} at most", ByteSize::b(pod.memory_bytes as u64).display().si()),
+            format!(
+                "{} at most, and a larger model's weights",
+                ByteSize::b(pod.memory_bytes as u64).display().si()
+            ),
         )?;
         line("when one dies", left(death.others_busy, death.piles_up_per_second))?;
         if backlog.references > 0.0 {

@@ -22,17 +22,17 @@ fn load() -> Load {
 fn the_slowest_stage_binds() {
     let large = load().plan();
     // 17 ms of decoding, 2.35 ms around it: 16 cores do 827 a second.
-    assert_eq!(large.pod.binds, "cores");
+    assert_eq!(large.pod.binds, "the cores");
     assert!((large.pod.images_per_second - 16e3 / 19.35).abs() < 1e-6);
     let cases = [
-        (Load { engine: Engine::Rate(500.0), ..load() }, "engine"),
-        (Load { network: 1e9, ..load() }, "network"),
-        (Load { cores: 500, batch: 1024, engine: Engine::Rate(1e6), ..load() }, "network"),
+        (Load { engine: Engine::Rate(500.0), ..load() }, "the engine"),
+        (Load { network: 1e9, ..load() }, "the network"),
+        (Load { cores: 500, batch: 1024, engine: Engine::Rate(1e6), ..load() }, "the network"),
         (Load { bytes: 1e5, decode_ms: Some(0.1), cores: 500, ..load() }, "requests to S3"),
     ];
     for (load, binds) in cases {
         let load = Load {
-            engine: if binds == "engine" { load.engine } else { Engine::Rate(1e6) },
+            engine: if binds == "the engine" { load.engine } else { Engine::Rate(1e6) },
             ..load
         };
         let pod = load.plan().pod;
@@ -98,7 +98,7 @@ fn without_a_gpu_the_engine_takes_of_the_cores() {
         ..load()
     };
     let pod = cpu.plan().pod;
-    assert_eq!(pod.binds, "cores");
+    assert_eq!(pod.binds, "the cores");
     assert!(pod.images_per_second < 93.6 && pod.images_per_second > 75.0);
     let off = pod.simulated.images_per_second / pod.images_per_second - 1.0;
     assert!(off.abs() < 0.1, "{off}");
