@@ -8,7 +8,7 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars bench bench-train recovery clean
+	kafka-jars bench bench-peer bench-train recovery clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -53,6 +53,11 @@ fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
 	cargo bench --bench '*' -- $(ARGS)
+
+# Not a part of `bench`: it makes a Python environment first.
+bench-peer: kafka-jars onnxruntime ## Measure against the Python script that one would write instead
+	@scripts/bench-python
+	cargo bench --bench peer -- peer $(ARGS)
 
 recovery: kafka-jars onnxruntime ## How long a worker's death and its orderly end take
 	cargo bench --bench recovery -- recovery $(ARGS)

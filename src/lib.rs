@@ -9,6 +9,7 @@ pub mod error;
 pub mod evaluate;
 pub mod html;
 pub mod image;
+pub mod plan;
 pub mod reader;
 pub mod redrive;
 pub mod retry;

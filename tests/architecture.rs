@@ -180,6 +180,17 @@ fn only_the_command_line_compares() {
     assert_eq!(uses(&["ablate"], &["worker"]), Vec::<String>::new());
 }
 
+/// `plan` is arithmetic: it rests on nothing, and only the command line asks it.
+#[test]
+fn plans_are_made_on_paper() {
+    let others = ["ablate", "demo", "evaluate", "reader", "redrive", "verify"];
+    let rooms: Vec<&str> = SERVING.iter().chain(&TRAINING).chain(&COMMON).copied().collect();
+    let rooms: Vec<&str> = rooms.into_iter().chain(others).collect();
+    assert_eq!(uses(&["plan"], &rooms), Vec::<String>::new());
+    assert_eq!(uses(&rooms, &["plan"]), Vec::<String>::new());
+    assert!(!uses(&["cli"], &["plan"]).is_empty(), "the uses were not read");
+}
+
 #[test]
 fn the_common_ground_rests_on_nothing() {
     let others = ["ablate", "cli", "demo", "evaluate", "reader", "redrive", "verify"];

@@ -242,3 +242,20 @@ fn the_reference_in_the_repository_is_current() {
         "docs/configuration.md is old: `fusioncap config --reference > docs/configuration.md`"
     );
 }
+
+#[test]
+fn a_plan_needs_nothing_but_its_arguments() {
+    let output = fusioncap(&["plan", "--day", "1e9", "--image-size", "2MB"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("11,574 images/s"), "{text}");
+    assert!(text.contains("no GPU's was measured"), "{text}");
+
+    let output = fusioncap(&["plan", "--rate", "20000", "--json"]).output().unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(plan["s3"]["prefixes"], 4);
+    assert_eq!(plan["pod"]["binds"], "the cores");
+
+    let error = refusal(&mut fusioncap(&["plan", "--rate", "5", "--image-size", "2XB"]));
+    assert!(error.contains("--image-size can't be '2XB' (allowed: a size from"), "{error}");
+}

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod encoder;
 pub mod evaluate;
 mod images;
+pub mod plan;
 pub mod redrive;
 pub mod settings;
 #[cfg(feature = "train")]
@@ -52,6 +53,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Put dead letters back on the input topic, exactly once
     Redrive(redrive::RedriveArgs),
+    /// Estimate the workers, cores, requests and partitions that a stream of images needs
+    Plan(plan::PlanArgs),
     /// Print the effective configuration with secrets masked
     Config(config::ConfigArgs),
     /// Caption sample photos with everything embedded: Kafka, S3 and the worker
@@ -76,7 +79,7 @@ impl Command {
     /// and sets up both at once, nor for what only prints.
     fn log_level(&self) -> Option<Level> {
         match self {
-            Self::Worker(_) | Self::Config(_) => None,
+            Self::Worker(_) | Self::Config(_) | Self::Plan(_) => None,
             Self::Caption(_) | Self::Evaluate(_) | Self::Verify(_) | Self::Redrive(_) => {
                 Some(Level::Warn)
             }
@@ -113,6 +116,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Redrive(args) => redrive::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),

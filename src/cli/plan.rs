@@ -1,0 +1,234 @@
+//! `fusioncap plan`: how many workers a stream of images needs, on paper.
+
+use std::ops::RangeInclusive;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::costs::{Model, Precision};
+use crate::plan::{Engine, Load};
+
+const SECONDS_A_DAY: f64 = 86_400.0;
+/// Of a photo as a camera writes it.
+const PIXELS_A_BYTE: f64 = 6.0;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Gpu {
+    H100,
+    None,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Images a second
+    #[arg(long, value_name = "N", required_unless_present = "day", conflicts_with = "day")]
+    rate: Option<String>,
+    /// Images a day, such as 1e9, spread evenly
+    #[arg(long, value_name = "N")]
+    day: Option<String>,
+    /// An image in the store, such as 2MB
+    #[arg(long, value_name = "SIZE", default_value = "2MB")]
+    image_size: String,
+    /// An image's pixels, such as 12MP or 4000x3000 [default: 6 a byte]
+    #[arg(long, value_name = "PIXELS")]
+    pixels: Option<String>,
+    /// Images a second of one worker's engine, as measured; instead of --model and --gpu
+    #[arg(long, value_name = "N", conflicts_with_all = ["model", "gpu", "precision"])]
+    per_pod_engine: Option<String>,
+    /// The vision tower, with a FusionCap decoder of 4 million parameters
+    #[arg(long, value_enum, default_value_t = Model::VitB32)]
+    model: Model,
+    /// One worker's GPU
+    #[arg(long, value_enum, default_value_t = Gpu::H100)]
+    gpu: Gpu,
+    /// What the GPU multiplies in
+    #[arg(long, value_enum, default_value_t = Precision::Tf32)]
+    precision: Precision,
+    /// One worker's cores
+    #[arg(long, value_name = "N", default_value = "16")]
+    cores: String,
+    /// One core's milliseconds to decode an image [default: by its pixels]
+    #[arg(long, value_name = "MS")]
+    decode_ms_per_image: Option<String>,
+    /// Images a batch
+    #[arg(long, value_name = "N", default_value = "256")]
+    batch: String,
+    /// One worker's network, in Gbit/s
+    #[arg(long, value_name = "N", default_value = "100")]
+    network: String,
+    /// A record on the captions' topic
+    #[arg(long, value_name = "SIZE", default_value = "900B")]
+    record_bytes: String,
+    /// The part of each worker that stays unused on a usual day
+    #[arg(long, value_name = "PART", default_value = "0.3")]
+    headroom: String,
+    /// References that wait, to be drained beside the usual load
+    #[arg(long, value_name = "N", default_value = "0")]
+    backlog: String,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: PlanArgs) -> Result<()> {
+    let plan = args.load()?.plan();
+    if args.json { super::print_json(&plan) } else { super::print(&plan.to_string()) }
+}
+
+impl PlanArgs {
+    fn load(&self) -> Result<Load> {
+        let rate = match (&self.rate, &self.day) {
+            (_, Some(day)) => number("--day", day, 1.0..=1e12)? / SECONDS_A_DAY,
+            (rate, None) => number("--rate", rate.as_deref().unwrap_or_default(), 1e-3..=1e8)?,
+        };
+        let bytes = size("--image-size", &self.image_size, 1..=10_000_000_000)?;
+        let pixels = self.pixels.as_deref().map(pixels).transpose()?;
+        let engine = match (&self.per_pod_engine, self.gpu) {
+            (Some(rate), _) => Engine::Rate(number("--per-pod-engine", rate, 1e-3..=1e7)?),
+            (None, Gpu::H100) => Engine::Gpu(self.model, self.precision),
+            (None, Gpu::None) => Engine::Cpu(self.model),
+        };
+        let decode = self.decode_ms_per_image.as_deref();
+        Ok(Load {
+            rate,
+            bytes,
+            pixels: pixels.unwrap_or(bytes * PIXELS_A_BYTE),
+            engine,
+            batch: count("--batch", &self.batch, 1..=1024)?,
+            cores: count("--cores", &self.cores, 1..=1024)?,
+            decode_ms: decode
+                .map(|text| number("--decode-ms-per-image", text, 1e-3..=1e6))
+                .transpose()?,
+            network: number("--network", &self.network, 1e-3..=1e4)? * 1e9,
+            record_bytes: size("--record-bytes", &self.record_bytes, 1..=100_000_000)?,
+            headroom: number("--headroom", &self.headroom, 0.0..=0.95)?,
+            backlog: number("--backlog", &self.backlog, 0.0..=1e15)?,
+        })
+    }
+}
+
+fn wrong(flag: &str, text: &str, allowed: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'")).with("allowed", allowed)
+}
+
+fn number(flag: &str, text: &str, allowed: RangeInclusive<f64>) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if allowed.contains(&value) => Ok(value),
+        _ => {
+            let range = format!("a number from {} to {}", allowed.start(), allowed.end());
+            Err(wrong(flag, text, range))
+        }
+    }
+}
+
+fn count(flag: &str, text: &str, allowed: RangeInclusive<u32>) -> Result<u32> {
+    match text.parse::<u32>() {
+        Ok(value) if allowed.contains(&value) => Ok(value),
+        _ => {
+            let range = format!("an integer from {} to {}", allowed.start(), allowed.end());
+            Err(wrong(flag, text, range))
+        }
+    }
+}
+
+fn size(flag: &str, text: &str, allowed: RangeInclusive<u64>) -> Result<f64> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if allowed.contains(&size.as_u64()) => Ok(size.as_u64() as f64),
+        _ => {
+            let most = ByteSize::b(*allowed.end()).display().si();
+            let range =
+                format!("a size from {} B to {most}, such as 500kB or 2MB", allowed.start());
+            Err(wrong(flag, text, range))
+        }
+    }
+}
+
+/// `12MP`, or width and height.
+fn pixels(text: &str) -> Result<f64> {
+    let allowed = "megapixels such as 12MP, or width and height such as 4000x3000; at most 10000MP";
+    let refused = || wrong("--pixels", text, allowed);
+    let found = match text.split_once('x') {
+        Some((width, height)) => {
+            let edge = |text: &str| text.parse::<u32>().map(f64::from).map_err(|_| refused());
+            edge(width)? * edge(height)?
+        }
+        None => {
+            let megapixels = text.strip_suffix("MP").ok_or_else(refused)?;
+            megapixels.trim_end().parse::<f64>().map_err(|_| refused())? * 1e6
+        }
+    };
+    if (1.0..=1e10).contains(&found) { Ok(found) } else { Err(refused()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: PlanArgs,
+    }
+
+    fn load(line: &[&str]) -> Result<Load> {
+        Line::try_parse_from(std::iter::once(&"plan").chain(line)).unwrap().args.load()
+    }
+
+    #[test]
+    fn a_billion_images_a_day_are_11574_a_second() {
+        let load = load(&["--day", "1e9"]).unwrap();
+        assert!((load.rate - 11_574.074).abs() < 1e-3);
+        assert_eq!(load.bytes, 2e6);
+        assert_eq!(load.pixels, 12e6);
+        assert_eq!(load.engine, Engine::Gpu(Model::VitB32, Precision::Tf32));
+    }
+
+    #[test]
+    fn sizes_and_pixels_are_read_as_people_write_them() {
+        for (text, bytes) in [("2MB", 2e6), ("1.5 MB", 1.5e6), ("70kB", 7e4), ("1MiB", 1_048_576.0)]
+        {
+            assert_eq!(
+                load(&["--rate", "1", "--image-size", text]).unwrap().bytes,
+                bytes,
+                "{text}"
+            );
+        }
+        for (text, found) in [("12MP", 12e6), ("0.5 MP", 5e5), ("4000x3000", 12e6)] {
+            assert_eq!(pixels(text).unwrap(), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_is_allowed() {
+        let cases = [
+            ("--rate", "fast", "a number from 0.001"),
+            ("--rate", "NaN", "a number from 0.001"),
+            ("--rate", "-1", "a number from 0.001"),
+            ("--image-size", "two", "such as 500kB"),
+            ("--image-size", "0", "a size from 1 B"),
+            ("--pixels", "12", "4000x3000"),
+            ("--pixels", "0x0", "4000x3000"),
+            ("--pixels", "infMP", "4000x3000"),
+            ("--per-pod-engine", "0", "a number from 0.001"),
+            ("--cores", "1.5", "an integer from 1 to 1024"),
+            ("--batch", "2000", "an integer from 1 to 1024"),
+            ("--headroom", "1", "a number from 0 to 0.95"),
+            ("--network", "inf", "to 10000"),
+            ("--decode-ms-per-image", "0", "a number from 0.001"),
+            ("--record-bytes", "x", "a size from"),
+            ("--backlog", "-5", "a number from 0"),
+        ];
+        for (flag, value, allowed) in cases {
+            let joined = format!("{flag}={value}");
+            let line = if flag == "--rate" { vec![&*joined] } else { vec!["--rate=5", &*joined] };
+            let error = load(&line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flag} {value}");
+            let text = error.to_string();
+            assert!(text.contains(&format!("{flag} can't be '{value}'")), "{text}");
+            assert!(text.contains(allowed), "{text}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A plan as a table to read. It is an estimate, and says so.
+
+use std::fmt;
+
+use bytesize::ByteSize;
+
+use super::Plan;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pod, s3, kafka, death, backlog, .. } = self;
+        let mut line = |name: &str, value: String| writeln!(out, "{name:<22}{value}");
+        line("asked", format!("{} images/s", number(self.images_per_second)))?;
+        line(
+            "workers",
+            format!(
+                "{} at {} images/s each, {:.0} % busy",
+                number(self.pods as f64),
+                number(self.images_per_second / self.pods as f64),
+                self.images_per_second / self.pods as f64 / pod.images_per_second * 100.0
+            ),
+        )?;
+        line(
+            "partitions",
+            format!("{}, {} a worker", number(self.partitions as f64), self.partitions_per_pod),
+        )?;
+        line(
+            "cores busy",
+            format!(
+                "{} of {}, {:.1} ms an image",
+                number(self.cores_busy.ceil()),
+                number(self.pods as f64 * f64::from(pod.cores)),
+                pod.core_ms_per_image
+            ),
+        )?;
+        line(
+            "S3",
+            format!(
+                "{} GET/s, {:.1} Gbit/s, at least {} prefix{}",
+                number(s3.gets_per_second),
+                s3.gigabits_per_second,
+                s3.prefixes,
+                if s3.prefixes == 1 { "" } else { "es" }
+            ),
+        )?;
+        line(
+            "Kafka",
+            format!(
+                "{:.1} MB/s of references, {:.1} MB/s of captions",
+                kafka.in_bytes_per_second / 1e6,
+                kafka.out_bytes_per_second / 1e6
+            ),
+        )?;
+        line(
+            "one worker",
+            format!("{} images/s, bound by {}", number(pod.images_per_second), pod.binds),
+        )?;
+        for stage in &pod.stages {
+            line("", format!("{:<16}{:>9} images/s", stage.name, number(stage.images_per_second)))?;
+        }
+        let simulated = &pod.simulated;
+        line(
+            "simulated",
+            format!(
+                "{} images/s, the engine busy {:.0} %, the cores {:.0} %",
+                number(simulated.images_per_second),
+                simulated.engine_busy * 100.0,
+                simulated.cores_busy * 100.0
+            ),
+        )?;
+        line(
+            "its settings",
+            format!(
+                "batch.size {}, s3.concurrency {}, limits.max_in_flight {}",
+                pod.batch_size, pod.s3_concurrency, pod.max_in_flight
+            ),
+        )?;
+        line(
+            "its memory",
+            format!(
+                "{} at most, and a larger model's weights",
+                ByteSize::b(pod.memory_bytes as u64).display().si()
+            ),
+        )?;
+        line("when one dies", left(death.others_busy, death.piles_up_per_second))?;
+        if backlog.references > 0.0 {
+            line(
+                "backlog",
+                format!(
+                    "{} references are drained in {} beside the usual load",
+                    number(backlog.references),
+                    duration(backlog.seconds)
+                ),
+            )?;
+        }
+        writeln!(out, "An estimate from cost figures, of which no GPU's was measured.")
+    }
+}
+
+fn left(others_busy: Option<f64>, piles_up: f64) -> String {
+    let piling = format!("{} references/s pile up until it is replaced", number(piles_up));
+    match others_busy {
+        Some(busy) if busy <= 1.0 => format!("the others are {:.0} % busy", busy * 100.0),
+        Some(_) => format!("the others are full, and {piling}"),
+        None => format!("there is no other: {piling}"),
+    }
+}
+
+/// Rounded to a whole, with commas; small ones keep a decimal.
+fn number(value: f64) -> String {
+    if value < 10.0 && value.fract() != 0.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        short if short < 120.0 => format!("{short:.0} s"),
+        medium if medium < 7200.0 => format!("{:.0} min", medium / 60.0),
+        long => format!("{:.1} h", long / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_easy_to_read() {
+        let found = [0.5, 3.0, 12.7, 999.6, 11_574.07, 1e9].map(number);
+        assert_eq!(found, ["0.5", "3", "13", "1,000", "11,574", "1,000,000,000"]);
+        assert_eq!([59.0, 600.0, 9000.0].map(duration), ["59 s", "10 min", "2.5 h"]);
+    }
+}
