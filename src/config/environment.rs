@@ -6,8 +6,13 @@ use crate::error::{Error, ErrorKind};
 
 /// Variables that begin like a field's but are none: flags of their own, log settings, and the
 /// tests' own.
-const RESERVED: [&str; 4] =
-    ["FUSIONCAP_CONFIG", "FUSIONCAP_MODEL_DIR", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
+const RESERVED: [&str; 5] = [
+    "FUSIONCAP_CONFIG",
+    "FUSIONCAP_MODEL_DIR",
+    "FUSIONCAP_PROFILE",
+    "FUSIONCAP_LOG",
+    "FUSIONCAP_LOG_FORMAT",
+];
 const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
 /// The error of a variable that sets nothing.
@@ -86,6 +91,7 @@ mod tests {
             "FUSIONCAP_TEST_KAFKA",
             "FUSIONCAP_LOG",
             "FUSIONCAP_MODEL_DIR",
+            "FUSIONCAP_PROFILE",
         ] {
             assert!(is_reserved(variable), "{variable}");
         }

@@ -36,6 +36,7 @@ const TAIL: &str = "
 |---|---|
 | `FUSIONCAP_CONFIG` | The configuration file, as `--config`. |
 | `FUSIONCAP_MODEL_DIR` | Where a model from `s3://` is kept while the worker runs, as `--model-dir`. |
+| `FUSIONCAP_PROFILE` | Where the worker writes what each stage does when, in Chrome's trace format, as `--profile`. |
 | `FUSIONCAP_LOG` | What is logged, as `tracing-subscriber` filters: `info` (default), `debug`, `fusioncap::worker=debug,warn`. |
 | `FUSIONCAP_LOG_FORMAT` | `text` (default on a terminal) or `json` (default elsewhere). |
 | `ORT_DYLIB_PATH` | ONNX Runtime's shared library, where `runtime.library` is not set. |

@@ -150,3 +150,40 @@ async fn sigterm_drains_and_loses_nothing() {
     let records = cluster.await_records(&[&topics.output], 300, PATIENCE);
     assert_exactly_once(&records, &expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_and_the_metrics_show_what_every_stage_did() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let producer = cluster.producer();
+    for number in 0..20 {
+        let name = format!("{number}.png");
+        let payload = json!({ "uri": bucket.put(&name, &picture(number)) }).to_string();
+        let (bytes, headers) = (payload.as_bytes(), OwnedHeaders::new());
+        crate::kafka::deliver(&producer, &topics.input, 0, "k", bytes, headers).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("profile.json");
+    let mut worker = Configuration::new("profiled", &cluster, &topics, &bucket)
+        .with_variable("FUSIONCAP_PROFILE", path.to_str().unwrap())
+        .start();
+    cluster.await_records(&[&topics.output], 20, PATIENCE);
+    for (stage, side) in [("decode", "input"), ("encode", "input"), ("caption", "input")] {
+        let labels = format!("for=\"{side}\",stage=\"{stage}\"");
+        let name = format!("fusioncap_stage_waiting_seconds_total{{{labels}}}");
+        assert!(worker.metric(&name) > 0.0, "{name}");
+    }
+    worker.signal("TERM");
+    assert!(worker.wait(Duration::from_secs(15)).success(), "{}", worker.log());
+
+    let text = std::fs::read_to_string(&path).unwrap();
+    let events: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let count = |name: &str, phase: &str| {
+        events.iter().filter(|event| event["name"] == name && event["ph"] == phase).count()
+    };
+    assert_eq!((count("fetch", "b"), count("fetch", "e")), (20, 20), "{text}");
+    assert_eq!(count("decode", "X"), 20, "{text}");
+    for stage in ["consume", "encode", "caption", "publish"] {
+        assert!(count(stage, "X") > 0, "{stage} is missing: {text}");
+    }
+}
