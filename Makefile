@@ -53,6 +53,7 @@ fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
 	cargo bench --bench '*' -- $(ARGS)
+	$(if $(ARGS),,cargo bench --features train --bench decoding)
 
 # Not a part of `bench`: it makes a Python environment first.
 bench-peer: kafka-jars onnxruntime ## Measure against the Python script that one would write instead
