@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::images::{self, Ahead, Answer, SCHEME};
 use crate::bundle::Bundle;
-use crate::config::{Model, Runtime, S3};
+use crate::config::{DecodeMode, Model, Runtime, S3};
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
@@ -79,7 +79,8 @@ async fn caption(args: CaptionArgs) -> Result<()> {
     let found = images::find(&args.paths, store.as_ref()).await?;
     let bar = progress(found.len());
     let mut missing = 0;
-    let mut ahead = Ahead::new(found, engine.preprocessor().clone(), store, 2 * size);
+    let preprocessor = engine.preprocessor().clone().in_mode(DecodeMode::Fast);
+    let mut ahead = Ahead::new(found, preprocessor, store, 2 * size);
     loop {
         let batch = ahead.next(size).await;
         if batch.is_empty() {

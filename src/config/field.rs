@@ -41,6 +41,10 @@ pub enum Kind {
     Text {
         shortest: u64,
     },
+    /// One of these strings.
+    Choice {
+        options: Vec<String>,
+    },
     /// An address and a port.
     Address,
     Integer {
@@ -137,7 +141,9 @@ pub fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Opt
 impl Field {
     fn read(path: String, schema: &Json, required: bool) -> Self {
         let types = strings(&schema["type"]);
+        let options = strings(&schema["enum"]);
         let kind = match types.first().map(String::as_str) {
+            Some("string") if !options.is_empty() => Kind::Choice { options },
             Some("integer") => Kind::Integer {
                 least: schema["minimum"].as_u64().unwrap_or(0),
                 most: schema["maximum"].as_u64().unwrap_or(u64::MAX),
@@ -176,6 +182,7 @@ impl Field {
         match &self.kind {
             Kind::Text { shortest: 0 } => "a string".into(),
             Kind::Text { .. } => "a string that is not empty".into(),
+            Kind::Choice { options } => options.join(" or "),
             Kind::Address => "address:port, such as 0.0.0.0:8080".into(),
             Kind::Integer { least, most } => format!("an integer from {least} to {most}"),
             Kind::Boolean => "true or false".into(),
@@ -190,6 +197,7 @@ impl Field {
         match (&self.kind, value) {
             (_, Value::Null) => self.nullable,
             (Kind::Text { shortest }, Value::String(text)) => text.len() as u64 >= *shortest,
+            (Kind::Choice { options }, Value::String(text)) => options.contains(text),
             (Kind::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
             (Kind::Integer { least, most }, Value::Number(number)) => {
                 number.as_u64().is_some_and(|integer| (*least..=*most).contains(&integer))
@@ -301,6 +309,9 @@ mod tests {
 
     #[test]
     fn types_and_ranges_are_held() {
+        let mode = CATALOGUE.find("decode.mode").unwrap();
+        assert!(mode.admits(&"exact".into()) && !mode.admits(&"exactly".into()));
+        assert_eq!(mode.allowed(), "exact or fast");
         let field = CATALOGUE.find("batch.size").unwrap();
         assert_eq!(field.variable(), "FUSIONCAP_BATCH__SIZE");
         assert_eq!(field.allowed(), "an integer from 1 to 1024");

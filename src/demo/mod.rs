@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
-use crate::config::{Batch, Config, Http, Limits, Model, Runtime};
+use crate::config::{Batch, Config, Decode, Http, Limits, Model, Runtime};
 use crate::demo::kafka::{Answer, DemoKafka};
 use crate::demo::photos::Photo;
 use crate::demo::progress::Progress;
@@ -211,6 +211,7 @@ fn config(settings: &Settings, kafka: &DemoKafka, store: &EmbeddedS3) -> Config 
         kafka: kafka.worker_config(),
         s3: store.client_config(),
         model: model(settings),
+        decode: Decode::default(),
         batch: Batch { size: settings.batch_size, ..Batch::default() },
         runtime: Runtime::default(),
         limits: Limits::default(),

@@ -1,7 +1,7 @@
 //! Any supported encoding -> upright 8-bit RGB.
 //!
-//! JPEGs go through libjpeg-turbo, everything else through the `image` crate. The number of pixels
-//! is checked against the header before anything is decoded.
+//! JPEGs go through libjpeg-turbo ([`super::jpeg`]), everything else through the `image` crate. The
+//! number of pixels is checked against the header before anything is decoded.
 
 use std::io::Cursor;
 
@@ -9,51 +9,100 @@ use image::metadata::Orientation;
 use image::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage,
 };
-use turbojpeg::{Colorspace, Decompressor, PixelFormat};
 
+use super::jpeg::{self, Jpeg};
+use super::workspace::Workspace;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes a decoder may allocate for each pixel that the limit allows.
 const BYTES_PER_PIXEL: u64 = 16;
 /// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
 const MAX_EDGE: u32 = 1 << 20;
-/// Most scans of a progressive JPEG. Encoders write about ten; each one, of a few bytes, makes
-/// the decoder go over all pixels again. The `image` crate's JPEG decoder has the same limit.
-const MAX_SCANS: u32 = 100;
-
 pub struct Decoded {
     pub rgb: RgbImage,
+    /// Width and height of the whole image, upright.
+    pub size: (u32, u32),
+    pub area: Area,
     pub content_type: &'static str,
 }
 
+/// Where in the decoded pixels the image lies. A JPEG whose edges are no multiple of what it was
+/// made smaller by fills the last pixels in part only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Area {
+    pub left: f64,
+    pub top: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
 /// Decodes `bytes` into RGB: orientation applied, alpha laid on white, 16 bits scaled to 8, the
-/// first frame of an animation.
-pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<Decoded> {
+/// first frame of an animation. By what `reduction` answers for the upright width and height the
+/// image may be made smaller along both axes, where its encoding allows.
+pub fn decode(
+    bytes: &[u8],
+    max_pixels: u64,
+    reduction: impl Fn((u32, u32)) -> u32,
+    workspace: &mut Workspace,
+) -> Result<Decoded> {
     if bytes.is_empty() {
         return Err(Error::new(ErrorKind::EmptyObject, "the object is empty"));
     }
     let format = image::guess_format(bytes).map_err(|_| not_an_image(bytes))?;
     let content_type = format.to_mime_type();
+    if format == ImageFormat::Jpeg {
+        let orientation = jpeg::orientation(bytes);
+        let turned = |width, height| reduction(turn((width, height), orientation));
+        if let Some(Jpeg { rgb, size, reduction }) =
+            jpeg::decode(bytes, max_pixels, turned, workspace)?
+        {
+            let area = area(rgb.dimensions(), size, reduction, orientation);
+            let size = turn(size, orientation);
+            return Ok(Decoded { rgb: upright(rgb, orientation), size, area, content_type });
+        }
+    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|error| undecodable(error, bytes))?;
-    let (width, height) = decoder.dimensions();
-    check_size(width, height, max_pixels)?;
+    let size = decoder.dimensions();
+    check_size(size.0, size.1, max_pixels)?;
     // A broken EXIF block is no reason to lose the image.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let rgb = match format {
-        ImageFormat::Jpeg => match jpeg(bytes, max_pixels)? {
-            Some(rgb) => rgb,
-            None => flatten(pixels(decoder, bytes)?),
-        },
-        _ => flatten(pixels(decoder, bytes)?),
-    };
-    Ok(Decoded { rgb: upright(rgb, orientation), content_type })
+    let area = area(size, size, 1, orientation);
+    let rgb = upright(flatten(pixels(decoder, bytes)?), orientation);
+    Ok(Decoded { rgb, size: turn(size, orientation), area, content_type })
 }
 
-fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
+/// Width and height once the image is upright.
+fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => (height, width),
+        _ => (width, height),
+    }
+}
+
+/// Where an image of `whole` pixels lies in its `reduced` ones when these are upright: decoded it
+/// begins at the first pixel, turned it may end at the last.
+fn area(reduced: (u32, u32), whole: (u32, u32), reduction: u32, orientation: Orientation) -> Area {
+    use Orientation::{
+        FlipHorizontal, FlipVertical, Rotate90, Rotate180, Rotate270, Rotate270FlipH,
+    };
+    let (reduced, whole) = (turn(reduced, orientation), turn(whole, orientation));
+    let length = |pixels: u32| f64::from(pixels) / f64::from(reduction);
+    let (width, height) = (length(whole.0), length(whole.1));
+    let from_right = matches!(orientation, FlipHorizontal | Rotate90 | Rotate180 | Rotate270FlipH);
+    let from_below = matches!(orientation, FlipVertical | Rotate180 | Rotate270 | Rotate270FlipH);
+    let left = if from_right { f64::from(reduced.0) - width } else { 0.0 };
+    let top = if from_below { f64::from(reduced.1) - height } else { 0.0 };
+    Area { left, top, width, height }
+}
+
+pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
     let size = format!("{width} x {height}");
     if width == 0 || height == 0 {
         return Err(
@@ -75,70 +124,6 @@ fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
 
 fn pixels(decoder: impl ImageDecoder, bytes: &[u8]) -> Result<DynamicImage> {
     DynamicImage::from_decoder(decoder).map_err(|error| undecodable(error, bytes))
-}
-
-/// A JPEG by libjpeg-turbo; None where only the other decoder gets past its header.
-fn jpeg(bytes: &[u8], max_pixels: u64) -> Result<Option<RgbImage>> {
-    let corrupt = |error: turbojpeg::Error| {
-        Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").because(error)
-    };
-    let mut decompressor = Decompressor::new().map_err(corrupt)?;
-    decompressor.set_scan_limit(MAX_SCANS).map_err(corrupt)?;
-    let header = match decompressor.read_header(bytes) {
-        Ok(header) => header,
-        Err(error) if is_harmless(&error, bytes) => return Ok(None),
-        Err(error) => return Err(corrupt(error)),
-    };
-    // Checked again: two parsers may read one hostile header differently.
-    let edge = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-    let (width, height) = (edge(header.width), edge(header.height));
-    check_size(width, height, max_pixels)?;
-    let format = match header.colorspace {
-        Colorspace::CMYK | Colorspace::YCCK => PixelFormat::CMYK,
-        _ => PixelFormat::RGB,
-    };
-    let pitch = header.width * format.size();
-    let mut pixels = vec![0; pitch * header.height];
-    let target = turbojpeg::Image {
-        pixels: pixels.as_mut_slice(),
-        width: header.width,
-        pitch,
-        height: header.height,
-        format,
-    };
-    match decompressor.decompress(bytes, target) {
-        Ok(()) => {}
-        Err(error) if is_harmless(&error, bytes) => {}
-        Err(error) => return Err(corrupt(error)),
-    }
-    if format == PixelFormat::CMYK {
-        pixels = pixels.as_chunks().0.iter().flat_map(|ink| without_ink(*ink)).collect();
-    }
-    RgbImage::from_raw(width, height, pixels)
-        .ok_or_else(|| Error::new(ErrorKind::Internal, "a JPEG's buffer has the wrong size"))
-        .map(Some)
-}
-
-/// Whether `error` is a warning of stray bytes between segments, which are common and do no harm.
-/// libjpeg tells its first warning only, so whether the file also ends too early is looked up.
-fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
-    let turbojpeg::Error::TurboJpegError(message) = error else { return false };
-    message.contains("extraneous bytes") && is_ended(bytes)
-}
-
-/// Whether an end-of-image marker follows the last start of a scan.
-fn is_ended(bytes: &[u8]) -> bool {
-    let mut markers = bytes.windows(2).rev().filter(|pair| matches!(pair, [0xff, 0xd9 | 0xda]));
-    markers.next() == Some([0xff, 0xd9].as_slice())
-}
-
-/// RGB of a CMYK pixel as JPEGs hold it, inverted by Adobe's convention: what each ink lets
-/// through of what black lets through.
-fn without_ink([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
-    [cyan, magenta, yellow].map(|ink| {
-        let light = (u32::from(ink) * u32::from(black) + 127) / 255;
-        u8::try_from(light).unwrap_or(u8::MAX)
-    })
 }
 
 /// 8-bit RGB of whatever was decoded, alpha laid on white.
@@ -197,4 +182,33 @@ fn not_an_image(bytes: &[u8]) -> Error {
     Error::new(ErrorKind::NotAnImage, "the object is in no supported image format")
         .with("looks like", looks_like)
         .with("allowed", "JPEG, PNG, GIF, WebP, BMP, TIFF")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The unfilled part of the last column and row is white here, and must lie outside.
+    #[test]
+    fn the_area_follows_the_orientation() {
+        for exif in 1..=8 {
+            let orientation = Orientation::from_exif(exif).unwrap();
+            let reduced =
+                RgbImage::from_fn(5, 3, |x, y| Rgb([255 * u8::from(x == 4 || y == 2); 3]));
+            let area = area((5, 3), (33, 20), 8, orientation);
+            let turned = upright(reduced, orientation);
+            let middle = |start: f64, pixels: f64| (start + pixels / 2.0) as u32;
+            // From the area's outer pixels the white ones are those that it holds in part.
+            let part = |start: f64| start.fract() > 0.0;
+            let (column, row) = (middle(area.left, area.width), middle(area.top, area.height));
+            let is_white = |x: u32, y: u32| turned.get_pixel(x, y).0[0] == 255;
+            let last = (turned.width() - 1, turned.height() - 1);
+            assert_eq!(is_white(0, row), part(area.left), "{orientation:?}");
+            assert_eq!(is_white(last.0, row), !part(area.left), "{orientation:?}");
+            assert_eq!(is_white(column, 0), part(area.top), "{orientation:?}");
+            assert_eq!(is_white(column, last.1), !part(area.top), "{orientation:?}");
+            assert!(area.left + area.width <= f64::from(turned.width()));
+            assert!(area.top + area.height <= f64::from(turned.height()));
+        }
+    }
 }

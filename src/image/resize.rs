@@ -6,6 +6,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::RgbImage;
 use image::imageops;
 
+use super::decode::Decoded;
 use crate::bundle::Size;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,38 +39,60 @@ impl Filter {
     }
 }
 
-/// `source` at `size` (as it is without one), and of that the middle `width x height`; what it
+/// How many times larger than its resized self an image stays, along each axis, when its decoder
+/// makes it smaller beforehand. Below this the embedding of a photo moves.
+const MARGIN: f64 = 1.5;
+
+/// By what an image of `whole` pixels may be divided along both axes before it is resized to
+/// `size`: 8, 4, 2 or not at all.
+pub fn reduction(whole: (u32, u32), size: Option<Size>) -> u32 {
+    let Some(size) = size else { return 1 };
+    let (width, height) = target(whole, size);
+    let remains = |length: u32, pixels: u64, divisor: u32| {
+        f64::from(length) >= MARGIN * pixels as f64 * f64::from(divisor)
+    };
+    [8, 4, 2]
+        .into_iter()
+        .find(|by| remains(whole.0, width, *by) && remains(whole.1, height, *by))
+        .unwrap_or(1)
+}
+
+/// `decoded` at `size` (as it is without one), and of that the middle `width x height`; what it
 /// lacks is black.
 ///
 /// Only the part that the crop keeps is ever computed: resized whole, an image of 60,000 x 1
 /// pixels would have 13 million columns.
 pub fn fit(
-    source: RgbImage,
+    decoded: &Decoded,
     size: Option<Size>,
     (height, width): (u32, u32),
     filter: Filter,
+    resizer: &mut Resizer,
 ) -> Result<RgbImage> {
-    let unchanged = (u64::from(source.width()), u64::from(source.height()));
-    let resized = size.map_or(unchanged, |size| target(source.dimensions(), size));
-    if resized == unchanged {
-        return Ok(centre_crop(source, width, height));
+    let Decoded { rgb, area, .. } = decoded;
+    let whole = (u64::from(decoded.size.0), u64::from(decoded.size.1));
+    let resized = size.map_or(whole, |size| target(decoded.size, size));
+    if resized == (u64::from(rgb.width()), u64::from(rgb.height())) {
+        return Ok(centre_crop(rgb, width, height));
     }
-    let across = Span::kept(source.width(), resized.0, width);
-    let down = Span::kept(source.height(), resized.1, height);
-    let kept = if source.width() > width && source.height() < down.pixels {
+    let across = Span::kept(area.left, area.width, resized.0, width);
+    let down = Span::kept(area.top, area.height, resized.1, height);
+    let kept = if rgb.width() > width && rgb.height() < down.pixels {
         // Columns first: the other way round, a long and flat image would grow before it shrinks.
-        let narrow = convolve(&source, across, Span::whole(source.height()), filter)?;
-        convolve(&narrow, Span::whole(narrow.width()), down, filter)?
+        let narrow = convolve(rgb, across, Span::whole(rgb.height()), filter, resizer)?;
+        convolve(&narrow, Span::whole(narrow.width()), down, filter, resizer)?
     } else {
-        convolve(&source, across, down, filter)?
+        convolve(rgb, across, down, filter, resizer)?
     };
-    Ok(centre_crop(kept, width, height))
+    if kept.dimensions() == (width, height) {
+        return Ok(kept);
+    }
+    Ok(centre_crop(&kept, width, height))
 }
 
-/// A stretch of one axis of the source, and the pixels it becomes.
+/// A stretch of one axis of the decoded pixels, and the pixels it becomes.
 #[derive(Clone, Copy, Debug)]
 struct Span {
-    /// In pixels of the source.
     start: f64,
     length: f64,
     pixels: u32,
@@ -80,21 +103,28 @@ impl Span {
         Self { start: 0.0, length: f64::from(length), pixels: length }
     }
 
-    /// The middle `wanted` of the `resized` pixels that `source` pixels become, or all of them.
-    fn kept(source: u32, resized: u64, wanted: u32) -> Self {
+    /// The middle `wanted` of the `resized` pixels that `length` pixels from `start` on become, or
+    /// all of them.
+    fn kept(start: f64, length: f64, resized: u64, wanted: u32) -> Self {
         match u32::try_from(resized) {
-            Ok(pixels) if pixels <= wanted => Self { pixels, ..Self::whole(source) },
+            Ok(pixels) if pixels <= wanted => Self { start, length, pixels },
             _ => {
-                let scale = f64::from(source) / resized as f64;
-                let start = ((resized - u64::from(wanted)) / 2) as f64 * scale;
-                let length = (f64::from(wanted) * scale).min(f64::from(source) - start);
-                Self { start, length, pixels: wanted }
+                let scale = length / resized as f64;
+                let skipped = ((resized - u64::from(wanted)) / 2) as f64 * scale;
+                let kept = (f64::from(wanted) * scale).min(length - skipped);
+                Self { start: start + skipped, length: kept, pixels: wanted }
             }
         }
     }
 }
 
-fn convolve(source: &RgbImage, across: Span, down: Span, filter: Filter) -> Result<RgbImage> {
+fn convolve(
+    source: &RgbImage,
+    across: Span,
+    down: Span,
+    filter: Filter,
+    resizer: &mut Resizer,
+) -> Result<RgbImage> {
     let failed = |error: String| {
         Error::new(ErrorKind::CorruptImage, "the image can't be resized")
             .with("size", format!("{} x {}", source.width(), source.height()))
@@ -109,9 +139,7 @@ fn convolve(source: &RgbImage, across: Span, down: Span, filter: Filter) -> Resu
         across.length,
         down.length,
     );
-    Resizer::new()
-        .resize(&view, &mut resized, &options)
-        .map_err(|error| failed(error.to_string()))?;
+    resizer.resize(&view, &mut resized, &options).map_err(|error| failed(error.to_string()))?;
     RgbImage::from_raw(across.pixels, down.pixels, resized.into_vec())
         .ok_or_else(|| Error::new(ErrorKind::Internal, "a resized buffer has the wrong size"))
 }
@@ -133,20 +161,40 @@ fn target((width, height): (u32, u32), size: Size) -> (u64, u64) {
 
 /// The middle `width x height` of `source`; what it lacks is black. Odd pixels are placed as
 /// Hugging Face's `center_crop` places them.
-fn centre_crop(source: RgbImage, width: u32, height: u32) -> RgbImage {
-    if source.dimensions() == (width, height) {
-        return source;
-    }
+fn centre_crop(source: &RgbImage, width: u32, height: u32) -> RgbImage {
     let mut canvas = RgbImage::new(width, height);
     let offset = |outer: u32, inner: u32| -(i64::from(inner) - i64::from(outer)).div_euclid(2);
     let (left, top) = (offset(width, source.width()), offset(height, source.height()));
-    imageops::replace(&mut canvas, &source, left, top);
+    imageops::replace(&mut canvas, source, left, top);
     canvas
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::decode::Area;
     use super::*;
+
+    fn decoded(rgb: RgbImage) -> Decoded {
+        let size = rgb.dimensions();
+        let (width, height) = (f64::from(size.0), f64::from(size.1));
+        let area = Area { left: 0.0, top: 0.0, width, height };
+        Decoded { rgb, size, area, content_type: "image/png" }
+    }
+
+    #[test]
+    fn enough_remains_along_both_axes() {
+        let clip = Some(Size::ShortestEdge { shortest_edge: 224 });
+        assert_eq!(reduction((4000, 3000), clip), 8);
+        assert_eq!(reduction((3000, 4000), clip), 8);
+        assert_eq!(reduction((4000, 224 * 12), clip), 8);
+        assert_eq!(reduction((4000, 224 * 12 - 1), clip), 4);
+        assert_eq!(reduction((500, 375), clip), 1);
+        assert_eq!(reduction((1_000_000, 1), clip), 1);
+        let squash = Some(Size::Exact { height: 320, width: 320 });
+        assert_eq!(reduction((1024, 1024), squash), 2);
+        assert_eq!(reduction((4000, 900), squash), 1);
+        assert_eq!(reduction((4000, 3000), None), 1);
+    }
 
     #[test]
     fn the_longer_edge_is_rounded_down() {
@@ -159,7 +207,7 @@ mod tests {
     #[test]
     fn a_crop_larger_than_the_image_is_padded() {
         let white = RgbImage::from_pixel(2, 2, image::Rgb([255; 3]));
-        let cropped = centre_crop(white, 4, 4);
+        let cropped = centre_crop(&white, 4, 4);
         assert_eq!(cropped.get_pixel(0, 0).0, [0; 3]);
         assert_eq!(cropped.get_pixel(1, 1).0, [255; 3]);
     }
@@ -170,9 +218,9 @@ mod tests {
     fn odd_pixels_lie_where_hugging_face_has_them() {
         let row = RgbImage::from_fn(3, 1, |x, _| image::Rgb([u8::try_from(x).unwrap() + 1; 3]));
         let reds = |image: RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<u8>>();
-        assert_eq!(reds(centre_crop(row.clone(), 4, 1)), [0, 1, 2, 3]);
-        assert_eq!(reds(centre_crop(row.clone(), 2, 1)), [1, 2]);
-        assert_eq!(reds(centre_crop(row, 2, 2)), [0, 0, 1, 2]);
+        assert_eq!(reds(centre_crop(&row, 4, 1)), [0, 1, 2, 3]);
+        assert_eq!(reds(centre_crop(&row, 2, 1)), [1, 2]);
+        assert_eq!(reds(centre_crop(&row, 2, 2)), [0, 0, 1, 2]);
     }
 
     #[test]
@@ -181,14 +229,17 @@ mod tests {
             image::Rgb([x, y, x * y].map(|value| u8::try_from(value * 7 % 251).unwrap()))
         });
         let size = Size::ShortestEdge { shortest_edge: 64 };
-        let fitted = fit(photo.clone(), Some(size), (48, 56), Filter::Bicubic).unwrap();
+        let mut resizer = Resizer::new();
+        let whole = decoded(photo.clone());
+        let fitted = fit(&whole, Some(size), (48, 56), Filter::Bicubic, &mut resizer).unwrap();
         let whole = convolve(
             &photo,
             Span { pixels: 96, ..Span::whole(451) },
             Span { pixels: 64, ..Span::whole(300) },
             Filter::Bicubic,
+            &mut resizer,
         );
-        let cropped = centre_crop(whole.unwrap(), 56, 48);
+        let cropped = centre_crop(&whole.unwrap(), 56, 48);
         let furthest = fitted.iter().zip(cropped.iter()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(furthest.unwrap() <= 1, "{furthest:?}");
     }
@@ -199,7 +250,9 @@ mod tests {
         for size in [Size::ShortestEdge { shortest_edge: 320 }, squash] {
             for (width, height) in [(1_000_000, 1), (1, 1_000_000)] {
                 let line = RgbImage::from_pixel(width, height, image::Rgb([9; 3]));
-                let fitted = fit(line, Some(size), (320, 320), Filter::Bicubic).unwrap();
+                let (line, bicubic) = (decoded(line), Filter::Bicubic);
+                let fitted =
+                    fit(&line, Some(size), (320, 320), bicubic, &mut Resizer::new()).unwrap();
                 assert_eq!(fitted.dimensions(), (320, 320));
                 assert!(fitted.iter().all(|value| *value == 9));
             }

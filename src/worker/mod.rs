@@ -229,7 +229,7 @@ impl Stages {
         })?;
 
         let decode = Decode {
-            preprocessor: engine.preprocessor().clone(),
+            preprocessor: engine.preprocessor().clone().in_mode(config.decode.mode),
             limits: config.limits,
             threads: decode_threads,
             shared: share(),
