@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fusioncap::bundle::Bundle;
-use fusioncap::config::{Limits, Model, Runtime};
+use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
 use fusioncap::engine::Engine;
 use image::DynamicImage;
 use image::codecs::jpeg::JpegEncoder;
@@ -189,7 +189,7 @@ pub fn decode(engine: &Engine, photos: &[Photo], repeats: usize) -> Vec<Vec<u8>>
 fn decode_on_all_cores(engine: &Engine, photos: &[Photo], repeats: usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let next = std::sync::atomic::AtomicUsize::new(0);
-    let preprocessor = engine.preprocessor();
+    let preprocessor = engine.preprocessor().clone().in_mode(DecodeMode::Fast);
     std::thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {

@@ -7,7 +7,7 @@ use ort::session::{Session, SessionOutputs};
 use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::session::{LEAST_ROWS, failed, read, take};
-use super::{Seen, wrong_size};
+use super::{Pixels, Seen, wrong_size};
 use crate::bundle::{Bundle, PREFIX, VISION};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,8 +28,8 @@ pub struct Encoder {
     num_patches: usize,
     /// Ascending; the last is the batch size.
     sizes: Vec<usize>,
-    /// The vision tower's input, `[batch_size, 3, height, width]`, written anew for each batch.
-    pixels: Vec<f32>,
+    /// For callers that have images and no [`Pixels`]; none while it is lent out.
+    pixels: Option<Pixels>,
 }
 
 /// A batch's prefix for the decoder and the embeddings it came from.
@@ -52,8 +52,6 @@ impl Encoder {
         let open = |name| crate::runtime::session(runtime, &bundle.path(name));
         let (vision, prefix) = (open(VISION)?, open(PREFIX)?);
         let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
-        let (height, width) = preprocessor.input_size();
-        let largest = sizes.last().copied().unwrap_or(1);
         Ok(Self {
             prefix_inputs: prefix.inputs().iter().map(|input| input.name().to_owned()).collect(),
             vision,
@@ -63,7 +61,7 @@ impl Encoder {
             embedding_dim: bundle.config.embedding_dim,
             num_patches: bundle.config.num_patches,
             sizes,
-            pixels: vec![0.0; largest * 3 * height * width],
+            pixels: None,
         })
     }
 
@@ -97,21 +95,26 @@ impl Encoder {
     /// # Errors
     /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
     pub fn encode(&mut self, images: &[&[u8]]) -> Result<Encoded> {
-        let size = self.size(images.len())?;
-        let (height, width) = self.preprocessor.input_size();
-        let values = 3 * height * width;
-        if let Some(image) = images.iter().find(|image| image.len() != values) {
-            return Err(Error::new(ErrorKind::Internal, "an image of the wrong size")
-                .with("bytes", image.len())
-                .with("expected", values));
+        let new = || Pixels::new(&self.preprocessor, self.sizes.last().copied().unwrap_or(1));
+        let mut pixels = self.pixels.take().unwrap_or_else(new);
+        pixels.clear();
+        for image in images {
+            pixels.push(&self.preprocessor, image)?;
         }
-        let (used, rest) = self.pixels.split_at_mut(images.len() * values);
-        for (image, tensor) in images.iter().zip(used.chunks_exact_mut(values)) {
-            self.preprocessor.normalise(image, tensor);
-        }
-        rest[..(size - images.len()) * values].fill(0.0);
+        let encoded = self.encode_pixels(&mut pixels);
+        self.pixels = Some(pixels);
+        encoded
+    }
 
-        let batch = &self.pixels[..size * values];
+    /// Encodes the images in `pixels`, in order.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
+        let images = pixels.images();
+        let size = self.size(images)?;
+        let (height, width) = self.preprocessor.input_size();
+        let batch = pixels.padded(size);
         let input =
             TensorRef::from_array_view(([size, 3, height, width], batch)).map_err(failed)?;
         let mut seen = self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?;
@@ -120,7 +123,7 @@ impl Encoder {
             inputs.push((name.clone(), take(&mut seen, name)?));
         }
         drop(seen);
-        self.map(inputs, images.len(), size)
+        self.map(inputs, images, size)
     }
 
     /// Encodes 1 to `batch_size` images of which a vision tower's outputs are there already.

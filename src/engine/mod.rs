@@ -7,6 +7,7 @@
 
 mod encoder;
 pub mod generate;
+mod pixels;
 mod session;
 mod writer;
 
@@ -15,6 +16,7 @@ use crate::config::{Model, Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
 pub use encoder::{Encoded, Encoder};
+pub use pixels::Pixels;
 pub use writer::Writer;
 
 /// One image's caption.

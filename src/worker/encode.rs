@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::engine::{Encoded, Encoder};
+use crate::engine::{Encoded, Encoder, Pixels};
 use crate::error::Result;
+use crate::worker::batch::Batch;
 use crate::worker::flow::DecodedImage;
 use crate::worker::shared::{Shared, Side, Step};
 
@@ -24,34 +25,37 @@ pub struct EncodedBatch {
 pub struct Encode {
     pub encoder: Encoder,
     pub shared: Arc<Shared>,
+    /// Where the inputs of batches go back.
+    pub give_back: mpsc::Sender<Pixels>,
     /// Of capacity 1, so that one batch waits while another is captioned.
     pub caption: mpsc::Sender<EncodedBatch>,
 }
 
 impl Encode {
     /// Runs until its input ends; blocks its thread.
-    pub fn run(mut self, mut input: mpsc::Receiver<Vec<DecodedImage>>) -> Result<()> {
+    pub fn run(mut self, mut input: mpsc::Receiver<Batch>) -> Result<()> {
         loop {
             let idle = Instant::now();
-            let Some(mut images) = input.blocking_recv() else {
+            let Some(mut batch) = input.blocking_recv() else {
                 return Ok(());
             };
             self.shared.waited(Step::Encode, Side::Input, idle);
             if self.shared.has_failed() {
                 return Ok(());
             }
-            images.retain(|image| self.shared.is_current(&image.origin));
-            if images.is_empty() {
-                continue;
-            }
+            batch.retain_current(&self.shared);
+            let Batch { images, mut pixels } = batch;
             let began = Instant::now();
-            let pixels: Vec<&[u8]> =
-                images.iter().map(|image| image.pixels.rgb.as_slice()).collect();
-            let encoded = self.encoder.encode(&pixels)?;
+            let encoded = match images.is_empty() {
+                true => None,
+                false => Some(self.encoder.encode_pixels(&mut pixels)?),
+            };
+            // The batcher ends first only when the run is over.
+            let _ = self.give_back.try_send(pixels);
+            let Some(encoded) = encoded else {
+                continue;
+            };
             self.shared.busy(Step::Encode, began);
-            for image in &mut images {
-                image.pixels.rgb = Vec::new();
-            }
             let full = Instant::now();
             // Captioning ends before encoding only when the run has failed.
             let _ = self.caption.blocking_send(EncodedBatch { images, encoded, began });

@@ -236,12 +236,13 @@ impl Stages {
             publisher: publisher.clone(),
             batch: to_batch,
         };
-        let batcher = Batcher {
-            size: batch_size,
-            linger: Duration::from_millis(config.batch.linger_ms),
-            shared: share(),
-            encode: to_encode,
-        };
+        let (batcher, give_back) = Batcher::new(
+            batch_size,
+            Duration::from_millis(config.batch.linger_ms),
+            engine.preprocessor().clone(),
+            share(),
+            to_encode,
+        );
         let fetch = Fetch::new(&config, store, share(), publisher.clone(), to_decode);
         let tasks = vec![
             supervise("fetch", share(), fetch.run(fetched)),
@@ -249,7 +250,7 @@ impl Stages {
             supervise("batch", share(), batcher.run(batched)),
         ];
         let (encoder, writer) = engine.split();
-        let encode = Encode { encoder, shared: share(), caption: to_caption };
+        let encode = Encode { encoder, shared: share(), give_back, caption: to_caption };
         let encode = spawn_thread("encode", shared, move || encode.run(encoded))?;
         let captioner = Captioner { writer, shared: share(), publisher: publisher.clone() };
         let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;

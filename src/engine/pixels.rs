@@ -1,0 +1,105 @@
+//! The vision tower's input for one batch, written image by image as they are decoded.
+
+use super::wrong_size;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Preprocessor;
+
+/// Up to `capacity` images as normalised planes, `[images, 3, height, width]`. Made once and used
+/// again for batch after batch.
+pub struct Pixels {
+    values: Vec<f32>,
+    /// Values of one image.
+    stride: usize,
+    images: usize,
+}
+
+impl Pixels {
+    pub fn new(preprocessor: &Preprocessor, capacity: usize) -> Self {
+        let (height, width) = preprocessor.input_size();
+        let stride = 3 * height * width;
+        Self { values: vec![0.0; capacity * stride], stride, images: 0 }
+    }
+
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    pub fn clear(&mut self) {
+        self.images = 0;
+    }
+
+    /// Normalises one image, 8-bit RGB at the model's input size, into the next place.
+    ///
+    /// # Errors
+    /// `ErrorKind::Internal` for an image of another size, or one too many.
+    pub fn push(&mut self, preprocessor: &Preprocessor, rgb: &[u8]) -> Result<()> {
+        if rgb.len() != self.stride {
+            return Err(Error::new(ErrorKind::Internal, "an image of the wrong size")
+                .with("bytes", rgb.len())
+                .with("expected", self.stride));
+        }
+        let capacity = self.values.len() / self.stride;
+        let place = self.values.chunks_exact_mut(self.stride).nth(self.images);
+        let place = place.ok_or_else(|| wrong_size(self.images + 1, capacity))?;
+        preprocessor.normalise(rgb, place);
+        self.images += 1;
+        Ok(())
+    }
+
+    /// Keeps the images whose number `wanted` answers for, in their order.
+    pub fn retain(&mut self, wanted: impl Fn(usize) -> bool) {
+        let mut kept = 0;
+        for image in 0..self.images {
+            if wanted(image) {
+                let from = image * self.stride;
+                self.values.copy_within(from..from + self.stride, kept * self.stride);
+                kept += 1;
+            }
+        }
+        self.images = kept;
+    }
+
+    /// The first `size` places, those without an image blank.
+    pub(super) fn padded(&mut self, size: usize) -> &[f32] {
+        let (used, end) = (self.images * self.stride, size * self.stride);
+        self.values[used..end].fill(0.0);
+        &self.values[..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::{PreprocessorConfig, Size};
+
+    fn preprocessor() -> Preprocessor {
+        Preprocessor::new(PreprocessorConfig {
+            do_resize: true,
+            size: Size::Square(1),
+            resample: 3,
+            do_center_crop: false,
+            crop_size: None,
+            rescale_factor: 1.0,
+            image_mean: [0.0; 3],
+            image_std: [1.0; 3],
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn places_are_filled_kept_and_padded() {
+        let preprocessor = preprocessor();
+        let mut pixels = Pixels::new(&preprocessor, 3);
+        for value in 1..=3 {
+            pixels.push(&preprocessor, &[value; 3]).unwrap();
+        }
+        assert!(pixels.push(&preprocessor, &[4; 3]).is_err(), "there is no fourth place");
+        assert!(pixels.push(&preprocessor, &[4; 6]).is_err(), "two pixels are no image");
+        pixels.retain(|image| image != 1);
+        assert_eq!(pixels.images(), 2);
+        assert_eq!(pixels.padded(3), [1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0]);
+        pixels.clear();
+        pixels.push(&preprocessor, &[7; 3]).unwrap();
+        assert_eq!(pixels.padded(2), [7.0, 7.0, 7.0, 0.0, 0.0, 0.0]);
+    }
+}
