@@ -52,6 +52,7 @@ fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
 	done
 
 bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
+	@-scripts/bench-python
 	cargo bench --bench '*' -- $(ARGS)
 	$(if $(ARGS),,cargo bench --features train --bench decoding)
 
