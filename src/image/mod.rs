@@ -10,6 +10,7 @@
 mod decode;
 mod jpeg;
 mod resize;
+mod sharpen;
 mod workspace;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -112,7 +113,10 @@ impl Preprocessor {
                 DecodeMode::Exact => 1,
                 DecodeMode::Fast => resize::reduction(whole, self.resized),
             };
-            let decoded = decode::decode(bytes, limits.max_pixels, reduction, workspace)?;
+            let mut decoded = decode::decode(bytes, limits.max_pixels, reduction, workspace)?;
+            if decoded.rgb.dimensions() != decoded.size {
+                sharpen::sharpen(&mut decoded.rgb);
+            }
             let (source_width, source_height) = decoded.size;
             let resizer = &mut workspace.resizer;
             let fitted = resize::fit(&decoded, self.resized, self.input, self.filter, resizer)?;
