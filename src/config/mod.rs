@@ -274,6 +274,11 @@ pub struct Limits {
     /// References in flight in one worker; above it the partitions pause. Not below `batch.size`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
+    /// References to one object within so many milliseconds share one answer; 0 turns that off.
+    /// One that names neither version nor ETag may be answered with the object's state of up to
+    /// so long ago.
+    #[schemars(range(min = 0, max = 3_600_000))]
+    pub repeat_window_ms: u64,
 }
 
 /// Probes and metrics.
@@ -355,6 +360,7 @@ impl Default for Limits {
             max_pixels: 100_000_000,
             decode_timeout_ms: 30_000,
             max_in_flight: 512,
+            repeat_window_ms: 5_000,
         }
     }
 }

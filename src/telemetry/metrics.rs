@@ -31,6 +31,8 @@ pub struct Metrics {
     pub fetch_retries: Counter<u64>,
     /// Bytes fetched from the object store.
     pub fetched_bytes: Counter<u64>,
+    /// References that another's work answered.
+    pub repeats: Counter<u64>,
     /// Images in a batch when it left.
     pub batch_images: Histogram<u64>,
     /// Transactions ended; attribute `outcome`: committed, aborted, fatal.
@@ -69,6 +71,7 @@ impl Metrics {
             captions: counter("fusioncap_captions", "captions committed"),
             dead_letters: counter("fusioncap_dead_letters", "dead letters committed, by code"),
             fetch_retries: counter("fusioncap_fetch_retries", "fetches tried again"),
+            repeats: counter("fusioncap_repeats", "references answered by another's work"),
             fetched_bytes: counter("fusioncap_fetched_bytes", "bytes fetched from S3"),
             transactions: counter("fusioncap_transactions", "transactions ended, by outcome"),
             batch_images: meter
@@ -109,6 +112,7 @@ impl Metrics {
             &self.captions,
             &self.fetch_retries,
             &self.fetched_bytes,
+            &self.repeats,
         ] {
             counter.add(0, &[]);
         }

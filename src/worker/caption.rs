@@ -49,13 +49,14 @@ impl Captioner {
         }
         tracing::debug!(images = images.len(), elapsed = ?began.elapsed(), "batch captioned");
         let pairs = images.into_iter().zip(captions);
-        Ok(pairs.map(|(image, caption)| captioned(image, caption)).collect())
+        Ok(pairs.flat_map(|(image, caption)| captioned(image, caption)).collect())
     }
 }
 
-fn captioned(image: DecodedImage, caption: Caption) -> Outcome {
-    let DecodedImage { origin, request, object, pixels } = image;
-    Outcome::Captioned(Box::new(Captioned {
+/// The image's outcome, and those of the references that waited for it.
+fn captioned(image: DecodedImage, caption: Caption) -> Vec<Outcome> {
+    let DecodedImage { origin, request, object, pixels, lead } = image;
+    lead.answer(Outcome::Captioned(Box::new(Captioned {
         origin,
         request,
         object,
@@ -63,5 +64,5 @@ fn captioned(image: DecodedImage, caption: Caption) -> Outcome {
         width: pixels.source_width,
         height: pixels.source_height,
         caption,
-    }))
+    })))
 }

@@ -90,6 +90,8 @@ impl Clients {
         let mut producer = common;
         producer
             .set("linger.ms", "5")
+            // Captions are JSON that repeats itself; a user's `compression.codec` stands above it.
+            .set("compression.type", "zstd")
             // The broker refuses a transaction while it still ends the one before; with the
             // default of 100 ms that would be most of the time between two of them.
             .set("retry.backoff.ms", "20");

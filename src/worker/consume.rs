@@ -25,6 +25,7 @@ use crate::worker::assignment::Polled;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::headers;
+use crate::worker::lead::Lead;
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
 use crate::worker::message::{self, SourcePosition, Stage};
@@ -356,7 +357,8 @@ fn take(
             shared.tally.skipped.fetch_add(skipped, Ordering::Relaxed);
             shared.metrics.skipped.add(skipped, &[]);
             backlog.extend(requests.images.into_iter().enumerate().map(|(index, request)| {
-                Referenced { origin: Origin { message: Arc::clone(&message), index }, request }
+                let origin = Origin { message: Arc::clone(&message), index };
+                Referenced { origin, request, lead: Lead::default() }
             }));
         }
         Err(error) => {

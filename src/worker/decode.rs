@@ -130,10 +130,10 @@ impl Decode {
         if !self.shared.is_current(&image.origin) {
             return;
         }
-        let FetchedImage { origin, request, object, bytes, attempts } = image;
+        let FetchedImage { origin, request, object, bytes, attempts, lead } = image;
         match self.pixels(bytes, &place).await {
             Ok(pixels) => {
-                let decoded = DecodedImage { origin, request, object, pixels };
+                let decoded = DecodedImage { origin, request, object, pixels, lead };
                 let full = Instant::now();
                 // Batching ends before decoding only when the run has failed.
                 let _ = self.batch.send(decoded).await;
@@ -145,7 +145,7 @@ impl Decode {
                 }
                 let outcome =
                     Outcome::failed(origin, Some(request), Stage::Decode, error, attempts);
-                let _ = self.publisher.send(Event::Finished(vec![outcome]));
+                let _ = self.publisher.send(Event::Finished(lead.answer(outcome)));
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Store};
 use crate::worker::breaker::{Asker, Rounds, Told, Verdict};
 use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
+use crate::worker::lead::{Joined, Lead, Leads};
 use crate::worker::message::{ImageRequest, Stage};
 use crate::worker::shared::{Shared, Step, panicked};
 
@@ -28,6 +29,7 @@ pub struct Fetch {
     pub shared: Arc<Shared>,
     pub publisher: std::sync::mpsc::Sender<Event>,
     pub decode: mpsc::Sender<FetchedImage>,
+    leads: Arc<Leads>,
     policy: Policy,
     /// Records that were asked for so far.
     askers: AtomicU64,
@@ -44,11 +46,13 @@ impl Fetch {
         publisher: std::sync::mpsc::Sender<Event>,
         decode: mpsc::Sender<FetchedImage>,
     ) -> Self {
+        let leads = Leads::new(settings, Arc::clone(&shared));
         Self {
             store,
             shared,
             publisher,
             decode,
+            leads,
             policy: Policy::from(&settings.s3),
             askers: AtomicU64::new(0),
             concurrency: settings.s3.concurrency.max(1),
@@ -61,17 +65,36 @@ impl Fetch {
     pub async fn run(self, mut input: mpsc::Receiver<Referenced>) {
         let fetch = Arc::new(self);
         let prober = Arc::clone(&fetch);
+        let mut again = fetch.leads.taken_over();
         tokio::select! {
-            () = fetch.all(&mut input) => {}
+            () = fetch.all(&mut input, &mut again) => {}
             () = prober.probe() => {}
         }
     }
 
-    async fn all(self: Arc<Self>, input: &mut mpsc::Receiver<Referenced>) {
+    /// `again`: those that take over from a leader that fell away.
+    async fn all(
+        self: Arc<Self>,
+        input: &mut mpsc::Receiver<Referenced>,
+        again: &mut mpsc::UnboundedReceiver<Referenced>,
+    ) {
         let fetch = self;
         let places = Arc::new(Semaphore::new(fetch.concurrency));
         let mut tasks = JoinSet::new();
-        while let Some(record) = input.recv().await {
+        loop {
+            let record = tokio::select! {
+                biased;
+                Some(record) = again.recv() => record,
+                record = input.recv() => match record.map(|record| fetch.leads.join(record)) {
+                    None => break,
+                    Some(Joined::Leads(record)) => record,
+                    Some(Joined::Waits) => continue,
+                    Some(Joined::Answered(outcome)) => {
+                        let _ = fetch.publisher.send(Event::Finished(vec![outcome]));
+                        continue;
+                    }
+                },
+            };
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
@@ -90,20 +113,22 @@ impl Fetch {
     }
 
     async fn one(&self, record: Referenced) {
-        let Referenced { origin, request } = record;
+        let Referenced { origin, request, lead } = record;
         if !self.shared.is_current(&origin) {
             return;
         }
         let wanted = || self.shared.is_current(&origin) && !self.shared.has_failed();
-        match self.read(&request, wanted).await {
+        match self.read(&request, &lead, wanted).await {
             Ok((object, attempts)) => {
                 self.shared.metrics.fetched_bytes.add(object.bytes.len() as u64, &[]);
                 let state = ObjectState { etag: object.etag, version_id: object.version_id };
                 let bytes = object.bytes;
-                let image = FetchedImage { origin, request, object: state, bytes, attempts };
+                let image = FetchedImage { origin, request, object: state, bytes, attempts, lead };
                 // The decoders end before the fetchers only when the run has failed.
                 let _ = self.decode.send(image).await;
             }
+            // It was given up because of its owner, not of the object: who waits for it goes on.
+            Err(_) if !self.shared.is_current(&origin) => {}
             Err(GaveUp { error, attempts }) => {
                 if error.kind() == ErrorKind::AccessDenied {
                     tracing::warn!(
@@ -113,7 +138,7 @@ impl Fetch {
                     );
                 }
                 let outcome = Outcome::failed(origin, Some(request), Stage::Fetch, error, attempts);
-                let _ = self.publisher.send(Event::Finished(vec![outcome]));
+                let _ = self.publisher.send(Event::Finished(lead.answer(outcome)));
             }
         }
     }
@@ -121,13 +146,14 @@ impl Fetch {
     async fn read(
         &self,
         request: &ImageRequest,
+        lead: &Lead,
         wanted: impl Fn() -> bool,
     ) -> Result<(Object, u32), GaveUp> {
         if let Err(error) = allowed(&self.allowed_buckets, &request.bucket, &request.key) {
             return Err(GaveUp { error, attempts: 0 });
         }
         let asker = self.askers.fetch_add(1, Ordering::Relaxed);
-        let read = self.rounds(asker, request, wanted).await;
+        let read = self.rounds(asker, (request, lead), wanted).await;
         self.shared.breaker.settled(asker);
         read
     }
@@ -136,7 +162,7 @@ impl Fetch {
     async fn rounds(
         &self,
         asker: Asker,
-        request: &ImageRequest,
+        (request, lead): (&ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
     ) -> Result<(Object, u32), GaveUp> {
         let breaker = &self.shared.breaker;
@@ -147,7 +173,7 @@ impl Fetch {
                 return Err(GaveUp { error, attempts: before });
             }
             let began = Instant::now();
-            let gave_up = match self.round(asker, request, &wanted).await {
+            let gave_up = match self.round(asker, (request, lead), &wanted).await {
                 Ok((object, attempts)) => return Ok((object, before + attempts)),
                 Err(gave_up) => gave_up,
             };
@@ -172,7 +198,7 @@ impl Fetch {
     async fn round(
         &self,
         asker: Asker,
-        request: &ImageRequest,
+        (request, lead): (&ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
     ) -> Result<(Object, u32), GaveUp> {
         let breaker = &self.shared.breaker;
@@ -186,6 +212,7 @@ impl Fetch {
             self.policy,
             || async {
                 let started = Instant::now();
+                lead.reads(started);
                 let read = self.store.get(object, self.max_bytes).await;
                 self.shared.busy(Step::Fetch, started);
                 let answer = match &read {

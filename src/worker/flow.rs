@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::engine::Caption;
 use crate::error::Error;
 use crate::image::DecodedPixels;
+use crate::worker::lead::Lead;
 use crate::worker::message::{ImageRequest, Original, SourcePosition, Stage};
 
 /// A message of the input topic, detached from the consumer's memory.
@@ -47,6 +48,8 @@ impl Origin {
 pub struct Referenced {
     pub origin: Origin,
     pub request: ImageRequest,
+    /// Those that wait for its answer.
+    pub lead: Lead,
 }
 
 /// The state of the object that was read.
@@ -65,6 +68,7 @@ pub struct FetchedImage {
     pub bytes: Vec<u8>,
     /// Tries that fetching took.
     pub attempts: u32,
+    pub lead: Lead,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,7 @@ pub struct DecodedImage {
     pub request: ImageRequest,
     pub object: ObjectState,
     pub pixels: DecodedPixels,
+    pub lead: Lead,
 }
 
 #[derive(Debug)]

@@ -28,6 +28,7 @@ mod fencing;
 mod fetch;
 mod flow;
 pub mod headers;
+mod lead;
 mod ledger;
 mod membership;
 pub mod message;
@@ -36,6 +37,7 @@ pub mod producer;
 mod protocol;
 mod publish;
 mod rebalance;
+mod repeats;
 mod shared;
 #[cfg(test)]
 mod simulation;

@@ -17,6 +17,7 @@ mod outages;
 mod process;
 mod proxy;
 mod refusals;
+mod repeats;
 mod retries;
 mod secure;
 

@@ -1,0 +1,144 @@
+//! Many references to few objects: each object is read once, each reference answered in its own
+//! name.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::kafka::{Cluster, Topics, deliver};
+use crate::process::Configuration;
+use crate::shared_cluster;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const OBJECTS: usize = 10;
+const REFERENCES: usize = 200;
+
+/// How often each key was asked for.
+type Requests = Arc<Mutex<HashMap<String, usize>>>;
+
+/// A store that counts: `bad.png` is no image, `missing.png` is not there.
+async fn counting_store() -> (SocketAddr, Requests) {
+    let requests = Requests::default();
+    let router = Router::new()
+        .route("/photos/{key}", axum::routing::get(answer))
+        .with_state(requests.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, requests)
+}
+
+async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Response {
+    *requests.lock().unwrap().entry(key.clone()).or_default() += 1;
+    match key.strip_suffix(".png").map(str::parse) {
+        Some(Ok(number)) => picture(number).into_response(),
+        _ if key == "bad.png" => "no image at all".into_response(),
+        _ => {
+            let error = "<Error><Code>NoSuchKey</Code></Error>".to_owned();
+            (StatusCode::NOT_FOUND, error).into_response()
+        }
+    }
+}
+
+/// References with ids and attributes of their own, to `key(0)`, `key(1)` and so on.
+async fn refer(cluster: &Cluster, topics: &Topics, count: usize, key: impl Fn(usize) -> String) {
+    let producer = cluster.producer();
+    for number in 0..count {
+        let message = json!({"uri": uri(&key(number)), "id": format!("id-{number}"),
+            "attributes": {"number": number.to_string()}});
+        let payload = message.to_string();
+        let partition = (number % 2) as i32;
+        let headers = OwnedHeaders::new();
+        deliver(&producer, &topics.input, partition, "k", payload.as_bytes(), headers).await;
+    }
+}
+
+fn configuration(
+    cluster: &Cluster,
+    topics: &Topics,
+    bucket: &Bucket,
+    store: SocketAddr,
+) -> Configuration {
+    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+    Configuration::new("one", cluster, topics, bucket)
+        .replacing(endpoint, &format!("http://{store}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_is_read_once_for_all_its_references() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    let (store, requests) = counting_store().await;
+    refer(&cluster, &topics, REFERENCES, |number| format!("{}.png", number % OBJECTS)).await;
+    // Longer than the test may last.
+    let worker = configuration(&cluster, &topics, &bucket, store)
+        .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
+        .start();
+    let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
+    assert_eq!(records.len(), REFERENCES);
+    let sources: HashSet<_> = records.iter().map(|record| record.source()).collect();
+    assert_eq!(sources.len(), REFERENCES, "a reference was answered twice");
+    let mut captions: HashMap<&str, &str> = HashMap::new();
+    for record in &records {
+        let number = record.value["attributes"]["number"].as_str().unwrap();
+        assert_eq!(record.text("id"), format!("id-{number}"));
+        let number: usize = number.parse().unwrap();
+        assert_eq!(record.source(), ((number % 2) as i32, (number / 2) as i64));
+        assert_eq!(record.text("uri"), uri(&format!("{}.png", number % OBJECTS)));
+        let caption = record.text("caption");
+        assert_eq!(*captions.entry(record.text("uri")).or_insert(caption), caption);
+    }
+    let counts = requests.lock().unwrap().clone();
+    assert_eq!(counts.len(), OBJECTS, "{counts:?}");
+    assert_eq!(counts.values().sum::<usize>(), OBJECTS, "{counts:?}");
+    assert_eq!(worker.metric("fusioncap_repeats_total"), (REFERENCES - OBJECTS) as f64);
+    assert_eq!(cluster.committed(&topics.group, &topics.input, 2), REFERENCES as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_references_to_a_bad_object_become_dead_letters() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    let (store, requests) = counting_store().await;
+    let keys = ["bad.png", "missing.png", "1.png"];
+    refer(&cluster, &topics, 90, |number| keys[number % 3].to_owned()).await;
+    let worker = configuration(&cluster, &topics, &bucket, store).start();
+    let letters = cluster.await_records(&[&topics.dead_letters], 60, PATIENCE);
+    let captions = cluster.await_records(&[&topics.output], 30, PATIENCE);
+    assert_eq!((letters.len(), captions.len()), (60, 30));
+    let sources: HashSet<_> = letters.iter().map(|letter| letter.source()).collect();
+    assert_eq!(sources.len(), 60, "a reference was answered twice");
+    for letter in &letters {
+        let (partition, offset) = letter.source();
+        let number = offset as usize * 2 + partition as usize;
+        let code = ["not_an_image", "object_not_found"][number % 3];
+        assert_eq!(letter.text("code"), code, "reference {number}");
+    }
+    // Failures are not remembered, so that a later reference asks again.
+    let counts = requests.lock().unwrap().clone();
+    assert!(counts["bad.png"] < 30 && counts["missing.png"] < 30, "{counts:?}");
+    assert!(worker.metric("fusioncap_repeats_total") >= 30.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_window_each_reference_reads_its_object() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    let (store, requests) = counting_store().await;
+    refer(&cluster, &topics, 40, |number| format!("{}.png", number % 4)).await;
+    let worker = configuration(&cluster, &topics, &bucket, store)
+        .replacing("limits:\n", "limits:\n  repeat_window_ms: 0\n")
+        .start();
+    assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
+    assert_eq!(requests.lock().unwrap().values().sum::<usize>(), 40);
+    assert_eq!(worker.metric("fusioncap_repeats_total"), 0.0);
+}
