@@ -1,15 +1,21 @@
 //! Decoding and preprocessing against Pillow and CLIP's own image processor, and against files
-//! that are no images.
+//! that are no images; and that the mode `fast` is worth its name without moving what the model
+//! sees.
 
 mod many_scans;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{PixelType, Resizer};
 use fusioncap::ErrorKind;
-use fusioncap::bundle::{PreprocessorConfig, Size};
-use fusioncap::config::Limits;
+use fusioncap::bundle::{Bundle, PreprocessorConfig, Size};
+use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
+use fusioncap::engine::Engine;
 use fusioncap::image::Preprocessor;
+use image::RgbImage;
+use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/clip-preprocess");
 
@@ -192,4 +198,121 @@ fn no_damage_makes_the_decoder_panic() {
             }
         }
     }
+}
+
+/// The sample photos, as a camera of 12 megapixels would have written them.
+fn twelve_megapixels() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut photos: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "jpg")).collect();
+    photos.sort();
+    let enlarged = |path: PathBuf| {
+        let photo = image::open(&path).unwrap().into_rgb8();
+        let (width, height) =
+            if photo.width() >= photo.height() { (4000, 3000) } else { (3000, 4000) };
+        let source = ImageRef::new(photo.width(), photo.height(), &photo, PixelType::U8x3).unwrap();
+        let mut target = Image::new(width, height, PixelType::U8x3);
+        Resizer::new().resize(&source, &mut target, None).unwrap();
+        let rgb = RgbImage::from_raw(width, height, target.into_vec()).unwrap();
+        (path.display().to_string(), encode(&rgb))
+    };
+    photos.into_iter().map(enlarged).collect()
+}
+
+fn encode(rgb: &RgbImage) -> Vec<u8> {
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    let pixels = turbojpeg::Image {
+        pixels: rgb.as_raw().as_slice(),
+        width,
+        pitch: 3 * width,
+        height,
+        format: PixelFormat::RGB,
+    };
+    let mut compressor = Compressor::new().unwrap();
+    compressor.set_quality(90).unwrap();
+    compressor.set_subsamp(Subsamp::Sub2x2).unwrap();
+    compressor.compress_to_vec(pixels).unwrap()
+}
+
+#[test]
+fn the_model_sees_the_same_in_both_modes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams: None };
+    let bundle = Bundle::open(&path).unwrap();
+    let mut engine = Engine::load(bundle, &Runtime::default(), &settings, 1).unwrap();
+    let exact = engine.preprocessor().clone();
+    let fast = exact.clone().in_mode(DecodeMode::Fast);
+    let photos = twelve_megapixels();
+    assert_eq!(photos.len(), 13);
+    let mut different = Vec::new();
+    for (name, bytes) in &photos {
+        let [exact, fast] =
+            [&exact, &fast].map(|mode| mode.decode(bytes, &Limits::default()).unwrap());
+        assert_eq!(
+            (fast.source_width, fast.source_height),
+            (exact.source_width, exact.source_height)
+        );
+        // Decoded the same way, they would be the same to the bit.
+        assert_ne!(exact.rgb, fast.rgb, "{name} was not made smaller");
+        let [exact, fast] =
+            [exact, fast].map(|pixels| engine.caption(&[&pixels.rgb]).unwrap().remove(0));
+        let cosine: f32 =
+            exact.embedding.iter().zip(&fast.embedding).map(|(one, other)| one * other).sum();
+        println!("{name}: cosine {cosine:.5}; {} | {}", exact.text, fast.text);
+        assert!(cosine >= 0.999, "{name}: cosine {cosine}");
+        if exact.text != fast.text {
+            different.push(name);
+        }
+    }
+    assert!(different.is_empty(), "captioned otherwise: {different:?}");
+}
+
+/// A photo with each of the eight orientations, whose edges are no multiples of eight: whatever
+/// the last blocks hold in part lies where it belongs.
+#[test]
+fn a_photo_made_smaller_lies_where_the_whole_one_does() {
+    let photo = image::open(Path::new(FIXTURES).join("china-4000x2669.jpg")).unwrap();
+    let plain = encode(&photo.crop_imm(0, 0, 3993, 2665).into_rgb8());
+    let (exact, fast) = (clip(), clip().in_mode(DecodeMode::Fast));
+    for orientation in 1..=8_u8 {
+        // An EXIF block of one entry: the orientation, a short.
+        let mut bytes = plain[..2].to_vec();
+        bytes.extend_from_slice(b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01");
+        bytes.extend_from_slice(&[1, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation, 0, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&plain[2..]);
+        let [exact, fast] =
+            [&exact, &fast].map(|mode| mode.decode(&bytes, &Limits::default()).unwrap());
+        let upright = if orientation < 5 { (3993, 2665) } else { (2665, 3993) };
+        assert_eq!((fast.source_width, fast.source_height), upright, "{orientation}");
+        assert_ne!(exact.rgb, fast.rgb, "{orientation}: the photo was not made smaller");
+        let sum: u64 = exact
+            .rgb
+            .iter()
+            .zip(&fast.rgb)
+            .map(|(one, other)| u64::from(one.abs_diff(*other)).pow(2))
+            .sum();
+        let mean = sum as f64 / exact.rgb.len() as f64;
+        println!("orientation {orientation}: mean square difference {mean:.3}");
+        assert!(mean < MOVED, "{orientation}: mean square difference {mean}");
+    }
+}
+
+/// Mean square difference of the same photo moved by an eighth of a pixel, and more.
+const MOVED: f64 = 2.0;
+
+/// What is cut, strayed or in inks is answered alike, however large the image is.
+#[test]
+fn damage_is_found_in_both_modes() {
+    let fast = clip().in_mode(DecodeMode::Fast);
+    let good = fs::read(Path::new(FIXTURES).join("china-4000x2669.jpg")).unwrap();
+    let decode = |bytes: &[u8]| fast.decode(bytes, &Limits::default());
+    let cut = decode(&good[..good.len() * 2 / 3]).unwrap_err();
+    assert_eq!(cut.kind(), ErrorKind::CorruptImage);
+    let limits = Limits { max_pixels: 4000 * 2669 - 1, ..Limits::default() };
+    let large = fast.decode(&good, &limits).unwrap_err();
+    assert_eq!(large.kind(), ErrorKind::ImageTooLarge);
+    let mut strayed = good.clone();
+    strayed.splice(good.len() - 2..good.len() - 2, [0; 5]);
+    assert_eq!(decode(&strayed).unwrap().rgb, decode(&good).unwrap().rgb);
 }

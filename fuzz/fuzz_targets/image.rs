@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use fusioncap::ErrorKind;
 use fusioncap::bundle::{PreprocessorConfig, Size};
-use fusioncap::config::Limits;
+use fusioncap::config::{DecodeMode, Limits};
 use fusioncap::image::Preprocessor;
 use libfuzzer_sys::fuzz_target;
 
@@ -28,15 +28,17 @@ fuzz_target!(
     init: std::panic::set_hook(Box::new(|_| {})),
     |input: &[u8]| {
         let limits = Limits { max_pixels: 1_000_000, ..Limits::default() };
-        match PREPROCESSOR.decode(input, &limits) {
-            Ok(pixels) => {
-                assert_eq!(pixels.rgb.len(), 32 * 32 * 3);
-                let claimed = u64::from(pixels.source_width) * u64::from(pixels.source_height);
-                assert!((1..=limits.max_pixels).contains(&claimed), "{claimed} pixels");
-            }
-            Err(error) => {
-                let kind = error.kind();
-                assert!(ErrorKind::DEAD_LETTERS.contains(&kind), "refused as {kind}");
+        for mode in [DecodeMode::Exact, DecodeMode::Fast] {
+            match PREPROCESSOR.clone().in_mode(mode).decode(input, &limits) {
+                Ok(pixels) => {
+                    assert_eq!(pixels.rgb.len(), 32 * 32 * 3);
+                    let claimed = u64::from(pixels.source_width) * u64::from(pixels.source_height);
+                    assert!((1..=limits.max_pixels).contains(&claimed), "{claimed} pixels");
+                }
+                Err(error) => {
+                    let kind = error.kind();
+                    assert!(ErrorKind::DEAD_LETTERS.contains(&kind), "refused as {kind}");
+                }
             }
         }
     }

@@ -181,8 +181,9 @@ impl Model {
 #[serde(deny_unknown_fields, default)]
 pub struct Decode {
     /// `fast` has a large JPEG made smaller while it is decoded, which takes a fraction of the
-    /// time and moves the image's embedding by less than 0.001 in cosine; `exact` computes every
-    /// pixel first, as CLIP's own image processor does.
+    /// time; photos of 12 megapixels keep their embedding within 0.001 in cosine, and one caption
+    /// in ten gets other words. `exact` computes every pixel first, as CLIP's own image processor
+    /// does.
     pub mode: DecodeMode,
 }
 
