@@ -196,6 +196,7 @@ impl<'a> Scene<'a> {
 
     fn worker(&self, name: &str, short: bool, successor: Successor) -> Configuration {
         let made = Configuration::new(name, self.cluster, &self.topics, &self.bucket)
+            .without_repeats()
             .replacing("runtime:\n", "runtime:\n  intra_threads: 1\n  decode_threads: 1\n");
         let made =
             if short { made } else { made.replacing(&format!("  properties:\n{SHORT}"), "") };

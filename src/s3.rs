@@ -7,11 +7,12 @@
 
 mod fault;
 pub mod name;
+mod room;
 
 use std::future::Future;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::BehaviorVersion;
 use aws_sdk_s3::Client;
@@ -24,9 +25,12 @@ use tokio::io::AsyncWriteExt;
 use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
+pub use room::{Room, Taken};
 
 /// A connection that takes longer has failed; the whole-request deadline is the caller's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may wait for room for its body: stores cut connections that stand still.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// Deadline for one file of a model bundle; such files are large.
 const FILE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
@@ -126,31 +130,77 @@ impl Store {
 
     /// Reads an object of 1 to `max_bytes` bytes, within `s3.timeout_ms` in all.
     pub async fn get(&self, object: ObjectRef<'_>, max_bytes: u64) -> Result<Object> {
-        let read = async {
-            let mut output = self.open(object).await?;
-            let announced = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(0);
-            if announced > max_bytes {
-                return Err(too_large(announced, max_bytes));
-            }
-            let mut bytes = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
-            while let Some(chunk) = output.body.try_next().await.map_err(fault::body)? {
-                // The announced length is the server's word; what arrives is counted too.
-                let length = (bytes.len() as u64).saturating_add(chunk.len() as u64);
-                if length > max_bytes {
-                    return Err(too_large(length, max_bytes));
-                }
-                bytes.extend_from_slice(&chunk);
-            }
-            if bytes.is_empty() {
-                return Err(Error::new(ErrorKind::EmptyObject, "the object has no bytes"));
-            }
-            let etag = output.e_tag().map(|etag| unquoted(etag).to_owned());
-            check_etag(object.etag, etag.as_deref())?;
-            Ok(Object { bytes, etag, version_id: output.version_id().map(str::to_owned) })
-        };
-        within(self.timeout, read).await.map_err(|error| {
+        let room = Room::new(max_bytes);
+        self.get_into(object, max_bytes, &room).await.map(|(object, _)| object)
+    }
+
+    /// The same, once there is room for its bytes, and what it takes up of it. Waiting for room
+    /// is no part of the deadline.
+    pub async fn get_into(
+        &self,
+        object: ObjectRef<'_>,
+        max_bytes: u64,
+        room: &Room,
+    ) -> Result<(Object, Taken)> {
+        self.opened_and_read(object, max_bytes, room).await.map_err(|error| {
             error.with("uri", format_args!("s3://{}/{}", object.bucket, object.key))
         })
+    }
+
+    async fn opened_and_read(
+        &self,
+        object: ObjectRef<'_>,
+        max_bytes: u64,
+        room: &Room,
+    ) -> Result<(Object, Taken)> {
+        // What an answer had no room for: taken before the next request.
+        let mut taken: Option<Taken> = None;
+        loop {
+            let began = Instant::now();
+            let output = within(self.timeout, self.open(object)).await?;
+            let left = self.timeout.saturating_sub(began.elapsed());
+            let announced = output.content_length().and_then(|length| u64::try_from(length).ok());
+            if let Some(bytes) = announced.filter(|bytes| *bytes > max_bytes) {
+                return Err(too_large(bytes, max_bytes));
+            }
+            let needed = announced.unwrap_or(max_bytes);
+            let found = match taken.take().filter(|taken| taken.holds(needed)) {
+                Some(enough) => Ok(enough),
+                None => tokio::time::timeout(ROOM_PATIENCE, room.take(needed)).await,
+            };
+            let Ok(found) = found else {
+                // Asked for again when there is room: nobody waits with an open connection.
+                drop(output);
+                taken = Some(room.take(needed).await);
+                continue;
+            };
+            let read = within(left, Self::body(output, object, announced, max_bytes)).await?;
+            return Ok((read, found));
+        }
+    }
+
+    /// Reads an answer to its end. HTTP holds the store to what it announced.
+    async fn body(
+        mut output: GetObjectOutput,
+        object: ObjectRef<'_>,
+        announced: Option<u64>,
+        max_bytes: u64,
+    ) -> Result<Object> {
+        let mut bytes = Vec::with_capacity(usize::try_from(announced.unwrap_or(0)).unwrap_or(0));
+        while let Some(chunk) = output.body.try_next().await.map_err(fault::body)? {
+            // The announced length is the server's word; what arrives is counted too.
+            let length = (bytes.len() as u64).saturating_add(chunk.len() as u64);
+            if length > max_bytes {
+                return Err(too_large(length, max_bytes));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if bytes.is_empty() {
+            return Err(Error::new(ErrorKind::EmptyObject, "the object has no bytes"));
+        }
+        let etag = output.e_tag().map(|etag| unquoted(etag).to_owned());
+        check_etag(object.etag, etag.as_deref())?;
+        Ok(Object { bytes, etag, version_id: output.version_id().map(str::to_owned) })
     }
 
     /// Asks for an object that does not exist: any answer about it, "no such key" or "forbidden",

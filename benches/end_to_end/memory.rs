@@ -42,7 +42,8 @@ async fn under_load(cluster: &Cluster) {
         .map(|number| bucket.put(&format!("{number}.png"), &picture(number as u32)))
         .collect();
     let uris: Vec<String> = pictures.iter().cycle().take(REFERENCES).cloned().collect();
-    let mut worker = Configuration::new("load", cluster, &topics, &bucket).start();
+    let mut worker =
+        Configuration::new("load", cluster, &topics, &bucket).without_repeats().start();
     worker.await_ready();
     println!("  idle, models/random{:7.1} MB", resident(&worker));
     refer(cluster, &topics, PARTITIONS as usize, &uris).await;

@@ -86,6 +86,7 @@ impl Bench {
             .collect();
         let mut worker = Configuration::new(name, cluster, &topics, &bucket)
             .replacing("models/random", model)
+            .without_repeats()
             .replacing("size: 8", &format!("size: {BATCH}"))
             .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
             .start();

@@ -275,6 +275,10 @@ pub struct Limits {
     /// References in flight in one worker; above it the partitions pause. Not below `batch.size`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
+    /// Bytes of objects in memory at once, from the answer of the object store until they are
+    /// decoded; above it fetching waits. Not below `limits.max_object_bytes`.
+    #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
+    pub fetch_bytes: u64,
     /// References to one object within so many milliseconds share one answer; 0 turns that off.
     /// One that names neither version nor ETag may be answered with the object's state of up to
     /// so long ago.
@@ -361,6 +365,7 @@ impl Default for Limits {
             max_pixels: 100_000_000,
             decode_timeout_ms: 30_000,
             max_in_flight: 512,
+            fetch_bytes: 256 << 20,
             repeat_window_ms: 5_000,
         }
     }

@@ -70,6 +70,16 @@ pub fn check(config: &Config) -> Result<(), Problem> {
             &format!("at least batch.size, which is {}", config.batch.size),
         ));
     }
+    if config.limits.fetch_bytes < config.limits.max_object_bytes {
+        return Err(Problem::new(
+            "limits.fetch_bytes",
+            config.limits.fetch_bytes,
+            &format!(
+                "at least limits.max_object_bytes, which is {}",
+                config.limits.max_object_bytes
+            ),
+        ));
+    }
     let Runtime { drain_timeout_ms, termination_grace_ms, providers, .. } = &config.runtime;
     if drain_timeout_ms.saturating_add(LEAVING_MS) > *termination_grace_ms {
         return Err(Problem::new(
@@ -304,6 +314,7 @@ mod tests {
             ("s3: {allowed_buckets: ['photos/../']}", "s3.allowed_buckets"),
             ("s3: {backoff_initial_ms: 10, backoff_max_ms: 9}", "s3.backoff_max_ms"),
             ("limits: {max_in_flight: 7}", "limits.max_in_flight"),
+            ("limits: {fetch_bytes: 67108863}", "limits.fetch_bytes"),
             ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
         ] {
             assert_eq!(path_of(&config(&format!(", {extra}"))).as_deref(), Some(path), "{extra}");

@@ -90,11 +90,15 @@ impl Clients {
         let mut producer = common;
         producer
             .set("linger.ms", "5")
-            // Captions are JSON that repeats itself; a user's `compression.codec` stands above it.
-            .set("compression.type", "zstd")
             // The broker refuses a transaction while it still ends the one before; with the
             // default of 100 ms that would be most of the time between two of them.
             .set("retry.backoff.ms", "20");
+        // Captions are JSON that repeats itself. The property has two names: a user's, whichever it
+        // is, must be the only one.
+        let names = ["compression.type", "compression.codec"];
+        if !names.iter().any(|name| kafka.properties.contains_key(*name)) {
+            producer.set("compression.type", "zstd");
+        }
         for (name, value) in &kafka.properties {
             consumer.set(name, value);
             producer.set(name, value);
@@ -366,6 +370,17 @@ mod tests {
         assert_eq!(short.message, Duration::from_millis(7_500));
         let given = Clients::new(&kafka(&[("delivery.timeout.ms", "9000")])).unwrap().timeouts;
         assert_eq!(given.message, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn captions_are_compressed_as_the_user_says_or_by_zstd() {
+        let producer = |properties| Clients::new(&kafka(properties)).unwrap().producer;
+        assert_eq!(producer(&[]).get("compression.type"), Some("zstd"));
+        for name in ["compression.type", "compression.codec"] {
+            let chosen = producer(&[(name, "none")]);
+            let set = ["compression.type", "compression.codec"].map(|name| chosen.get(name));
+            assert_eq!(set.into_iter().flatten().collect::<Vec<_>>(), ["none"]);
+        }
     }
 
     #[test]

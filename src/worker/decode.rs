@@ -130,8 +130,11 @@ impl Decode {
         if !self.shared.is_current(&image.origin) {
             return;
         }
-        let FetchedImage { origin, request, object, bytes, attempts, lead } = image;
-        match self.pixels(bytes, &place).await {
+        let FetchedImage { origin, request, object, bytes, taken, attempts, lead } = image;
+        let decoded = self.pixels(bytes, &place).await;
+        // A decoder that hangs keeps its bytes, but must not keep the others from theirs.
+        drop(taken);
+        match decoded {
             Ok(pixels) => {
                 let decoded = DecodedImage { origin, request, object, pixels, lead };
                 let full = Instant::now();

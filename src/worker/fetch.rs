@@ -2,7 +2,8 @@
 //!
 //! Transient failures are tried again with backoff; then, like permanent ones, they end as dead
 //! letters, but only where the store itself is up (`breaker`). A fetcher holds its place until the
-//! decoders take the image, so what waits in memory is bounded by `s3.concurrency`.
+//! decoders take the image, so what waits in memory is bounded by `s3.concurrency`, and by
+//! `limits.fetch_bytes` until it is decoded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
-use crate::s3::{Object, ObjectRef, Store};
+use crate::s3::{Object, ObjectRef, Room, Store, Taken};
 use crate::worker::breaker::{Asker, Rounds, Told, Verdict};
 use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
 use crate::worker::lead::{Joined, Lead, Leads};
@@ -23,6 +24,9 @@ use crate::worker::shared::{Shared, Step, panicked};
 
 /// Probes in a row that show that the store is up.
 const PROBES: u32 = 3;
+
+/// An object and the room that it takes up.
+type Fetched = (Object, Taken);
 
 pub struct Fetch {
     pub store: Store,
@@ -36,6 +40,7 @@ pub struct Fetch {
     concurrency: usize,
     allowed_buckets: Vec<String>,
     max_bytes: u64,
+    room: Room,
 }
 
 impl Fetch {
@@ -58,6 +63,7 @@ impl Fetch {
             concurrency: settings.s3.concurrency.max(1),
             allowed_buckets: settings.s3.allowed_buckets.clone(),
             max_bytes: settings.limits.max_object_bytes,
+            room: Room::new(settings.limits.fetch_bytes),
         }
     }
 
@@ -119,11 +125,12 @@ impl Fetch {
         }
         let wanted = || self.shared.is_current(&origin) && !self.shared.has_failed();
         match self.read(&request, &lead, wanted).await {
-            Ok((object, attempts)) => {
+            Ok(((object, taken), attempts)) => {
                 self.shared.metrics.fetched_bytes.add(object.bytes.len() as u64, &[]);
                 let state = ObjectState { etag: object.etag, version_id: object.version_id };
                 let bytes = object.bytes;
-                let image = FetchedImage { origin, request, object: state, bytes, attempts, lead };
+                let image =
+                    FetchedImage { origin, request, object: state, bytes, taken, attempts, lead };
                 // The decoders end before the fetchers only when the run has failed.
                 let _ = self.decode.send(image).await;
             }
@@ -148,7 +155,7 @@ impl Fetch {
         request: &ImageRequest,
         lead: &Lead,
         wanted: impl Fn() -> bool,
-    ) -> Result<(Object, u32), GaveUp> {
+    ) -> Result<(Fetched, u32), GaveUp> {
         if let Err(error) = allowed(&self.allowed_buckets, &request.bucket, &request.key) {
             return Err(GaveUp { error, attempts: 0 });
         }
@@ -164,7 +171,7 @@ impl Fetch {
         asker: Asker,
         (request, lead): (&ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
-    ) -> Result<(Object, u32), GaveUp> {
+    ) -> Result<(Fetched, u32), GaveUp> {
         let breaker = &self.shared.breaker;
         let (mut rounds, mut before) = (Rounds::default(), 0);
         loop {
@@ -200,7 +207,7 @@ impl Fetch {
         asker: Asker,
         (request, lead): (&ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
-    ) -> Result<(Object, u32), GaveUp> {
+    ) -> Result<(Fetched, u32), GaveUp> {
         let breaker = &self.shared.breaker;
         let object = ObjectRef {
             bucket: &request.bucket,
@@ -213,7 +220,7 @@ impl Fetch {
             || async {
                 let started = Instant::now();
                 lead.reads(started);
-                let read = self.store.get(object, self.max_bytes).await;
+                let read = self.store.get_into(object, self.max_bytes, &self.room).await;
                 self.shared.busy(Step::Fetch, started);
                 let answer = match &read {
                     Ok(_) => Told::Object,

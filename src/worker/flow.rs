@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::engine::Caption;
 use crate::error::Error;
 use crate::image::DecodedPixels;
+use crate::s3::Taken;
 use crate::worker::lead::Lead;
 use crate::worker::message::{ImageRequest, Original, SourcePosition, Stage};
 
@@ -66,6 +67,8 @@ pub struct FetchedImage {
     pub request: ImageRequest,
     pub object: ObjectState,
     pub bytes: Vec<u8>,
+    /// The room that the bytes take up, until they are decoded.
+    pub taken: Taken,
     /// Tries that fetching took.
     pub attempts: u32,
     pub lead: Lead,

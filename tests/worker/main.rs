@@ -3,6 +3,7 @@
 mod access;
 mod ambiguous;
 mod bucket;
+mod compressed;
 mod faults;
 mod fences;
 mod flow;

@@ -63,6 +63,11 @@ impl Configuration {
         self.replacing(input, &format!("  group_instance_id: {id}\n{input}"))
     }
 
+    /// The same, reading and captioning an object anew for each reference.
+    pub fn without_repeats(self) -> Self {
+        self.replacing("limits:\n", "limits:\n  repeat_window_ms: 0\n")
+    }
+
     /// The same with everything in its log.
     pub fn with_debug_log(mut self) -> Self {
         self.log = "info,fusioncap=debug";

@@ -135,9 +135,7 @@ async fn without_a_window_each_reference_reads_its_object() {
     let topics = cluster.topics(2).await;
     let (store, requests) = counting_store().await;
     refer(&cluster, &topics, 40, |number| format!("{}.png", number % 4)).await;
-    let worker = configuration(&cluster, &topics, &bucket, store)
-        .replacing("limits:\n", "limits:\n  repeat_window_ms: 0\n")
-        .start();
+    let worker = configuration(&cluster, &topics, &bucket, store).without_repeats().start();
     assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
     assert_eq!(requests.lock().unwrap().values().sum::<usize>(), 40);
     assert_eq!(worker.metric("fusioncap_repeats_total"), 0.0);
