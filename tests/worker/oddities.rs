@@ -52,7 +52,10 @@ async fn a_caption_that_its_topic_does_not_take_becomes_a_dead_letter() {
         .zip(lengths)
         .map(|(&offset, length)| ((0, offset), outcome(length)))
         .collect();
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        // Or everything would fit.
+        .with_property("compression.type", "none")
+        .start();
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     let records = cluster.await_records(&both, expected.len(), PATIENCE);
     assert_exactly_once(&records, &expected);
@@ -81,6 +84,8 @@ async fn captions_that_their_topic_takes_one_by_one_are_written_one_by_one() {
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         // All in one partition's batch.
         .with_property("sticky.partitioning.linger.ms", "1000")
+        // Or the batch would fit.
+        .with_property("compression.type", "none")
         .start();
     worker.await_log("\"transaction failed\"", 1);
     assert!(worker.log().contains("Message size too large"), "{}", worker.log());
