@@ -374,7 +374,9 @@ mod tests {
 
     #[test]
     fn captions_are_compressed_as_the_user_says_or_by_zstd() {
-        let producer = |properties| Clients::new(&kafka(properties)).unwrap().producer;
+        fn producer(properties: &[(&str, &str)]) -> ClientConfig {
+            Clients::new(&kafka(properties)).unwrap().producer
+        }
         assert_eq!(producer(&[]).get("compression.type"), Some("zstd"));
         for name in ["compression.type", "compression.codec"] {
             let chosen = producer(&[(name, "none")]);

@@ -53,7 +53,7 @@ async fn a_caption_that_its_topic_does_not_take_becomes_a_dead_letter() {
         .map(|(&offset, length)| ((0, offset), outcome(length)))
         .collect();
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        // Compressed, these would fit.
+        // Or everything would fit.
         .with_property("compression.type", "none")
         .start();
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
@@ -82,10 +82,10 @@ async fn captions_that_their_topic_takes_one_by_one_are_written_one_by_one() {
     let expected: HashMap<(i32, i64), Expected> =
         offsets.iter().map(|&offset| ((0, offset), Expected::Caption)).collect();
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        // Captions of one picture would fit, compressed.
-        .with_property("compression.type", "none")
         // All in one partition's batch.
         .with_property("sticky.partitioning.linger.ms", "1000")
+        // Or the batch would fit.
+        .with_property("compression.type", "none")
         .start();
     worker.await_log("\"transaction failed\"", 1);
     assert!(worker.log().contains("Message size too large"), "{}", worker.log());
