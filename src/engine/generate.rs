@@ -101,11 +101,6 @@ impl<'a> Search<'a> {
         self.steps >= longest || self.active.is_empty()
     }
 
-    /// Images that have rows in the next step, as many as beams each.
-    pub fn active(&self) -> usize {
-        self.active.len()
-    }
-
     /// Takes one step's candidates, one entry for each image that was in it.
     pub fn advance<'c>(&mut self, candidates: impl Iterator<Item = Candidates<'c>>) {
         self.steps += 1;
@@ -392,7 +387,6 @@ mod tests {
             }));
         };
         advance(&mut search, [5, EOS, 6]);
-        assert_eq!(search.active(), 2);
         assert_eq!(search.last_tokens(), [5, 6]);
         assert_eq!(search.parents(1), [0, 2]);
         advance(&mut search, [7, 8, EOS]);

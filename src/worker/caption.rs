@@ -30,6 +30,10 @@ impl Captioner {
             if self.shared.has_failed() {
                 return Ok(());
             }
+            // What is stale in part is captioned whole; the publisher drops that part.
+            if !batch.images.iter().any(|image| self.shared.is_current(&image.origin)) {
+                continue;
+            }
             let outcomes = self.one(batch)?;
             // The publisher ends first only when the run is over.
             let _ = self.publisher.send(Event::Finished(outcomes));

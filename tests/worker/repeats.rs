@@ -3,10 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,25 +14,16 @@ use serde_json::json;
 use crate::bucket::{Bucket, picture, uri};
 use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::Configuration;
+use crate::retries::{Requests, store};
 use crate::shared_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const OBJECTS: usize = 10;
 const REFERENCES: usize = 200;
 
-/// How often each key was asked for.
-type Requests = Arc<Mutex<HashMap<String, usize>>>;
-
 /// A store that counts: `bad.png` is no image, `missing.png` is not there.
 async fn counting_store() -> (SocketAddr, Requests) {
-    let requests = Requests::default();
-    let router = Router::new()
-        .route("/photos/{key}", axum::routing::get(answer))
-        .with_state(requests.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    (address, requests)
+    store(axum::routing::get(answer)).await
 }
 
 async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Response {

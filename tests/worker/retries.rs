@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
@@ -21,15 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_ATTEMPTS: usize = 3;
 
 /// How often each key was asked for.
-type Requests = Arc<Mutex<HashMap<String, usize>>>;
+pub type Requests = Arc<Mutex<HashMap<String, usize>>>;
 
 /// Answers as an object store that is up, but for some objects: `throttled.png` never comes,
 /// `broken.png` neither, and `late.png` at the last attempt.
 async fn troubled_store() -> (SocketAddr, Requests) {
+    store(axum::routing::get(answer)).await
+}
+
+/// An object store whose one bucket `answers`.
+pub async fn store(answers: MethodRouter<Requests>) -> (SocketAddr, Requests) {
     let requests = Requests::default();
-    let router = Router::new()
-        .route("/photos/{key}", axum::routing::get(answer))
-        .with_state(requests.clone());
+    let router = Router::new().route("/photos/{key}", answers).with_state(requests.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
