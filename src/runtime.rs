@@ -20,6 +20,9 @@ const LIBRARY: &str = "libonnxruntime.so";
 /// Where `make onnxruntime` puts the library, relative to the project.
 const TOOLS: &str = ".tools/onnxruntime/lib";
 
+/// Each instance has its own copy of the weights: on many cores, they get more threads instead.
+const MOST_INSTANCES: usize = 4;
+
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 
@@ -116,12 +119,25 @@ fn configure(
         .map_err(refused)
 }
 
-/// ONNX Runtime itself would count the machine's cores, not those of the container.
+/// How many sessions of each graph work at once: one on an accelerator.
+pub fn instances(settings: &Runtime) -> usize {
+    match (settings.providers.first(), settings.instances) {
+        (Some(Provider::Cuda | Provider::Tensorrt), _) => 1,
+        (_, 0) => (cores() / settings.intra_threads.max(1)).clamp(1, MOST_INSTANCES),
+        (_, instances) => instances,
+    }
+}
+
 fn threads(settings: &Runtime) -> usize {
     match settings.intra_threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => (cores() / instances(settings)).max(1),
         threads => threads,
     }
+}
+
+/// ONNX Runtime itself would count the machine's, not those of the container.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The wanted providers, in order. The CPU needs no entry: ONNX Runtime always has it, and it can

@@ -2,7 +2,8 @@
 //! real Kafka broker and a real S3 server. All of them share this machine's cores with it, so
 //! what counts are the ratios.
 //!
-//! `make bench`; one part of it: `cargo bench --bench end_to_end -- throughput`.
+//! `make bench`; one part of it: `cargo bench --bench end_to_end -- throughput` (or `small` or
+//! `large` photos of that, `publish`, `memory`, `verify`).
 
 mod memory;
 mod publish;
@@ -47,8 +48,9 @@ async fn main() {
     let cluster = Cluster::start(1);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     println!("{cores} cores, which the worker shares with the broker and the S3 server");
-    if wanted("throughput") {
-        throughput::measure(&cluster).await;
+    let (both, small, large) = (wanted("throughput"), wanted("small"), wanted("large"));
+    if both || small || large {
+        throughput::measure(&cluster, both || small, both || large).await;
     }
     if wanted("publish") {
         publish::measure(&cluster).await;

@@ -2,14 +2,12 @@
 //! against decoding alone where that is (12-megapixel photos and the smallest bundle). The
 //! difference is what it costs to consume, fetch and publish, and whatever waits for something.
 
-use std::io::Cursor;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fusioncap::bundle::Bundle;
 use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
 use fusioncap::engine::Engine;
-use image::DynamicImage;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
 
@@ -20,45 +18,55 @@ use crate::{median, refer, table, timed};
 
 const ROUNDS: usize = 3;
 /// How often each sample photo comes, each time as another object.
-const REPEATS: usize = 48;
-const LARGE_REPEATS: usize = 16;
+const REPEATS: usize = 120;
+const LARGE_REPEATS: usize = 64;
 pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub type Photo = (String, Vec<u8>);
 
-pub async fn measure(cluster: &Cluster) {
-    let small = photos();
-    let large: Vec<Photo> =
-        small.iter().map(|(name, bytes)| (name.clone(), twelve_megapixels(bytes))).collect();
+/// One of the two, or both.
+pub async fn measure(cluster: &Cluster, small: bool, large: bool) {
+    let mut rows = Vec::new();
+    if small {
+        rows.push(("end to end / engine alone", by_model(cluster).await));
+    }
+    if large {
+        let name = "end to end / decoding alone, 12 megapixels";
+        rows.push((name, by_decoding(cluster).await));
+    }
+    table::head("throughput");
+    for (name, figures) in rows {
+        table::row(name, figures.ratio(), Some(0.9));
+    }
+}
 
-    let mut bench = Bench::start(cluster, "models/tiny", "model", &small, REPEATS).await;
+async fn by_model(cluster: &Cluster) -> Figures {
+    let photos = taken(500, 375);
+    let mut bench = Bench::start(cluster, "models/tiny", "model", &photos, REPEATS).await;
     let mut engine = load("models/tiny");
-    let pixels = decode(&engine, &small, REPEATS);
+    let pixels = decode(&engine, &photos, REPEATS);
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         alone.push(bench.rate(timed(|| caption(&mut engine, &pixels))));
         whole.push(bench.round(cluster).await);
     }
-    let by_model = Figures::new("the engine alone", alone, whole);
-    bench.report("sample photos, models/tiny");
-    by_model.print();
+    bench.report("500 x 375, models/tiny");
+    Figures::new("the engine alone", alone, whole)
+}
 
-    let mut bench = Bench::start(cluster, "models/random", "decode", &large, LARGE_REPEATS).await;
+async fn by_decoding(cluster: &Cluster) -> Figures {
+    let photos = taken(4000, 3000);
+    let mut bench = Bench::start(cluster, "models/random", "decode", &photos, LARGE_REPEATS).await;
     let engine = load("models/random");
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        alone.push(bench.rate(timed(|| decode_on_all_cores(&engine, &large, LARGE_REPEATS))));
+        alone.push(bench.rate(timed(|| decode_on_all_cores(&engine, &photos, LARGE_REPEATS))));
         whole.push(bench.round(cluster).await);
     }
-    let by_decoding = Figures::new("decoding alone", alone, whole);
-    bench.report("12-megapixel photos, models/random");
-    by_decoding.print();
-
-    table::head("throughput");
-    table::row("end to end / engine alone", by_model.ratio(), Some(0.9));
-    table::row("end to end / decoding alone, 12 megapixels", by_decoding.ratio(), Some(0.9));
+    bench.report("12 megapixels, models/random");
+    Figures::new("decoding alone", alone, whole)
 }
 
 /// A worker and what it is given in each round.
@@ -89,6 +97,7 @@ impl Bench {
             .without_repeats()
             .replacing("size: 8", &format!("size: {BATCH}"))
             .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
+            .replacing("max_in_flight: 128", "max_in_flight: 512")
             .start();
         worker.await_ready();
         let mut bench = Self { worker, topics, uris, done: 0, _bucket: bucket };
@@ -133,7 +142,9 @@ struct Figures {
 
 impl Figures {
     fn new(against: &'static str, alone: Vec<f64>, whole: Vec<f64>) -> Self {
-        Self { against, alone: median(alone), whole: median(whole) }
+        let figures = Self { against, alone: median(alone), whole: median(whole) };
+        figures.print();
+        figures
     }
 
     fn ratio(&self) -> f64 {
@@ -147,14 +158,16 @@ impl Figures {
     }
 }
 
-/// `photo` as a camera would have taken it.
-fn twelve_megapixels(photo: &[u8]) -> Vec<u8> {
-    let small = image::load_from_memory(photo).unwrap();
-    let large = small.resize_to_fill(4000, 3000, FilterType::Triangle);
-    let mut bytes = Cursor::new(Vec::new());
-    let encoder = JpegEncoder::new_with_quality(&mut bytes, 88);
-    DynamicImage::ImageRgb8(large.into_rgb8()).write_with_encoder(encoder).unwrap();
-    bytes.into_inner()
+/// The sample photos as a camera of that size would have taken them.
+fn taken(width: u32, height: u32) -> Vec<Photo> {
+    let taken = |(name, photo): (String, Vec<u8>)| {
+        let photo = image::load_from_memory(&photo).unwrap();
+        let scaled = photo.resize_to_fill(width, height, FilterType::Triangle).into_rgb8();
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, 88).encode_image(&scaled).unwrap();
+        (name, bytes)
+    };
+    photos().into_iter().map(taken).collect()
 }
 
 /// The sample photos, by name.
@@ -220,6 +233,6 @@ fn await_captions(worker: &mut Worker, count: usize) {
     while worker.metric("fusioncap_captions_total") < count as f64 {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "too slow:\n{}", worker.log());
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }

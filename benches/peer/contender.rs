@@ -51,7 +51,8 @@ impl Contender {
             .replacing("size: 8", &format!("size: {BATCH}"))
             // Large photos come one by one; a batch that waits costs less than one that is padded.
             .replacing("linger_ms: 20", "linger_ms: 2000")
-            .replacing("max_object_bytes: 1000000", "max_object_bytes: 50000000");
+            .replacing("max_object_bytes: 1000000", "max_object_bytes: 50000000")
+            .replacing("max_in_flight: 128", "max_in_flight: 512");
         let mut worker = configuration.start();
         worker.await_ready();
         let reader = reader(cluster, &topics);

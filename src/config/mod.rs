@@ -30,6 +30,9 @@ pub use reference::reference;
 pub use secret::{Properties, Secret};
 pub use validate::{LEAVING_MS, protected};
 
+/// Kafka Streams commits as often where it is exactly-once.
+pub const DEFAULT_COMMIT_INTERVAL_MS: u64 = 100;
+
 /// What the worker runs with.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +91,12 @@ pub struct Kafka {
     #[serde(default = "defaults::dead_letter_topic")]
     #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub dead_letter_topic: String,
+    /// A transaction begins no sooner than this after the one before, in milliseconds, unless a
+    /// quarter of `limits.max_in_flight` is finished: how long a caption may wait for others to be
+    /// committed with.
+    #[serde(default = "defaults::commit_interval_ms")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub commit_interval_ms: u64,
     /// Any librdkafka property, for consumer and producer alike; those that exactly-once
     /// delivery rests on are refused.
     #[serde(default)]
@@ -231,8 +240,12 @@ pub struct Runtime {
     pub tensorrt_cache: Option<PathBuf>,
     /// Let engines compute in 16 bits. For `tensorrt`.
     pub tensorrt_fp16: bool,
-    /// Threads inside ONNX Runtime, for each of a bundle's graphs; 0 is one for each core that
-    /// the process may use (a container's CPU limit counts).
+    /// Sessions of each of a bundle's graphs that work at once on the CPU, each with its own copy
+    /// of the weights; 0 is one for each core that the process may use, at most 4.
+    #[schemars(range(min = 0, max = 64))]
+    pub instances: usize,
+    /// Threads of each of these sessions; 0 is its share of the cores that the process may use
+    /// (a container's CPU limit counts).
     #[schemars(range(min = 0, max = 1024))]
     pub intra_threads: usize,
     /// Threads that decode images; 0 is one for each core that the process may use.
@@ -303,6 +316,9 @@ mod defaults {
     pub fn group() -> String {
         "fusioncap".into()
     }
+    pub fn commit_interval_ms() -> u64 {
+        super::DEFAULT_COMMIT_INTERVAL_MS
+    }
     pub fn input_topic() -> String {
         "images.in".into()
     }
@@ -349,6 +365,7 @@ impl Default for Runtime {
             cuda_tf32: true,
             tensorrt_cache: None,
             tensorrt_fp16: false,
+            instances: 0,
             intra_threads: 0,
             decode_threads: 0,
             library: None,

@@ -1,66 +1,84 @@
 //! Pixels to what the decoder starts from: the vision tower and the prefix of a bundle.
 //!
-//! It runs at a few fixed batch sizes. A batch takes the smallest that holds it and is padded with
-//! blank images, whose rows are dropped before the decoder.
+//! It runs at a few fixed sizes, padded with blank images whose rows are dropped before the
+//! decoder. An accelerator takes a batch whole. On the CPU a batch is cut into slices, whose
+//! activations stay in a core's cache, and its instances take one slice after another.
 
-use ort::session::{Session, SessionOutputs};
-use ort::value::{DynValue, Tensor, TensorRef};
-
-use super::session::{LEAST_ROWS, failed, read, take};
+use super::instances::Threads;
+use super::session::LEAST_ROWS;
+use super::tower::Tower;
 use super::{Pixels, Seen, wrong_size};
-use crate::bundle::{Bundle, PREFIX, VISION};
-use crate::config::Runtime;
-use crate::error::{Error, ErrorKind, Result};
+use crate::bundle::Bundle;
+use crate::config::{Provider, Runtime};
+use crate::error::Result;
 use crate::image::Preprocessor;
 
-/// The prefix's output that says where its local queries looked.
-const ATTENTION: &str = "local_attention";
+/// Images that one instance on the CPU encodes at once.
+pub const SLICE: usize = 4;
 
 /// The first half of an engine. One owner runs it; it is `Send`.
 pub struct Encoder {
-    vision: Session,
-    prefix: Session,
-    /// Which of the vision tower's outputs the prefix is made from.
-    prefix_inputs: Vec<String>,
-    keep_attention: bool,
+    threads: Threads,
+    /// One for each thread.
+    towers: Vec<Tower>,
     preprocessor: Preprocessor,
-    embedding_dim: usize,
-    num_patches: usize,
-    /// Ascending; the last is the batch size.
+    batch_size: usize,
+    /// Images that a tower may be given at once, ascending.
     sizes: Vec<usize>,
     /// For callers that have images and no [`Pixels`]; none while it is lent out.
     pixels: Option<Pixels>,
 }
 
 /// A batch's prefix for the decoder and the embeddings it came from.
+#[derive(Default)]
 pub struct Encoded {
     pub images: usize,
-    /// Row-major `[rows, prefix_length, hidden_size]`: of the images, and of one that is blank
-    /// where there would be one row alone in a batch that may be larger.
+    /// Row-major `[images, prefix_length, hidden_size]`.
     pub prefix: Vec<f32>,
-    /// As many as `prefix` has.
-    pub rows: usize,
     /// Unit length, row-major `[images, embedding_dim]`.
     pub embeddings: Vec<f32>,
     /// Row-major `[images, prefix_length, num_patches]`, or empty.
     pub attention: Vec<f32>,
 }
 
+impl Encoded {
+    fn joined(parts: Vec<Self>) -> Self {
+        parts.into_iter().reduce(Self::with).unwrap_or_default()
+    }
+
+    fn with(mut self, next: Self) -> Self {
+        self.images += next.images;
+        self.prefix.extend(next.prefix);
+        self.embeddings.extend(next.embeddings);
+        self.attention.extend(next.attention);
+        self
+    }
+}
+
+/// Images of a batch that a tower encodes at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slice {
+    first: usize,
+    images: usize,
+    /// Rows, those without an image counted.
+    size: usize,
+}
+
 impl Encoder {
-    /// Loads the two graphs, to run at `sizes`, ascending and not empty.
-    pub fn load(bundle: &Bundle, runtime: &Runtime, sizes: Vec<usize>) -> Result<Self> {
-        let open = |name| crate::runtime::session(runtime, &bundle.path(name));
-        let (vision, prefix) = (open(VISION)?, open(PREFIX)?);
-        let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
+    /// Loads the two graphs for batches of up to `batch_size` images.
+    pub fn load(
+        bundle: &Bundle,
+        runtime: &Runtime,
+        threads: Threads,
+        batch_size: usize,
+    ) -> Result<Self> {
+        let batch_size = batch_size.max(1);
         Ok(Self {
-            prefix_inputs: prefix.inputs().iter().map(|input| input.name().to_owned()).collect(),
-            vision,
-            prefix,
-            keep_attention: false,
-            preprocessor,
-            embedding_dim: bundle.config.embedding_dim,
-            num_patches: bundle.config.num_patches,
-            sizes,
+            towers: threads.instances(|| Tower::load(bundle, runtime))?,
+            threads,
+            preprocessor: Preprocessor::new(bundle.preprocessor.clone())?,
+            batch_size,
+            sizes: sizes(runtime, batch_size),
             pixels: None,
         })
     }
@@ -71,23 +89,28 @@ impl Encoder {
 
     /// Most images that one batch may have.
     pub fn batch_size(&self) -> usize {
-        self.sizes.last().copied().unwrap_or(1)
+        self.batch_size
     }
 
-    /// Runs every batch size once, blank, so that no batch waits for what is set up once.
+    /// Runs every tower once at every size, blank, so that no batch waits for what is set up once;
+    /// a blank batch's encoding.
     pub fn warm_up(&mut self) -> Result<Encoded> {
         let (height, width) = self.preprocessor.input_size();
         let blank = vec![0; 3 * height * width];
-        let smaller: Vec<usize> = self.sizes.split_last().map_or(vec![], |(_, rest)| rest.to_vec());
-        for size in smaller {
-            self.encode(&vec![blank.as_slice(); size])?;
+        let largest = self.sizes.last().map_or(1, |size| size * 3 * height * width);
+        let pixels = vec![0.0; largest];
+        for tower in &mut self.towers {
+            for size in &self.sizes {
+                let values = &pixels[..size * 3 * height * width];
+                tower.look(values, [*size, 3, height, width], *size)?;
+            }
         }
-        self.encode(&vec![blank.as_slice(); self.batch_size()])
+        self.encode(&vec![blank.as_slice(); self.batch_size])
     }
 
     /// From now on [`Encoded::attention`] is filled, if the prefix has local queries.
     pub fn keep_attention(&mut self) {
-        self.keep_attention = true;
+        self.towers.iter_mut().for_each(Tower::keep_attention);
     }
 
     /// Encodes 1 to `batch_size` images, each 8-bit RGB at the model's input size, in order.
@@ -95,7 +118,7 @@ impl Encoder {
     /// # Errors
     /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
     pub fn encode(&mut self, images: &[&[u8]]) -> Result<Encoded> {
-        let new = || Pixels::new(&self.preprocessor, self.sizes.last().copied().unwrap_or(1));
+        let new = || Pixels::new(&self.preprocessor, self.batch_size);
         let mut pixels = self.pixels.take().unwrap_or_else(new);
         pixels.clear();
         for image in images {
@@ -111,19 +134,14 @@ impl Encoder {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
-        let images = pixels.images();
-        let size = self.size(images)?;
+        let slices = self.slices(pixels.images())?;
         let (height, width) = self.preprocessor.input_size();
-        let batch = pixels.padded(size);
-        let input =
-            TensorRef::from_array_view(([size, 3, height, width], batch)).map_err(failed)?;
-        let mut seen = self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?;
-        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
-        for name in &self.prefix_inputs {
-            inputs.push((name.clone(), take(&mut seen, name)?));
-        }
-        drop(seen);
-        self.map(inputs, images, size)
+        pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.size));
+        let look = |tower: &mut Tower, Slice { first, images, size }| {
+            tower.look(pixels.places(first, size), [size, 3, height, width], images)
+        };
+        let parts = self.threads.share(&mut self.towers, slices, look);
+        Ok(Encoded::joined(parts?))
     }
 
     /// Encodes 1 to `batch_size` images of which a vision tower's outputs are there already.
@@ -131,66 +149,38 @@ impl Encoder {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_seen(&mut self, images: &[Seen]) -> Result<Encoded> {
-        let (dim, patches) = (self.embedding_dim, self.num_patches);
-        let size = self.size(images.len())?;
-        let fits = |seen: &Seen| seen.image.len() == dim && seen.patches.len() == patches * dim;
-        if !images.iter().all(fits) {
-            return Err(Error::new(ErrorKind::Internal, "embeddings of the wrong size"));
-        }
-        let padded = |part: fn(&Seen) -> &Vec<f32>, width: usize| {
-            let mut rows: Vec<f32> = images.iter().flat_map(part).copied().collect();
-            // Not zeros, which have no direction.
-            rows.resize(size * width, 1.0);
-            rows
+        let slices = self.slices(images.len())?;
+        let recall = |tower: &mut Tower, Slice { first, images: count, size }| {
+            tower.recall(&images[first..first + count], size)
         };
-        let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
-        for name in &self.prefix_inputs {
-            let tensor = match name.as_str() {
-                "patch_embeds" => {
-                    let parts = padded(|seen| &seen.patches, patches * dim);
-                    Tensor::from_array(([size, patches, dim].to_vec(), parts))
-                }
-                _ => Tensor::from_array(([size, dim].to_vec(), padded(|seen| &seen.image, dim))),
-            };
-            inputs.push((name.clone(), tensor.map_err(failed)?.into_dyn()));
-        }
-        self.map(inputs, images.len(), size)
+        let parts = self.threads.share(&mut self.towers, slices, recall);
+        Ok(Encoded::joined(parts?))
     }
 
-    /// The smallest batch size that holds `images`.
-    fn size(&self, images: usize) -> Result<usize> {
-        let size = self.sizes.iter().copied().find(|size| *size >= images);
-        size.filter(|_| images > 0).ok_or_else(|| wrong_size(images, self.batch_size()))
-    }
-
-    /// Runs the prefix over `size` images, of which the first `images` are wanted.
-    fn map(
-        &mut self,
-        inputs: Vec<(String, DynValue)>,
-        images: usize,
-        size: usize,
-    ) -> Result<Encoded> {
-        let mut mapped = self.prefix.run(inputs).map_err(failed)?;
-        let mut embeddings: Vec<f32> = read(&mut mapped, "embedding", size * self.embedding_dim)?;
-        embeddings.truncate(images * self.embedding_dim);
-        let attention = match self.keep_attention && mapped.contains_key(ATTENTION) {
-            true => first(&mut mapped, ATTENTION, images, size)?,
-            false => Vec::new(),
+    /// A batch of `images` in slices: as many as keep all instances at work, none larger than the
+    /// largest size.
+    fn slices(&self, images: usize) -> Result<Vec<Slice>> {
+        if images == 0 || images > self.batch_size {
+            return Err(wrong_size(images, self.batch_size));
+        }
+        let largest = self.sizes.last().copied().unwrap_or(1);
+        let length = images.div_ceil(self.threads.count()).max(LEAST_ROWS).min(largest);
+        let slice = |first| {
+            let images = length.min(images - first);
+            let size = self.sizes.iter().copied().find(|size| *size >= images);
+            Slice { first, images, size: size.unwrap_or(images) }
         };
-        let rows = images.max(LEAST_ROWS).min(size);
-        let prefix = first(&mut mapped, "prefix", rows, size)?;
-        Ok(Encoded { images, prefix, rows, embeddings, attention })
+        Ok((0..images).step_by(length).map(slice).collect())
     }
 }
 
-/// The first `wanted` of an output's `size` rows.
-fn first(
-    outputs: &mut SessionOutputs<'_>,
-    name: &str,
-    wanted: usize,
-    size: usize,
-) -> Result<Vec<f32>> {
-    let value = take(outputs, name)?;
-    let (_, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
-    Ok(data[..data.len() / size * wanted].to_vec())
+/// The sizes that a tower runs at. An accelerator picks its kernels by the size, and another one
+/// may round differently: there, one size serves all.
+fn sizes(runtime: &Runtime, batch_size: usize) -> Vec<usize> {
+    if runtime.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
+        return vec![batch_size];
+    }
+    let mut sizes = [LEAST_ROWS, SLICE].map(|size| size.min(batch_size)).to_vec();
+    sizes.dedup();
+    sizes
 }

@@ -1,21 +1,24 @@
 //! A bundle running in ONNX Runtime: pixels in, captions out.
 //!
 //! Two halves, each of which can run on a thread of its own: [`Encoder`] (vision tower and prefix)
-//! and [`Writer`] (decoder and tokenizer). Batches come in a few fixed sizes, short ones padded,
-//! and no kernel in use mixes the rows of a batch: same input, same caption, whatever shares its
-//! batch.
+//! and [`Writer`] (decoder and tokenizer). Images are encoded in a few fixed sizes, short ones
+//! padded, and no kernel in use mixes the rows of a batch: same input, same caption, whatever
+//! shares its batch.
 
 mod encoder;
 pub mod generate;
+mod instances;
 mod pixels;
 mod session;
+mod tower;
 mod writer;
 
 use crate::bundle::Bundle;
-use crate::config::{Model, Provider, Runtime};
+use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
 pub use encoder::{Encoded, Encoder};
+use instances::Threads;
 pub use pixels::Pixels;
 pub use writer::Writer;
 
@@ -61,8 +64,9 @@ impl Engine {
         model: &Model,
         batch_size: usize,
     ) -> Result<Self> {
-        let writer = Writer::load(bundle.clone(), runtime, model)?;
-        let encoder = Encoder::load(&bundle, runtime, sizes(runtime, batch_size))?;
+        let threads = Threads::start(crate::runtime::instances(runtime))?;
+        let writer = Writer::load(bundle.clone(), runtime, model, threads.clone())?;
+        let encoder = Encoder::load(&bundle, runtime, threads, batch_size)?;
         let mut engine = Self { bundle, encoder, writer };
         let blank = engine.encoder.warm_up()?;
         engine.writer.write(blank)?;
@@ -108,20 +112,6 @@ impl Engine {
         let encoded = self.encoder.encode_seen(images)?;
         self.writer.write(encoded)
     }
-}
-
-/// The batch sizes that the encoder runs at. An accelerator picks its kernels by the size, and
-/// another one may round differently: there, one size serves all.
-fn sizes(runtime: &Runtime, batch_size: usize) -> Vec<usize> {
-    let largest = batch_size.max(1);
-    if runtime.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
-        return vec![largest];
-    }
-    let least = session::LEAST_ROWS.min(largest);
-    let mut sizes: Vec<usize> =
-        [least, largest / 4, largest / 2, largest].map(|size| size.max(least)).to_vec();
-    sizes.dedup();
-    sizes
 }
 
 fn wrong_size(images: usize, largest: usize) -> Error {

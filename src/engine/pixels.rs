@@ -1,5 +1,6 @@
 //! The vision tower's input for one batch, written image by image as they are decoded.
 
+use super::encoder::SLICE;
 use super::wrong_size;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
@@ -7,7 +8,9 @@ use crate::image::Preprocessor;
 /// Up to `capacity` images as normalised planes, `[images, 3, height, width]`. Made once and used
 /// again for batch after batch.
 pub struct Pixels {
+    /// Of `capacity` images and of those that pad the last slice.
     values: Vec<f32>,
+    capacity: usize,
     /// Values of one image.
     stride: usize,
     images: usize,
@@ -17,7 +20,8 @@ impl Pixels {
     pub fn new(preprocessor: &Preprocessor, capacity: usize) -> Self {
         let (height, width) = preprocessor.input_size();
         let stride = 3 * height * width;
-        Self { values: vec![0.0; capacity * stride], stride, images: 0 }
+        let places = capacity.next_multiple_of(SLICE);
+        Self { values: vec![0.0; places * stride], capacity, stride, images: 0 }
     }
 
     pub fn images(&self) -> usize {
@@ -38,9 +42,9 @@ impl Pixels {
                 .with("bytes", rgb.len())
                 .with("expected", self.stride));
         }
-        let capacity = self.values.len() / self.stride;
-        let place = self.values.chunks_exact_mut(self.stride).nth(self.images);
-        let place = place.ok_or_else(|| wrong_size(self.images + 1, capacity))?;
+        let places = self.values.chunks_exact_mut(self.stride).take(self.capacity);
+        let place = { places }.nth(self.images);
+        let place = place.ok_or_else(|| wrong_size(self.images + 1, self.capacity))?;
         preprocessor.normalise(rgb, place);
         self.images += 1;
         Ok(())
@@ -59,11 +63,15 @@ impl Pixels {
         self.images = kept;
     }
 
-    /// The first `size` places, those without an image blank.
-    pub(super) fn padded(&mut self, size: usize) -> &[f32] {
-        let (used, end) = (self.images * self.stride, size * self.stride);
-        self.values[used..end].fill(0.0);
-        &self.values[..end]
+    /// Makes the places up to `end` that have no image blank.
+    pub(super) fn pad(&mut self, end: usize) {
+        let used = self.images * self.stride;
+        self.values[used..(end * self.stride).max(used)].fill(0.0);
+    }
+
+    /// `size` places, `[size, 3, height, width]`.
+    pub(super) fn places(&self, first: usize, size: usize) -> &[f32] {
+        &self.values[first * self.stride..(first + size) * self.stride]
     }
 }
 
@@ -97,9 +105,12 @@ mod tests {
         assert!(pixels.push(&preprocessor, &[4; 6]).is_err(), "two pixels are no image");
         pixels.retain(|image| image != 1);
         assert_eq!(pixels.images(), 2);
-        assert_eq!(pixels.padded(3), [1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0]);
+        pixels.pad(3);
+        assert_eq!(pixels.places(0, 3), [1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0]);
         pixels.clear();
         pixels.push(&preprocessor, &[7; 3]).unwrap();
-        assert_eq!(pixels.padded(2), [7.0, 7.0, 7.0, 0.0, 0.0, 0.0]);
+        pixels.pad(4);
+        assert_eq!(pixels.places(0, 2), [7.0, 7.0, 7.0, 0.0, 0.0, 0.0]);
+        assert_eq!(pixels.places(1, 3), [0.0; 9], "there is room to pad a slice");
     }
 }

@@ -38,22 +38,25 @@ impl Decoder {
         })
     }
 
-    /// Finds captions for `images` images, whose prefixes are the first of `prefix`,
-    /// `[rows, prefix_length, hidden_size]`.
+    /// Finds captions for the images that `prefix` has a row for,
+    /// `[images, prefix_length, hidden_size]`.
     pub fn generate(
         &mut self,
         bundle: &Bundle,
         settings: &GenerationConfig,
-        prefix: Vec<f32>,
-        [images, rows]: [usize; 2],
+        prefix: &[f32],
     ) -> Result<Vec<Hypothesis>> {
         let model = &bundle.config;
+        let images = prefix.len() / (model.prefix_length * model.hidden_size).max(1);
+        let rows = images.max(LEAST_ROWS);
+        let mut prefix = prefix.to_vec();
+        if images < rows {
+            prefix.extend_from_within(..);
+        }
         let head_size = model.hidden_size / model.num_attention_heads;
         let cache = [2 * model.num_hidden_layers, rows, model.num_attention_heads, 0, head_size];
         // The special tokens, and at most one for each token said.
         let banned = model.max_length + 2;
-        // An engine for one image at a time has no company to be the same in.
-        let least = LEAST_ROWS.min(rows);
         let mut search = Search::new(model, settings, images);
 
         // The prefix and the begin token: one row an image.
@@ -78,7 +81,7 @@ impl Decoder {
             let mut parents = search.parents(width);
             let mut beam_scores = search.scores();
             let mut banned_ids = search.banned(banned);
-            if input_ids.len() < least {
+            if input_ids.len() < LEAST_ROWS {
                 input_ids.extend_from_within(..);
                 parents.extend_from_within(..);
                 beam_scores.extend_from_within(..);

@@ -3,6 +3,7 @@
 use tokenizers::Tokenizer;
 
 use super::generate::Hypothesis;
+use super::instances::Threads;
 use super::session::Decoder;
 use super::{Caption, Encoded};
 use crate::bundle::{Bundle, GenerationConfig};
@@ -14,15 +15,22 @@ pub struct Writer {
     bundle: Bundle,
     generation: GenerationConfig,
     tokenizer: Tokenizer,
-    decoder: Decoder,
+    threads: Threads,
+    /// One for each thread.
+    decoders: Vec<Decoder>,
 }
 
 impl Writer {
-    pub fn load(bundle: Bundle, runtime: &Runtime, model: &Model) -> Result<Self> {
+    pub fn load(
+        bundle: Bundle,
+        runtime: &Runtime,
+        model: &Model,
+        threads: Threads,
+    ) -> Result<Self> {
         let generation = generation(&bundle, model)?;
         let tokenizer = bundle.tokenizer()?;
-        let decoder = Decoder::load(&bundle, runtime)?;
-        Ok(Self { bundle, generation, tokenizer, decoder })
+        let decoders = threads.instances(|| Decoder::load(&bundle, runtime))?;
+        Ok(Self { bundle, generation, tokenizer, threads, decoders })
     }
 
     /// The caption of each image of the batch, in order.
@@ -30,14 +38,19 @@ impl Writer {
     /// # Errors
     /// `ErrorKind::Runtime` if the model fails.
     pub fn write(&mut self, encoded: Encoded) -> Result<Vec<Caption>> {
-        let Encoded { images, prefix, rows, embeddings, attention } = encoded;
+        let Encoded { images, prefix, embeddings, attention } = encoded;
         let model = &self.bundle.config;
         let (dim, patches) = (model.embedding_dim, model.num_patches.max(1));
         let looked = attention.len() / images.max(1);
+        let row = model.prefix_length * model.hidden_size;
+        let parts = prefix.chunks(images.div_ceil(self.threads.count()).max(1) * row.max(1));
         let hypotheses =
-            self.decoder.generate(&self.bundle, &self.generation, prefix, [images, rows])?;
+            self.threads.share(&mut self.decoders, parts.collect(), |decoder, part| {
+                decoder.generate(&self.bundle, &self.generation, part)
+            })?;
         hypotheses
             .iter()
+            .flatten()
             .zip(embeddings.chunks_exact(dim))
             .enumerate()
             .map(|(image, (hypothesis, embedding))| {

@@ -81,7 +81,10 @@ impl Clients {
             .set("auto.offset.reset", "earliest")
             // A seek throws the prefetch away; a small one also keeps memory flat.
             .set("queued.min.messages", "500")
-            .set("queued.max.messages.kbytes", "8192");
+            .set("queued.max.messages.kbytes", "8192")
+            // How long a partition with enough of them waits to be fetched from again, taken or
+            // thrown away meanwhile or not. The default of a second would leave the model idle.
+            .set("fetch.queue.backoff.ms", "20");
         if !is_consumer {
             consumer
                 .set("session.timeout.ms", session.to_string())
@@ -165,6 +168,7 @@ const CONSUMER_ONLY: &[&str] = &[
     "auto.offset.reset",
     "queued.min.messages",
     "queued.max.messages.kbytes",
+    "fetch.queue.backoff.ms",
     "fetch.wait.max.ms",
     "fetch.min.bytes",
     "fetch.max.bytes",

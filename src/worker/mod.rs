@@ -216,14 +216,8 @@ impl Stages {
         let (to_caption, captioned) = mpsc::channel(1);
         let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
 
-        let publish = Publisher::new(
-            inbox,
-            share(),
-            transactor,
-            RecordWriter::new(&config, engine.bundle().clone()),
-            Arc::clone(&topic),
-            stop.clone(),
-        );
+        let records = RecordWriter::new(&config, engine.bundle().clone());
+        let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
         let publish = spawn_thread("publish", shared, move || {
             let outcome = publish.run();
             drop(publish_ends);

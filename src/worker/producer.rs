@@ -21,9 +21,12 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 
 use crate::worker::client_log;
 
-/// How long one poll waits; [`Served::catch_up`] may have to wait as long.
-const BUSY_POLL: Duration = Duration::from_millis(1);
-const IDLE_POLL: Duration = Duration::from_millis(50);
+/// Pauses between polls, which do not wait themselves: rust-rdkafka spins through the last
+/// millisecond of a poll.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+const IDLE_PAUSE: Duration = Duration::from_millis(50);
+/// Events served in one turn.
+const BURST: i32 = 16;
 
 /// A producer whose events are served until it is dropped.
 pub struct Served {
@@ -38,8 +41,6 @@ struct Serving {
     turn: Mutex<()>,
     /// A transaction is under way.
     busy: AtomicBool,
-    /// Somebody else wants to serve.
-    asked: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -58,13 +59,13 @@ impl Served {
 
     /// Begins to note what becomes of a transaction's records.
     pub fn begin(&self) {
-        self.serving.busy.store(true, Ordering::Relaxed);
         self.context().begin();
+        self.serving.busy.store(true, Ordering::Relaxed);
+        self.wake();
     }
 
     /// The transaction is over: hears everything that librdkafka has told so far.
     pub fn catch_up(&self) {
-        self.serving.asked.store(true, Ordering::Relaxed);
         let turn = self.serving.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // Its records are delivered: what is left are events.
         let mut left = self.producer.in_flight_count();
@@ -73,8 +74,13 @@ impl Served {
             left -= 1;
         }
         drop(turn);
-        self.serving.asked.store(false, Ordering::Relaxed);
         self.serving.busy.store(false, Ordering::Relaxed);
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 }
 
@@ -89,6 +95,7 @@ impl Deref for Served {
 impl Drop for Served {
     fn drop(&mut self) {
         self.serving.stopped.store(true, Ordering::Relaxed);
+        self.wake();
         if let Some(thread) = self.thread.take() {
             // It has panicked when this fails: then it serves no more either.
             let _ = thread.join();
@@ -99,13 +106,13 @@ impl Drop for Served {
 impl Serving {
     fn serve(&self, producer: &BaseProducer<Deliveries>) {
         while !self.stopped.load(Ordering::Relaxed) {
-            if self.asked.load(Ordering::Relaxed) {
-                std::thread::yield_now();
-                continue;
+            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            for _ in 0..producer.in_flight_count().clamp(1, BURST) {
+                producer.poll(Duration::ZERO);
             }
+            drop(turn);
             let busy = self.busy.load(Ordering::Relaxed);
-            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            producer.poll(if busy { BUSY_POLL } else { IDLE_POLL });
+            std::thread::park_timeout(if busy { BUSY_PAUSE } else { IDLE_PAUSE });
         }
     }
 }

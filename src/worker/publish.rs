@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
@@ -16,6 +16,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
 use crate::worker::flow::{Event, Outcome};
@@ -36,8 +37,41 @@ pub struct Publisher {
     pub input_topic: Arc<str>,
     pub shutdown: CancellationToken,
     protocol: Protocol<Outcome>,
+    pace: Pace,
     /// Transactions that failed in a row.
     failures: u32,
+}
+
+/// When the next transaction may begin: each costs the brokers the same, whatever it holds.
+struct Pace {
+    interval: Duration,
+    /// As many finished records do not wait.
+    enough: usize,
+    next: Instant,
+    /// Records that have finished since the last one.
+    finished: usize,
+}
+
+impl Pace {
+    fn new(config: &Config) -> Self {
+        Self {
+            interval: Duration::from_millis(config.kafka.commit_interval_ms),
+            enough: config.limits.max_in_flight / 4,
+            next: Instant::now(),
+            finished: 0,
+        }
+    }
+
+    /// How long to wait for more, if there is anything to wait with.
+    fn wait(&self) -> Option<Duration> {
+        let wait = self.next.saturating_duration_since(Instant::now());
+        (self.finished > 0 && self.finished < self.enough && !wait.is_zero()).then_some(wait)
+    }
+
+    fn began(&mut self) {
+        self.finished = 0;
+        self.next = Instant::now() + self.interval;
+    }
 }
 
 /// A transaction's contents.
@@ -50,11 +84,11 @@ struct Commit {
 
 impl Publisher {
     pub fn new(
+        config: &Config,
         inbox: Receiver<Event>,
         shared: Arc<Shared>,
         transactor: Transactor,
         writer: RecordWriter,
-        input_topic: Arc<str>,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -62,9 +96,10 @@ impl Publisher {
             shared,
             transactor,
             writer,
-            input_topic,
+            input_topic: config.kafka.input_topic.as_str().into(),
             shutdown,
             protocol: Protocol::default(),
+            pace: Pace::new(config),
             failures: 0,
         }
     }
@@ -74,15 +109,20 @@ impl Publisher {
         let mut closing = false;
         while !closing && !self.shared.has_failed() {
             let idle = Instant::now();
-            let Ok(event) = self.inbox.recv() else {
-                break;
+            let event = match self.pace.wait() {
+                Some(wait) => self.inbox.recv_timeout(wait),
+                None => self.inbox.recv().map_err(RecvTimeoutError::from),
             };
             self.shared.waited(Step::Publish, Side::Input, idle);
-            closing = self.apply(event)?;
+            match event {
+                Ok(event) => closing = self.apply(event)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
             while !closing && let Ok(next) = self.inbox.try_recv() {
                 closing = self.apply(next)?;
             }
-            if !self.shared.has_failed() {
+            if !self.shared.has_failed() && (closing || self.pace.wait().is_none()) {
                 self.publish()?;
             }
         }
@@ -99,6 +139,7 @@ impl Publisher {
                 self.shared.leave(self.protocol.track(assignment, message, records));
             }
             Event::Finished(outcomes) => {
+                self.pace.finished += outcomes.len();
                 for outcome in outcomes {
                     let origin = outcome.origin();
                     let message = (origin.partition(), origin.epoch(), origin.offset());
@@ -137,6 +178,7 @@ impl Publisher {
             self.rebuild()?;
         }
         let started = Instant::now();
+        self.pace.began();
         let assignment = &self.shared.assignment;
         let still_owned = || protocol::is_owned(&commit.finished, assignment);
         let ended =

@@ -13,12 +13,13 @@ use crate::{Expected, assert_exactly_once, many_scans, shared_cluster};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An image of little data that keeps a decoder busy for half a minute or so.
+/// An image of little data that keeps a decoder busy for a quarter of a minute and more.
 fn endless_image() -> Vec<u8> {
-    many_scans::jpeg(16_384, 99)
+    many_scans::jpeg(28_000, 99)
 }
 
-const LARGE: &str = "limits:\n  max_pixels: 300000000\n";
+const LARGE: &str = "limits:\n  max_pixels: 800000000\n";
+const LARGE_OBJECTS: [&str; 2] = ["max_object_bytes: 1000000", "max_object_bytes: 2000000"];
 
 /// Secrets for everything that takes one, and what else the configuration becomes by them.
 struct Secrets {
@@ -213,6 +214,7 @@ async fn an_image_that_hangs_its_decoder_costs_a_place_and_no_more() {
         expected.insert((0, offset), becomes);
     }
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(LARGE_OBJECTS[0], LARGE_OBJECTS[1])
         .replacing("limits:\n", &format!("{LARGE}  decode_timeout_ms: 3000\n"))
         .replacing("runtime:\n", "runtime:\n  decode_threads: 2\n")
         .start();
@@ -238,6 +240,7 @@ async fn a_worker_whose_decoders_all_hang_ends_and_its_successor_goes_on() {
         expected.insert((0, offset), becomes);
     };
     let configuration = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(LARGE_OBJECTS[0], LARGE_OBJECTS[1])
         .replacing("limits:\n", &format!("{LARGE}  decode_timeout_ms: 2000\n"))
         .replacing("runtime:\n", "runtime:\n  decode_threads: 1\n");
     produce(&endless, Expected::DeadLetter("decode_timeout")).await;
