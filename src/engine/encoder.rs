@@ -1,8 +1,8 @@
 //! Pixels to what the decoder starts from: the vision tower and the prefix of a bundle.
 //!
 //! It runs at a few fixed sizes, padded with blank images whose rows are dropped before the
-//! decoder. An accelerator takes a batch whole. On the CPU a batch is cut into slices, whose
-//! activations stay in a core's cache, and its instances take one slice after another.
+//! decoder. An accelerator takes a batch whole. On the CPU a batch is cut into slices, which take
+//! less time than all of it at once, and its instances take one slice after another.
 
 use super::instances::Threads;
 use super::session::LEAST_ROWS;

@@ -57,8 +57,10 @@ impl Threads {
     ) -> Result<Vec<R>> {
         let instances: Vec<Mutex<&mut I>> = instances.iter_mut().map(Mutex::new).collect();
         let one = |job| {
-            // Each thread has its own: nobody waits for the lock.
-            let own = instances.get(rayon::current_thread_index().unwrap_or(0));
+            // Each thread has its own: nobody waits for the lock. The caller may be a thread of
+            // some other pool, which numbers differently.
+            let thread = self.pool.as_ref().and_then(|pool| pool.current_thread_index());
+            let own = instances.get(thread.unwrap_or(0));
             let own = own.ok_or_else(|| Error::new(ErrorKind::Internal, "too few instances"))?;
             work(&mut own.lock().unwrap_or_else(PoisonError::into_inner), job)
         };
@@ -87,6 +89,17 @@ mod tests {
             assert_eq!(squares.unwrap(), (0..100).map(|job| job * job).collect::<Vec<_>>());
             assert_eq!(counts.iter().sum::<i32>(), 100);
         }
+    }
+
+    #[test]
+    fn a_single_instance_works_in_anyones_pool() {
+        let threads = Threads::start(1).unwrap();
+        let others = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let numbers = others.broadcast(|context| {
+            let own = threads.share(&mut [()], vec![context.index()], |(), number| Ok(number));
+            own.unwrap()[0]
+        });
+        assert_eq!(numbers, [0, 1, 2, 3]);
     }
 
     #[test]

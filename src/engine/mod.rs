@@ -52,8 +52,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads `bundle` to run at most `batch_size` images at once, and runs every batch size once,
-    /// blank.
+    /// Loads `bundle` to run at most `batch_size` images at once, and runs every size once, blank.
     ///
     /// # Errors
     /// `ErrorKind::Config` for a beam width the bundle can't do; `Bundle` or `Runtime` if it

@@ -42,8 +42,8 @@ impl Pixels {
                 .with("bytes", rgb.len())
                 .with("expected", self.stride));
         }
-        let places = self.values.chunks_exact_mut(self.stride).take(self.capacity);
-        let place = { places }.nth(self.images);
+        let mut places = self.values.chunks_exact_mut(self.stride).take(self.capacity);
+        let place = places.nth(self.images);
         let place = place.ok_or_else(|| wrong_size(self.images + 1, self.capacity))?;
         preprocessor.normalise(rgb, place);
         self.images += 1;

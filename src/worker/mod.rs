@@ -5,9 +5,10 @@
 //!    └──────────────── rewind ◀─ assignment ◀──────────────┘
 //! ```
 //! `consume`, `encode`, `caption` and `publish` each own something that blocks (the consumer, the
-//! engine's two halves, the producer) and run on threads; the others are tasks. Work moves forward only, through
-//! channels, as the types of `flow`. What flows back is one thing: a failed transaction makes the
-//! work in flight stale in `assignment`, and the consumer goes back to the committed offsets.
+//! engine's two halves, the producer) and run on threads; the others are tasks. Work moves forward
+//! only, through channels, as the types of `flow`. What flows back is one thing: a failed
+//! transaction makes the work in flight stale in `assignment`, and the consumer goes back to the
+//! committed offsets.
 //!
 //! The one thing to know: an offset is committed only in the transaction that carries everything
 //! its message led to (`ledger`, `publish`), and only by whoever owns its partition (`assignment`,
