@@ -58,6 +58,21 @@ pub fn session(settings: &Runtime, path: &Path) -> Result<Session> {
 /// # Errors
 /// As [`session`].
 pub fn session_and_provider(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
+    // A graph replays one shape only.
+    let settings = &Runtime { cuda_graphs: false, ..settings.clone() };
+    first_that_opens(settings, path)
+}
+
+/// As [`session_and_provider`], for a graph that an accelerator always runs with one shape at one
+/// place: `runtime.cuda_graphs` applies.
+///
+/// # Errors
+/// As [`session`].
+pub fn fixed_session(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
+    first_that_opens(settings, path)
+}
+
+fn first_that_opens(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
     let environment = environment(settings)?;
     let mut wanted = settings.providers.as_slice();
     loop {
@@ -173,6 +188,7 @@ fn accelerator(provider: Provider, settings: &Runtime) -> Result<ExecutionProvid
             let mut cuda = CUDA::default()
                 .with_device_id(settings.device_id)
                 .with_tf32(settings.cuda_tf32)
+                .with_cuda_graph(settings.cuda_graphs)
                 // Doubling what is there may pass the limit with most of it unused.
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
             if let Some(limit) = settings.cuda_memory_limit_bytes {

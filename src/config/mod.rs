@@ -133,12 +133,16 @@ pub struct S3 {
     /// (`photos/public/`); empty allows every bucket.
     #[schemars(extend("x-allowed" = "a list of bucket or bucket/prefix/"))]
     pub allowed_buckets: Vec<String>,
-    /// Requests under way at once.
+    /// Most requests under way at once; there are as many as keep the decoders supplied.
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: usize,
     /// Whole-request deadline in milliseconds, the body included.
     #[schemars(range(min = 1, max = 600_000))]
     pub timeout_ms: u64,
+    /// Where an object has not been read after so many milliseconds, ask for it once more and take
+    /// what comes first, for at most one request in twenty; 0 never does. Below `s3.timeout_ms`.
+    #[schemars(range(min = 0, max = 600_000))]
+    pub hedge_after_ms: u64,
     /// Tries for one object before its reference is dead-lettered.
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: u32,
@@ -235,6 +239,9 @@ pub struct Runtime {
     pub cuda_memory_limit_bytes: Option<u64>,
     /// Multiply in TensorFloat-32 (10 bits of mantissa) on GPUs that can. For `cuda`.
     pub cuda_tf32: bool,
+    /// Record what the GPU does for a batch in the vision tower once, as a CUDA graph, and replay
+    /// it for every batch. For `cuda`.
+    pub cuda_graphs: bool,
     /// Directory in which built engines are kept from one start to the next. For `tensorrt`.
     #[schemars(length(min = 1))]
     pub tensorrt_cache: Option<PathBuf>,
@@ -342,6 +349,7 @@ impl Default for S3 {
             allowed_buckets: Vec::new(),
             concurrency: 32,
             timeout_ms: 10_000,
+            hedge_after_ms: 0,
             max_attempts: 5,
             backoff_initial_ms: 100,
             backoff_max_ms: 5_000,
@@ -363,6 +371,7 @@ impl Default for Runtime {
             device_id: 0,
             cuda_memory_limit_bytes: None,
             cuda_tf32: true,
+            cuda_graphs: false,
             tensorrt_cache: None,
             tensorrt_fp16: false,
             instances: 0,

@@ -1,7 +1,7 @@
 //! Pixels to what the decoder starts from: the vision tower and the prefix of a bundle.
 //!
 //! It runs at a few fixed sizes, padded with blank images whose rows are dropped before the
-//! decoder. An accelerator takes a batch whole. On the CPU a batch is cut into slices, which take
+//! decoder. An accelerator takes a batch whole, at fixed addresses (`fixed`). On the CPU a batch is cut into slices, which take
 //! less time than all of it at once, and its instances take one slice after another.
 
 use super::instances::Threads;
@@ -57,11 +57,11 @@ impl Encoded {
 
 /// Images of a batch that a tower encodes at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Slice {
-    first: usize,
-    images: usize,
+pub struct Slice {
+    pub first: usize,
+    pub images: usize,
     /// Rows, those without an image counted.
-    size: usize,
+    pub size: usize,
 }
 
 impl Encoder {
@@ -73,10 +73,19 @@ impl Encoder {
         batch_size: usize,
     ) -> Result<Self> {
         let batch_size = batch_size.max(1);
+        let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
+        let (height, width) = preprocessor.input_size();
+        let load = || {
+            let mut tower = Tower::load(bundle, runtime)?;
+            if tower.provider() != Provider::Cpu {
+                tower.fix(runtime.device_id, [batch_size, 3, height, width])?;
+            }
+            Ok(tower)
+        };
         Ok(Self {
-            towers: threads.instances(|| Tower::load(bundle, runtime))?,
+            towers: threads.instances(load)?,
             threads,
-            preprocessor: Preprocessor::new(bundle.preprocessor.clone())?,
+            preprocessor,
             batch_size,
             sizes: sizes(runtime, batch_size),
             pixels: None,
@@ -96,16 +105,27 @@ impl Encoder {
     /// a blank batch's encoding.
     pub fn warm_up(&mut self) -> Result<Encoded> {
         let (height, width) = self.preprocessor.input_size();
-        let blank = vec![0; 3 * height * width];
-        let largest = self.sizes.last().map_or(1, |size| size * 3 * height * width);
-        let pixels = vec![0.0; largest];
+        let pixels = self.pixels()?;
         for tower in &mut self.towers {
             for size in &self.sizes {
-                let values = &pixels[..size * 3 * height * width];
-                tower.look(values, [*size, 3, height, width], *size)?;
+                let slice = Slice { first: 0, images: *size, size: *size };
+                tower.look(&pixels, slice, (height, width))?;
             }
         }
+        self.pixels = Some(pixels);
+        let blank = vec![0; 3 * height * width];
         self.encode(&vec![blank.as_slice(); self.batch_size])
+    }
+
+    /// Blank room for a batch, where the vision tower reads it best.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` if there is too little memory of that kind.
+    pub fn pixels(&self) -> Result<Pixels> {
+        match self.towers.first().and_then(Tower::staging) {
+            Some(staging) => Ok(Pixels::staged(&self.preprocessor, staging?)),
+            None => Ok(Pixels::new(&self.preprocessor, self.batch_size)),
+        }
     }
 
     /// From now on [`Encoded::attention`] is filled, if the prefix has local queries.
@@ -118,8 +138,10 @@ impl Encoder {
     /// # Errors
     /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
     pub fn encode(&mut self, images: &[&[u8]]) -> Result<Encoded> {
-        let new = || Pixels::new(&self.preprocessor, self.batch_size);
-        let mut pixels = self.pixels.take().unwrap_or_else(new);
+        let mut pixels = match self.pixels.take() {
+            Some(pixels) => pixels,
+            None => self.pixels()?,
+        };
         pixels.clear();
         for image in images {
             pixels.push(&self.preprocessor, image)?;
@@ -135,11 +157,9 @@ impl Encoder {
     /// As [`Self::encode`].
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
         let slices = self.slices(pixels.images())?;
-        let (height, width) = self.preprocessor.input_size();
+        let image_size = self.preprocessor.input_size();
         pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.size));
-        let look = |tower: &mut Tower, Slice { first, images, size }| {
-            tower.look(pixels.places(first, size), [size, 3, height, width], images)
-        };
+        let look = |tower: &mut Tower, slice| tower.look(pixels, slice, image_size);
         let parts = self.threads.share(&mut self.towers, slices, look);
         Ok(Encoded::joined(parts?))
     }

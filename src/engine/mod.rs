@@ -6,6 +6,7 @@
 //! shares its batch.
 
 mod encoder;
+mod fixed;
 pub mod generate;
 mod instances;
 mod pixels;
@@ -82,6 +83,14 @@ impl Engine {
 
     pub fn batch_size(&self) -> usize {
         self.encoder.batch_size()
+    }
+
+    /// Blank room for a batch, to be filled elsewhere and given to [`Encoder::encode_pixels`].
+    ///
+    /// # Errors
+    /// As [`Encoder::pixels`].
+    pub fn pixels(&self) -> Result<Pixels> {
+        self.encoder.pixels()
     }
 
     /// From now on captions say where the local queries looked.

@@ -1,5 +1,7 @@
 //! The vision tower's input for one batch, written image by image as they are decoded.
 
+use ort::value::Tensor;
+
 use super::encoder::SLICE;
 use super::wrong_size;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,11 +11,33 @@ use crate::image::Preprocessor;
 /// again for batch after batch.
 pub struct Pixels {
     /// Of `capacity` images and of those that pad the last slice.
-    values: Vec<f32>,
+    values: Values,
     capacity: usize,
     /// Values of one image.
     stride: usize,
     images: usize,
+}
+
+enum Values {
+    Own(Vec<f32>),
+    /// In memory that a device reads fast.
+    Staged(Tensor<f32>),
+}
+
+impl Values {
+    fn all(&self) -> &[f32] {
+        match self {
+            Self::Own(values) => values,
+            Self::Staged(tensor) => tensor.extract_tensor().1,
+        }
+    }
+
+    fn all_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Own(values) => values,
+            Self::Staged(tensor) => tensor.extract_tensor_mut().1,
+        }
+    }
 }
 
 impl Pixels {
@@ -21,7 +45,26 @@ impl Pixels {
         let (height, width) = preprocessor.input_size();
         let stride = 3 * height * width;
         let places = capacity.next_multiple_of(SLICE);
-        Self { values: vec![0.0; places * stride], capacity, stride, images: 0 }
+        let values = Values::Own(vec![0.0; places * stride]);
+        Self { values, capacity, stride, images: 0 }
+    }
+
+    /// In the memory of `staging`, `[capacity, 3, height, width]`.
+    pub(super) fn staged(preprocessor: &Preprocessor, staging: Tensor<f32>) -> Self {
+        let (height, width) = preprocessor.input_size();
+        let stride = 3 * height * width;
+        let mut values = Values::Staged(staging);
+        let capacity = values.all().len() / stride.max(1);
+        values.all_mut().fill(0.0);
+        Self { values, capacity, stride, images: 0 }
+    }
+
+    /// What they are staged in.
+    pub(super) fn staging(&self) -> Option<&Tensor<f32>> {
+        match &self.values {
+            Values::Own(_) => None,
+            Values::Staged(tensor) => Some(tensor),
+        }
     }
 
     pub fn images(&self) -> usize {
@@ -42,7 +85,7 @@ impl Pixels {
                 .with("bytes", rgb.len())
                 .with("expected", self.stride));
         }
-        let mut places = self.values.chunks_exact_mut(self.stride).take(self.capacity);
+        let mut places = self.values.all_mut().chunks_exact_mut(self.stride).take(self.capacity);
         let place = places.nth(self.images);
         let place = place.ok_or_else(|| wrong_size(self.images + 1, self.capacity))?;
         preprocessor.normalise(rgb, place);
@@ -56,7 +99,7 @@ impl Pixels {
         for image in 0..self.images {
             if wanted(image) {
                 let from = image * self.stride;
-                self.values.copy_within(from..from + self.stride, kept * self.stride);
+                self.values.all_mut().copy_within(from..from + self.stride, kept * self.stride);
                 kept += 1;
             }
         }
@@ -66,12 +109,12 @@ impl Pixels {
     /// Makes the places up to `end` that have no image blank.
     pub(super) fn pad(&mut self, end: usize) {
         let used = self.images * self.stride;
-        self.values[used..(end * self.stride).max(used)].fill(0.0);
+        self.values.all_mut()[used..(end * self.stride).max(used)].fill(0.0);
     }
 
     /// `size` places, `[size, 3, height, width]`.
     pub(super) fn places(&self, first: usize, size: usize) -> &[f32] {
-        &self.values[first * self.stride..(first + size) * self.stride]
+        &self.values.all()[first * self.stride..(first + size) * self.stride]
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Metrics {
     pub dead_letters: Counter<u64>,
     /// Fetches tried again.
     pub fetch_retries: Counter<u64>,
+    /// Fetches that were late and asked for a second time.
+    pub fetch_hedges: Counter<u64>,
+    /// Objects that may be read or wait for a decoder at once.
+    pub fetch_depth: Gauge<u64>,
     /// Bytes fetched from the object store.
     pub fetched_bytes: Counter<u64>,
     /// References that another's work answered.
@@ -71,6 +75,8 @@ impl Metrics {
             captions: counter("fusioncap_captions", "captions committed"),
             dead_letters: counter("fusioncap_dead_letters", "dead letters committed, by code"),
             fetch_retries: counter("fusioncap_fetch_retries", "fetches tried again"),
+            fetch_hedges: counter("fusioncap_fetch_hedges", "late fetches asked for twice"),
+            fetch_depth: gauge("fusioncap_fetch_depth", "objects that may be read at once"),
             repeats: counter("fusioncap_repeats", "references answered by another's work"),
             fetched_bytes: counter("fusioncap_fetched_bytes", "bytes fetched from S3"),
             transactions: counter("fusioncap_transactions", "transactions ended, by outcome"),
@@ -111,6 +117,7 @@ impl Metrics {
             &self.skipped,
             &self.captions,
             &self.fetch_retries,
+            &self.fetch_hedges,
             &self.fetched_bytes,
             &self.repeats,
         ] {

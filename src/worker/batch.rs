@@ -14,7 +14,7 @@ use crate::worker::flow::DecodedImage;
 use crate::worker::shared::{Shared, Step};
 
 /// Inputs that go round: one is filled, one is full and waits, one is encoded.
-const INPUTS: usize = 3;
+pub const INPUTS: usize = 3;
 
 /// Images and what the vision tower reads of them.
 pub struct Batch {
@@ -55,11 +55,12 @@ impl Batcher {
         preprocessor: Preprocessor,
         shared: Arc<Shared>,
         encode: mpsc::Sender<Batch>,
+        inputs: [Pixels; INPUTS],
     ) -> (Self, mpsc::Sender<Pixels>) {
         let (give_back, free) = mpsc::channel(INPUTS);
-        for _ in 0..INPUTS {
+        for pixels in inputs {
             // There is room for all of them.
-            let _ = give_back.try_send(Pixels::new(&preprocessor, size));
+            let _ = give_back.try_send(pixels);
         }
         (Self { size, linger, preprocessor, shared, encode, free }, give_back)
     }

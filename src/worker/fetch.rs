@@ -2,14 +2,14 @@
 //!
 //! Transient failures are tried again with backoff; then, like permanent ones, they end as dead
 //! letters, but only where the store itself is up (`breaker`). A fetcher holds its place until the
-//! decoders take the image, so what waits in memory is bounded by `s3.concurrency`, and by
-//! `limits.fetch_bytes` until it is decoded.
+//! decoders take the image, so what waits in memory is bounded by the places there are (`depth`),
+//! and by `limits.fetch_bytes` until it is decoded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config;
@@ -17,10 +17,12 @@ use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Room, Store, Taken};
 use crate::worker::breaker::{Asker, Rounds, Told, Verdict};
+use crate::worker::depth::{Depth, Place};
 use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
+use crate::worker::hedge::Hedge;
 use crate::worker::lead::{Joined, Lead, Leads};
 use crate::worker::message::{ImageRequest, Stage};
-use crate::worker::shared::{Shared, Step, panicked};
+use crate::worker::shared::{Shared, Side, Step, panicked};
 
 /// Probes in a row that show that the store is up.
 const PROBES: u32 = 3;
@@ -37,7 +39,8 @@ pub struct Fetch {
     policy: Policy,
     /// Records that were asked for so far.
     askers: AtomicU64,
-    concurrency: usize,
+    depth: Depth,
+    hedge: Hedge,
     allowed_buckets: Vec<String>,
     max_bytes: u64,
     room: Room,
@@ -52,6 +55,7 @@ impl Fetch {
         decode: mpsc::Sender<FetchedImage>,
     ) -> Self {
         let leads = Leads::new(settings, Arc::clone(&shared));
+        let decoders = decode.max_capacity();
         Self {
             store,
             shared,
@@ -60,7 +64,8 @@ impl Fetch {
             leads,
             policy: Policy::from(&settings.s3),
             askers: AtomicU64::new(0),
-            concurrency: settings.s3.concurrency.max(1),
+            depth: Depth::new(decoders, settings.s3.concurrency),
+            hedge: Hedge::new(settings.s3.hedge_after_ms),
             allowed_buckets: settings.s3.allowed_buckets.clone(),
             max_bytes: settings.limits.max_object_bytes,
             room: Room::new(settings.limits.fetch_bytes),
@@ -85,7 +90,6 @@ impl Fetch {
         again: &mut mpsc::UnboundedReceiver<Referenced>,
     ) {
         let fetch = self;
-        let places = Arc::new(Semaphore::new(fetch.concurrency));
         let mut tasks = JoinSet::new();
         loop {
             let record = tokio::select! {
@@ -101,29 +105,30 @@ impl Fetch {
                     }
                 },
             };
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
+            let place = fetch.depth.place(|| fetch.is_missed()).await;
             while let Some(ended) = tasks.try_join_next() {
                 check(&fetch.shared, ended);
             }
             let task = Arc::clone(&fetch);
-            tasks.spawn(async move {
-                task.one(record).await;
-                drop(place);
-            });
+            tasks.spawn(async move { task.one(record, place).await });
         }
         while let Some(ended) = tasks.join_next().await {
             check(&fetch.shared, ended);
         }
     }
 
-    async fn one(&self, record: Referenced) {
+    /// Whether no object that was read waits for a decoder.
+    fn is_missed(&self) -> bool {
+        self.decode.capacity() == self.decode.max_capacity()
+    }
+
+    async fn one(&self, record: Referenced, place: Place) {
         let Referenced { origin, request, lead } = record;
         if !self.shared.is_current(&origin) {
             return;
         }
         let wanted = || self.shared.is_current(&origin) && !self.shared.has_failed();
+        let began = Instant::now();
         match self.read(&request, &lead, wanted).await {
             Ok(((object, taken), attempts)) => {
                 self.shared.metrics.fetched_bytes.add(object.bytes.len() as u64, &[]);
@@ -131,8 +136,7 @@ impl Fetch {
                 let bytes = object.bytes;
                 let image =
                     FetchedImage { origin, request, object: state, bytes, taken, attempts, lead };
-                // The decoders end before the fetchers only when the run has failed.
-                let _ = self.decode.send(image).await;
+                self.hand_over(image, place, began.elapsed()).await;
             }
             // It was given up because of its owner, not of the object: who waits for it goes on.
             Err(_) if !self.shared.is_current(&origin) => {}
@@ -148,6 +152,18 @@ impl Fetch {
                 let _ = self.publisher.send(Event::Finished(lead.answer(outcome)));
             }
         }
+    }
+
+    async fn hand_over(&self, image: FetchedImage, place: Place, read: Duration) {
+        if self.is_missed() {
+            place.was_missed();
+        }
+        let full = Instant::now();
+        // The decoders end before the fetchers only when the run has failed.
+        let _ = self.decode.send(image).await;
+        place.done(read, full.elapsed());
+        self.shared.waited(Step::Fetch, Side::Output, full);
+        self.shared.metrics.fetch_depth.record(self.depth.open() as u64, &[]);
     }
 
     async fn read(
@@ -220,7 +236,8 @@ impl Fetch {
             || async {
                 let started = Instant::now();
                 lead.reads(started);
-                let read = self.store.get_into(object, self.max_bytes, &self.room).await;
+                let ask = || self.store.get_into(object, self.max_bytes, &self.room);
+                let read = self.hedge.ask(ask, || self.shared.metrics.fetch_hedges.add(1, &[])).await;
                 self.shared.busy(Step::Fetch, started);
                 let answer = match &read {
                     Ok(_) => Told::Object,

@@ -24,11 +24,13 @@ mod client_log;
 mod consume;
 mod deadlines;
 mod decode;
+mod depth;
 mod encode;
 mod fencing;
 mod fetch;
 mod flow;
 pub mod headers;
+mod hedge;
 mod lead;
 mod ledger;
 mod membership;
@@ -239,6 +241,7 @@ impl Stages {
             engine.preprocessor().clone(),
             share(),
             to_encode,
+            [engine.pixels()?, engine.pixels()?, engine.pixels()?],
         );
         let fetch = Fetch::new(&config, store, share(), publisher.clone(), to_decode);
         let tasks = vec![

@@ -6,6 +6,7 @@ mod bucket;
 mod compressed;
 mod faults;
 mod fences;
+mod fetching;
 mod flow;
 mod kafka;
 #[path = "../many_scans/mod.rs"]

@@ -1,0 +1,119 @@
+//! How objects are asked for: over few connections, and a second time where one is late.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::kafka::{Cluster, Topics};
+use crate::process::Configuration;
+use crate::retries::Requests;
+use crate::shared_cluster;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than the model takes for a batch, and shorter than stores keep idle connections.
+const LULL: Duration = Duration::from_secs(3);
+const CONCURRENCY: usize = 8;
+
+/// A store, how often each key was asked for, and the connections that were made to it. What is
+/// called `late` does not come the first time.
+async fn watched_store() -> (SocketAddr, Requests, Arc<AtomicUsize>) {
+    let (requests, connections) = (Requests::default(), Arc::new(AtomicUsize::new(0)));
+    let router = Router::new()
+        .route("/photos/{key}", axum::routing::get(answer))
+        .with_state(requests.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let counted = Arc::clone(&connections);
+    let listener = listener.tap_io(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, requests, connections)
+}
+
+async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Response {
+    let first = {
+        let mut counts: std::sync::MutexGuard<'_, HashMap<_, _>> = requests.lock().unwrap();
+        let count = counts.entry(key.clone()).or_insert(0);
+        *count += 1;
+        *count == 1
+    };
+    if first && key.starts_with("late") {
+        std::future::pending::<()>().await;
+    }
+    picture(3).into_response()
+}
+
+async fn refer(cluster: &Cluster, topics: &Topics, keys: impl Iterator<Item = String>) {
+    for key in keys {
+        let reference = json!({"uri": uri(&key)}).to_string();
+        cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+    }
+}
+
+fn configuration(
+    cluster: &Cluster,
+    topics: &Topics,
+    bucket: &Bucket,
+    store: SocketAddr,
+) -> Configuration {
+    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+    let settings = format!("http://{store}\n  concurrency: {CONCURRENCY}");
+    Configuration::new("one", cluster, topics, bucket).replacing(endpoint, &settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_the_store_are_used_again() {
+    const EACH: usize = 150;
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let (store, requests, connections) = watched_store().await;
+    let worker = configuration(&cluster, &topics, &bucket, store).start();
+    for round in 1..=2 {
+        refer(&cluster, &topics, (0..EACH).map(|number| format!("{round}-{number}.png"))).await;
+        cluster.await_records(&[&topics.output], EACH * round, PATIENCE);
+        tokio::time::sleep(LULL).await;
+    }
+    let asked: usize = requests.lock().unwrap().values().sum();
+    assert_eq!(asked, 2 * EACH);
+    let made = connections.load(Ordering::SeqCst);
+    assert!((1..=CONCURRENCY).contains(&made), "{made} connections for {asked} requests");
+    let depth = worker.metric("fusioncap_fetch_depth");
+    assert!((1.0..=CONCURRENCY as f64).contains(&depth), "{depth}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_late_is_asked_for_once_more() {
+    const LATE: usize = 5;
+    const ALL: usize = 30;
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(1).await;
+    let (store, requests, _) = watched_store().await;
+    let name = |number: usize| match number % (ALL / LATE) {
+        0 => format!("late-{number}.png"),
+        _ => format!("{number}.png"),
+    };
+    refer(&cluster, &topics, (0..ALL).map(name)).await;
+    // A request that never comes would take a minute.
+    let worker = configuration(&cluster, &topics, &bucket, store)
+        .replacing("  max_attempts: 3\n", "  timeout_ms: 60000\n  hedge_after_ms: 300\n")
+        .start();
+    let records = cluster.await_records(&[&topics.output], ALL, Duration::from_secs(30));
+    assert_eq!(records.len(), ALL);
+    for (key, times) in requests.lock().unwrap().iter() {
+        let expected = if key.starts_with("late") { 2 } else { 1 };
+        assert_eq!(*times, expected, "{key}");
+    }
+    assert_eq!(worker.metric("fusioncap_fetch_hedges_total"), LATE as f64);
+    assert_eq!(worker.metric("fusioncap_fetch_retries_total"), 0.0);
+}
