@@ -7,6 +7,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+mod exit;
 pub mod html;
 pub mod image;
 pub mod plan;
@@ -35,3 +36,4 @@ pub mod onnx;
 pub mod train;
 
 pub use error::{Disposition, Error, ErrorKind, Result};
+pub use exit::exit;

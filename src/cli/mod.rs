@@ -26,7 +26,6 @@ pub mod worker;
 
 use std::error::Error as StdError;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -95,14 +94,15 @@ impl Command {
 
 /// Reads the process's arguments, runs the subcommand and reports its error on stderr.
 ///
-/// clap itself ends the process with 2 on a wrong command line, and with 0 after `--help`.
-pub fn main() -> ExitCode {
+/// Returns the exit code. clap itself ends the process with 2 on a wrong command line, and with 0
+/// after `--help`.
+pub fn main() -> u8 {
     let Err(error) = run(Cli::parse()) else {
-        return ExitCode::SUCCESS;
+        return 0;
     };
     // When stderr is closed, the exit code is all that is left to say.
     let _ = report(&error, &mut io::stderr().lock());
-    ExitCode::from(error.exit_code())
+    error.exit_code()
 }
 
 /// Runs one subcommand to its end.

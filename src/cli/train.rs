@@ -85,7 +85,7 @@ pub(super) fn listen(stop: Arc<AtomicBool>) -> Result<()> {
         signals.block_on(async {
             while tokio::signal::ctrl_c().await.is_ok() {
                 if stop.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
+                    crate::exit(130);
                 }
                 eprintln!(
                     "interrupted: ending after the step under way; interrupt again to stop at once"

@@ -97,7 +97,7 @@ fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandl
         shutdown.cancel();
         let name = next().await;
         tracing::warn!(signal = name, "ending at once: unfinished work is left to a successor");
-        std::process::exit(1);
+        crate::exit(1);
     }))
 }
 

@@ -237,7 +237,8 @@ impl Fetch {
                 let started = Instant::now();
                 lead.reads(started);
                 let ask = || self.store.get_into(object, self.max_bytes, &self.room);
-                let read = self.hedge.ask(ask, || self.shared.metrics.fetch_hedges.add(1, &[])).await;
+                let read =
+                    self.hedge.ask(ask, || self.shared.metrics.fetch_hedges.add(1, &[])).await;
                 self.shared.busy(Step::Fetch, started);
                 let answer = match &read {
                     Ok(_) => Told::Object,

@@ -52,7 +52,7 @@ impl Watchdog {
                     "a kafka call is stuck, ending the process"
                 );
                 eprintln!("error: a kafka call is stuck (call: {name}, limit: {limit:?})");
-                std::process::exit(1);
+                crate::exit(1);
             }),
         )
     }
