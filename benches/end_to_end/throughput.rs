@@ -1,6 +1,9 @@
 //! Images a second, end to end: against the engine alone where the model is the bottleneck, and
 //! against decoding alone where that is (12-megapixel photos and the smallest bundle). The
 //! difference is what it costs to consume, fetch and publish, and whatever waits for something.
+//!
+//! The broker and the S3 server, which sends a megabyte an image, take their part of the same
+//! cores. How the worker would do on cores of its own, its processor time an image tells.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use image::imageops::FilterType;
 use crate::bucket::Bucket;
 use crate::kafka::{Cluster, Topics};
 use crate::process::{Configuration, Worker};
-use crate::{median, refer, table, timed};
+use crate::{median, refer, table};
 
 const ROUNDS: usize = 3;
 /// How often each sample photo comes, each time as another object.
@@ -22,6 +25,8 @@ const REPEATS: usize = 120;
 const LARGE_REPEATS: usize = 64;
 pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
+/// `USER_HZ`, which is the same on all Linux machines of today.
+const TICKS_A_SECOND: f64 = 100.0;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub type Photo = (String, Vec<u8>);
@@ -30,15 +35,18 @@ pub type Photo = (String, Vec<u8>);
 pub async fn measure(cluster: &Cluster, small: bool, large: bool) {
     let mut rows = Vec::new();
     if small {
-        rows.push(("end to end / engine alone", by_model(cluster).await));
+        let figures = by_model(cluster).await;
+        rows.push(("end to end / engine alone", figures.ratio()));
+        rows.push(("  processor time: engine alone / worker", figures.cpu_ratio()));
     }
     if large {
-        let name = "end to end / decoding alone, 12 megapixels";
-        rows.push((name, by_decoding(cluster).await));
+        let figures = by_decoding(cluster).await;
+        rows.push(("end to end / decoding alone, 12 megapixels", figures.ratio()));
+        rows.push(("  processor time: decoding alone / worker", figures.cpu_ratio()));
     }
     table::head("throughput");
-    for (name, figures) in rows {
-        table::row(name, figures.ratio(), Some(0.9));
+    for (name, ratio) in rows {
+        table::row(name, ratio, Some(0.9));
     }
 }
 
@@ -49,7 +57,9 @@ async fn by_model(cluster: &Cluster) -> Figures {
     let pixels = decode(&engine, &photos, REPEATS);
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        alone.push(bench.rate(timed(|| caption(&mut engine, &pixels))));
+        let watch = Watch::start(std::process::id());
+        caption(&mut engine, &pixels);
+        alone.push(watch.stop(pixels.len()));
         whole.push(bench.round(cluster).await);
     }
     bench.report("500 x 375, models/tiny");
@@ -62,7 +72,9 @@ async fn by_decoding(cluster: &Cluster) -> Figures {
     let engine = load("models/random");
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        alone.push(bench.rate(timed(|| decode_on_all_cores(&engine, &photos, LARGE_REPEATS))));
+        let watch = Watch::start(std::process::id());
+        decode_on_all_cores(&engine, &photos, LARGE_REPEATS);
+        alone.push(watch.stop(photos.len() * LARGE_REPEATS));
         whole.push(bench.round(cluster).await);
     }
     bench.report("12 megapixels, models/random");
@@ -106,16 +118,12 @@ impl Bench {
         bench
     }
 
-    fn rate(&self, elapsed: Duration) -> f64 {
-        self.uris.len() as f64 / elapsed.as_secs_f64()
-    }
-
-    async fn round(&mut self, cluster: &Cluster) -> f64 {
-        let started = Instant::now();
+    async fn round(&mut self, cluster: &Cluster) -> Measured {
+        let watch = Watch::start(self.worker.pid());
         refer(cluster, &self.topics, PARTITIONS as usize, &self.uris).await;
         self.done += self.uris.len();
         await_captions(&mut self.worker, self.done);
-        self.rate(started.elapsed())
+        watch.stop(self.uris.len())
     }
 
     /// Where the worker's time went.
@@ -134,28 +142,83 @@ impl Bench {
     }
 }
 
+/// A process from now on.
+struct Watch {
+    pid: u32,
+    started: Instant,
+    cpu: f64,
+}
+
+impl Watch {
+    fn start(pid: u32) -> Self {
+        Self { pid, started: Instant::now(), cpu: cpu_time(pid) }
+    }
+
+    fn stop(self, images: usize) -> Measured {
+        let images = images as f64;
+        Measured {
+            rate: images / self.started.elapsed().as_secs_f64(),
+            cpu_ms: 1e3 * (cpu_time(self.pid) - self.cpu) / images,
+        }
+    }
+}
+
+/// One round.
+struct Measured {
+    /// Images a second.
+    rate: f64,
+    /// Processor time an image, in milliseconds.
+    cpu_ms: f64,
+}
+
 struct Figures {
-    against: &'static str,
+    rate: Compared,
+    cpu_ms: Compared,
+}
+
+/// The medians of all rounds, and their ranges.
+struct Compared {
     alone: (f64, String),
     whole: (f64, String),
 }
 
 impl Figures {
-    fn new(against: &'static str, alone: Vec<f64>, whole: Vec<f64>) -> Self {
-        let figures = Self { against, alone: median(alone), whole: median(whole) };
-        figures.print();
+    fn new(against: &'static str, alone: Vec<Measured>, whole: Vec<Measured>) -> Self {
+        let compared = |of: fn(&Measured) -> f64| Compared {
+            alone: median(alone.iter().map(of).collect()),
+            whole: median(whole.iter().map(of).collect()),
+        };
+        let figures =
+            Self { rate: compared(|round| round.rate), cpu_ms: compared(|round| round.cpu_ms) };
+        figures.rate.print(against, "images/s");
+        figures.cpu_ms.print(against, "ms of a core an image");
         figures
     }
 
     fn ratio(&self) -> f64 {
-        self.whole.0 / self.alone.0
+        self.rate.whole.0 / self.rate.alone.0
     }
 
-    fn print(&self) {
-        let (alone, whole) = (&self.alone, &self.whole);
-        println!("  {:18} {:8.1} images/s  ({})", self.against, alone.0, alone.1);
-        println!("  {:18} {:8.1} images/s  ({})", "end to end", whole.0, whole.1);
+    fn cpu_ratio(&self) -> f64 {
+        self.cpu_ms.alone.0 / self.cpu_ms.whole.0
     }
+}
+
+impl Compared {
+    fn print(&self, against: &str, unit: &str) {
+        for (name, (median, range)) in [(against, &self.alone), ("end to end", &self.whole)] {
+            println!("  {name:18} {median:8.1} {unit}  ({range})");
+        }
+    }
+}
+
+/// Seconds that a process has spent on processors, those of its system calls included.
+fn cpu_time(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum();
+    ticks / TICKS_A_SECOND
 }
 
 /// The sample photos as a camera of that size would have taken them.
