@@ -6,6 +6,7 @@
 //! and a second reader goes through the output topics from their beginning: what it finds is
 //! what the report counts, so an answer that came twice shows.
 
+mod files;
 pub mod html;
 pub mod kafka;
 pub mod photos;

@@ -16,12 +16,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s_fs::FileSystem;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{S3, Secret};
+use crate::demo::files::Files;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pause after a connection that could not be accepted.
@@ -123,7 +123,7 @@ impl fmt::Debug for EmbeddedS3 {
 }
 
 fn service(root: &Path, credentials: &Credentials) -> Result<S3Service> {
-    let files = FileSystem::new(root).map_err(|error| {
+    let files = Files::new(root).map_err(|error| {
         failed("can't serve a folder").with("path", root.display()).because(format!("{error:?}"))
     })?;
     let mut builder = S3ServiceBuilder::new(files);

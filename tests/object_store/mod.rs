@@ -5,7 +5,6 @@
 //! share it.
 
 use std::env;
-use std::fs;
 use std::future::Future;
 
 use aws_sdk_s3::Client;
@@ -18,41 +17,32 @@ pub struct ObjectStore {
     bucket: &'static str,
     /// With what a client reaches it.
     pub settings: S3,
-    place: Place,
-}
-
-enum Place {
-    Ours { _server: EmbeddedS3, folder: tempfile::TempDir },
-    Running(Client),
+    client: Client,
+    _ours: Option<(EmbeddedS3, tempfile::TempDir)>,
 }
 
 impl ObjectStore {
     /// A server with `bucket`; to be called on a runtime of several threads.
     pub fn start(bucket: &'static str) -> Self {
         if let Ok(endpoint) = env::var("FUSIONCAP_TEST_S3") {
-            return Self::running(endpoint, bucket);
+            return Self::new(bucket, running(endpoint), None);
         }
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join(bucket)).unwrap();
         let server = EmbeddedS3::start(folder.path(), Credentials::random()).unwrap();
-        let settings = server.client_config();
-        Self { bucket, settings, place: Place::Ours { _server: server, folder } }
+        Self::new(bucket, server.client_config(), Some((server, folder)))
     }
 
-    fn running(endpoint: String, bucket: &'static str) -> Self {
-        let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
-        let (id, secret) = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"));
-        let settings = S3 {
-            endpoint: Some(endpoint.clone()),
-            force_path_style: true,
-            access_key_id: Some(id.clone()),
-            secret_access_key: Some(Secret::new(secret.clone())),
-            ..S3::default()
-        };
+    fn new(
+        bucket: &'static str,
+        settings: S3,
+        ours: Option<(EmbeddedS3, tempfile::TempDir)>,
+    ) -> Self {
+        let id = settings.access_key_id.clone().unwrap();
+        let secret = settings.secret_access_key.as_ref().unwrap().reveal();
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(settings.region.clone()))
-            .endpoint_url(endpoint)
+            .endpoint_url(settings.endpoint.as_deref().unwrap())
             .credentials_provider(aws_sdk_s3::config::Credentials::new(
                 id, secret, None, None, "test",
             ))
@@ -64,23 +54,25 @@ impl ObjectStore {
             let there = error.is_bucket_already_exists() || error.is_bucket_already_owned_by_you();
             assert!(there, "{error:?}");
         }
-        Self { bucket, settings, place: Place::Running(client) }
+        Self { bucket, settings, client, _ours: ours }
     }
 
     /// Puts an object.
     pub fn put(&self, key: &str, bytes: &[u8]) {
-        match &self.place {
-            Place::Ours { folder, .. } => {
-                let path = folder.path().join(self.bucket).join(key);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, bytes).unwrap();
-            }
-            Place::Running(client) => {
-                let body = ByteStream::from(bytes.to_vec());
-                let put = client.put_object().bucket(self.bucket).key(key).body(body);
-                wait(put.send()).unwrap();
-            }
-        }
+        let body = ByteStream::from(bytes.to_vec());
+        let put = self.client.put_object().bucket(self.bucket).key(key).body(body);
+        wait(put.send()).unwrap();
+    }
+}
+
+fn running(endpoint: String) -> S3 {
+    let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    S3 {
+        endpoint: Some(endpoint),
+        force_path_style: true,
+        access_key_id: Some(variable("AWS_ACCESS_KEY_ID")),
+        secret_access_key: Some(Secret::new(variable("AWS_SECRET_ACCESS_KEY"))),
+        ..S3::default()
     }
 }
 
