@@ -16,7 +16,7 @@ const STEP: usize = 10_000;
 /// Until then buffers and pools may still grow.
 const WARM: usize = 10_000;
 const SETTLING: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 pub async fn measure(cluster: &Cluster) {
     println!("\nmemory, resident");
@@ -42,8 +42,11 @@ async fn under_load(cluster: &Cluster) {
         .map(|number| bucket.put(&format!("{number}.png"), &picture(number as u32)))
         .collect();
     let uris: Vec<String> = pictures.iter().cycle().take(REFERENCES).cloned().collect();
-    let mut worker =
-        Configuration::new("load", cluster, &topics, &bucket).without_repeats().start();
+    let mut worker = Configuration::new("load", cluster, &topics, &bucket)
+        .without_repeats()
+        .replacing("size: 8", "size: 32")
+        .replacing("max_in_flight: 128", "max_in_flight: 512")
+        .start();
     worker.await_ready();
     println!("  idle, models/random{:7.1} MB", resident(&worker));
     refer(cluster, &topics, PARTITIONS as usize, &uris).await;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -128,4 +129,70 @@ async fn without_a_window_each_reference_reads_its_object() {
     assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
     assert_eq!(requests.lock().unwrap().values().sum::<usize>(), 40);
     assert_eq!(worker.metric("fusioncap_repeats_total"), 0.0);
+}
+
+/// The leader of several references loses its partition while it reads: one that stays takes over,
+/// and the partition's new owner answers those that moved.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_takes_over_when_the_leader_moves_to_another_worker() {
+    const EACH: usize = 6;
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let answer = move |State(requests): State<Requests>, Path(key): Path<String>| async move {
+        *requests.lock().unwrap().entry(key).or_default() += 1;
+        // It is never closed.
+        let _open = held.acquire().await;
+        picture(1)
+    };
+    let (store, requests) = store(axum::routing::get(answer)).await;
+    let produce = async |key: usize, partition: i32, count: usize| {
+        let reference = json!({"uri": uri(&format!("{key}.png"))}).to_string();
+        for _ in 0..count {
+            cluster
+                .produce(&topics.input, partition, "k", reference.as_bytes(), OwnedHeaders::new())
+                .await;
+        }
+    };
+    let named = |name| {
+        let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+        Configuration::new(name, &cluster, &topics, &bucket)
+            .replacing(endpoint, &format!("http://{store}\n  timeout_ms: 60000"))
+            .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
+    };
+    let mut first = named("one").start();
+    // Each partition has the leader of one object; the others that refer to it are in the other
+    // one. Whichever partition moves, a leader goes and leaves them behind.
+    for key in 0..2 {
+        produce(key, key as i32, 1).await;
+    }
+    let asked = |times: usize| requests.lock().unwrap().values().sum::<usize>() == times;
+    until(|| asked(2)).await;
+    for key in 0..2 {
+        produce(key, 1 - key as i32, EACH - 1).await;
+    }
+    until(|| first.metric("fusioncap_in_flight") == 2.0 * EACH as f64).await;
+    let mut second = named("two").start();
+    until(|| second.metric("fusioncap_partitions") == 1.0).await;
+    until(|| first.metric("fusioncap_partitions") == 1.0).await;
+    // The new owner leads for both: one of its own partition's, one of the waiters that came along.
+    until(|| asked(4)).await;
+    gate.add_permits(1_000);
+    let records = cluster.await_records(&[&topics.output], 2 * EACH, PATIENCE);
+    let sources: HashSet<_> = records.iter().map(|record| record.source()).collect();
+    assert_eq!((records.len(), sources.len()), (2 * EACH, 2 * EACH));
+    let mut counts: Vec<usize> = requests.lock().unwrap().values().copied().collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3], "one object is read again by who took over");
+    assert_eq!(cluster.committed(&topics.group, &topics.input, 2), 2 * EACH as i64);
+    assert!(first.is_running() && second.is_running());
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "it did not come to that");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
