@@ -47,7 +47,7 @@ fn root(path: &str) -> PathBuf {
 
 fn engine(batch_size: usize, num_beams: Option<usize>) -> Engine {
     let path = root("models/tiny");
-    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams };
+    let settings = Model { path: path.display().to_string(), num_beams, ..Model::default() };
     let bundle = Bundle::open(&path).expect("models/tiny is whole");
     Engine::load(bundle, &Runtime::default(), &settings, batch_size).expect("the bundle loads")
 }

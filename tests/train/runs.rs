@@ -62,7 +62,7 @@ impl Workshop {
 }
 
 fn load(bundle: Bundle, batch_size: usize) -> Engine {
-    let model = Model { path: String::new(), embeddings: false, num_beams: None };
+    let model = Model::default();
     Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
 }
 
