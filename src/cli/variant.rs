@@ -20,7 +20,7 @@ use crate::onnx::variant;
 /// Images a batch, for what is measured.
 const BATCH: usize = 8;
 /// Times that the images are captioned by each model; the fastest counts.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 4;
 /// The card of a variant that nobody has looked at.
 const UNMEASURED: &str = "What that changes was not measured: `--images` names photos to look at.";
 
@@ -95,20 +95,23 @@ fn measure(
     references: Option<&Path>,
 ) -> Result<String> {
     let photos = decode(origin, folder)?;
-    let (before, slow) = caption(origin, &photos)?;
-    let (after, fast) = caption(made, &photos)?;
-    let pairs = || before.iter().zip(&after);
+    let (mut before, mut after) = (Captioner::load(origin)?, Captioner::load(made)?);
+    // In turns: whatever else the machine does, it does to both.
+    for _ in 0..ROUNDS {
+        before.caption(&photos)?;
+        after.caption(&photos)?;
+    }
+    let pairs = || before.captions.iter().zip(&after.captions);
     let equal = pairs().filter(|(left, right)| left.text == right.text).count();
     let shift: f32 = pairs().map(|(left, right)| (left.score - right.score).abs()).sum();
-    let speed = |time: Duration| photos.len() as f64 / time.as_secs_f64();
     let mut report = format!(
         "captions: {equal} of {count} equal; scores differ by {shift:.4} in the mean\n\
          speed: {slow:.1} images/s before, {fast:.1} after, {ratio:.2} times as many\n",
         count = photos.len(),
         shift = shift / photos.len() as f32,
-        slow = speed(slow),
-        fast = speed(fast),
-        ratio = slow.as_secs_f64() / fast.as_secs_f64(),
+        slow = before.speed(),
+        fast = after.speed(),
+        ratio = after.speed() / before.speed(),
     );
     if let Some(references) = references {
         let scores = |bundle: &Bundle| {
@@ -155,20 +158,34 @@ fn decode(bundle: &Bundle, folder: &Path) -> Result<Vec<Vec<u8>>> {
     Ok(photos)
 }
 
-/// The captions of the photos, and the shortest time that finding all of them took.
-fn caption(bundle: &Bundle, photos: &[Vec<u8>]) -> Result<(Vec<Caption>, Duration)> {
-    let model = Model::default();
-    let mut engine = Engine::load(bundle.clone(), &Runtime::default(), &model, BATCH)?;
-    let mut shortest = Duration::MAX;
-    let mut captions = Vec::new();
-    for _ in 0..ROUNDS {
-        captions.clear();
+/// A model at work on the photos.
+struct Captioner {
+    engine: Engine,
+    captions: Vec<Caption>,
+    /// The shortest time that captioning all of them took.
+    shortest: Duration,
+}
+
+impl Captioner {
+    fn load(bundle: &Bundle) -> Result<Self> {
+        let model = Model::default();
+        let engine = Engine::load(bundle.clone(), &Runtime::default(), &model, BATCH)?;
+        Ok(Self { engine, captions: Vec::new(), shortest: Duration::MAX })
+    }
+
+    fn caption(&mut self, photos: &[Vec<u8>]) -> Result<()> {
+        self.captions.clear();
         let start = Instant::now();
         for batch in photos.chunks(BATCH) {
             let views: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-            captions.extend(engine.caption(&views)?);
+            self.captions.extend(self.engine.caption(&views)?);
         }
-        shortest = shortest.min(start.elapsed());
+        self.shortest = self.shortest.min(start.elapsed());
+        Ok(())
     }
-    Ok((captions, shortest))
+
+    /// Images a second.
+    fn speed(&self) -> f64 {
+        self.captions.len() as f64 / self.shortest.as_secs_f64()
+    }
 }
