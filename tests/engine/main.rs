@@ -1,6 +1,8 @@
 //! The engine on bundles of the repository: the same photo, the same caption, whatever shares its
 //! batch; and what can't be loaded, refused.
 
+#[cfg(feature = "train")]
+mod fused;
 mod variants;
 
 use std::fs;
