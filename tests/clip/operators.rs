@@ -95,8 +95,8 @@ fn the_decoders_attention_is_one_operator_a_layer() {
     }
 }
 
-/// The prefix's one attention hands out its weights, so it stays in pieces: ONNX Runtime mistakes
-/// the shape of that output of `Attention` and refuses the graph.
+/// The prefix's one attention hands out its weights, so it stays in pieces: as an output of
+/// `Attention` ONNX Runtime does not compute them on CUDA.
 #[test]
 fn the_prefix_has_one_attention_which_shows_where_it_looks() {
     const WIDTH: usize = 16;
