@@ -134,6 +134,36 @@ fn variants_are_no_part_of_the_bundle() {
     assert_eq!(fs::read(model.path().join(bundle::MANIFEST)).unwrap(), before);
 }
 
+#[cfg(feature = "demo")]
+#[tokio::test(flavor = "multi_thread")]
+async fn of_variants_in_s3_only_the_wanted_one_is_fetched() {
+    use fusioncap::bundle::variants::is_needed;
+    use fusioncap::demo::s3::{Credentials, EmbeddedS3};
+    use fusioncap::s3::Store;
+
+    let store = tempfile::tempdir().unwrap();
+    let model = store.path().join("models/random");
+    fs::create_dir_all(&model).unwrap();
+    copy_tree(&root("models/random"), &model);
+    let digest = Bundle::open(&model).unwrap().digest().to_owned();
+    for precision in Reduced::ALL {
+        pretend(&model, precision, &digest);
+    }
+    let server = EmbeddedS3::start(store.path(), Credentials::random()).unwrap();
+    let client = Store::connect(&server.client_config()).await.unwrap();
+    let runtime = Runtime::default();
+    for (precision, fetched) in [(Precision::Auto, None), (Precision::Int8, Some("int8"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let needed = |name: &str| is_needed(name, precision, &runtime);
+        client.download_prefix("s3://models/random", folder.path(), needed).await.unwrap();
+        let chosen = Bundle::choose(folder.path(), precision, &runtime).unwrap();
+        assert_eq!(chosen.digest() == digest, fetched.is_none());
+        let found = fs::read_dir(folder.path().join("variants")).into_iter().flatten();
+        let names: Vec<_> = found.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, fetched.into_iter().collect::<Vec<_>>());
+    }
+}
+
 #[cfg(feature = "train")]
 mod made {
     use fusioncap::config::Model;

@@ -324,3 +324,86 @@ fn declare_half(value: &mut ValueInfoProto) {
         tensor.elem_type = DataType::Float16 as i32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::graph::{Attribute, Dim, Graph};
+
+    const ROWS: [Dim; 2] = [Dim::Free("rows"), Dim::Fixed(2)];
+
+    fn nodes(model: &ModelProto) -> Vec<String> {
+        let graph = model.graph.as_ref().unwrap();
+        graph.node.iter().map(|node| node.op_type.clone()).collect()
+    }
+
+    fn constant<'a>(model: &'a ModelProto, name: &str) -> &'a TensorProto {
+        let graph = model.graph.as_ref().unwrap();
+        graph.initializer.iter().find(|tensor| tensor.name == name).unwrap()
+    }
+
+    #[test]
+    fn products_are_in_16_bits_and_the_edges_in_32() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let weight = graph.weight("w", &[2, 2], &[1.0, -0.5, 0.25, 2.0]);
+        let product = graph.matmul(&x, &weight);
+        let blocked = graph.floats(&[2], &[-1e9, f32::NEG_INFINITY]);
+        let sum = graph.add(&product, &blocked);
+        graph.output("y", &sum, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &[]).unwrap();
+        assert_eq!(nodes(&model), ["Cast", "MatMul", "Add", "Identity", "Cast"]);
+        let stored = constant(&model, "cast_1_fp16");
+        assert_eq!(model::floats(stored).unwrap(), [1.0, -0.5, 0.25, 2.0]);
+        let clamped = constant(&model, &format!("{blocked}_fp16"));
+        assert_eq!(model::floats(clamped).unwrap(), [-65504.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn scores_stay_in_32_bits_and_what_is_added_to_them_too() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let before = graph.input("before", DataType::Float, &[Dim::Free("rows")]);
+        let weight = graph.weight("w", &[2, 2], &[1.0; 4]);
+        let product = graph.matmul(&x, &weight);
+        let scores = graph.node("LogSoftmax", &[&product], &[("axis", Attribute::Int(-1))]);
+        let column = graph.unsqueeze(&before, &[1]);
+        let total = graph.add(&scores, &column);
+        graph.output("y", &total, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &[]).unwrap();
+        assert_eq!(
+            nodes(&model),
+            ["Cast", "MatMul", "Cast", "LogSoftmax", "Unsqueeze", "Add", "Identity"]
+        );
+    }
+
+    #[test]
+    fn named_inputs_and_outputs_become_16_bits_themselves() {
+        let mut graph = Graph::new("test");
+        let past = graph.input("past", DataType::Float, &ROWS);
+        let other = graph.input("x", DataType::Float, &ROWS);
+        let joined = graph.concat(&[&past, &other], 0);
+        graph.output("present", &joined, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &["past", "present"]).unwrap();
+        assert_eq!(nodes(&model), ["Cast", "Concat", "Identity"]);
+        let graph = model.graph.unwrap();
+        let kind =
+            |value: &ValueInfoProto| value.r#type.clone().unwrap().tensor_type.unwrap().elem_type;
+        assert_eq!(kind(&graph.input[0]), DataType::Float16 as i32);
+        assert_eq!(kind(&graph.input[1]), DataType::Float as i32);
+        assert_eq!(kind(&graph.output[0]), DataType::Float16 as i32);
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let y = graph.node("Imagine", &[&x], &[]);
+        graph.output("y", &y, DataType::Float, &ROWS);
+        let error = convert(&mut graph.model(), &[]).unwrap_err();
+        assert!(error.to_string().contains("Imagine"), "{error}");
+    }
+}
