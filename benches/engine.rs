@@ -32,8 +32,34 @@ fn padded_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, 1, None);
 }
 
+/// Full batches of the variant in 8 bits.
+#[cfg(feature = "train")]
+#[divan::bench(args = [1, 8, 32], sample_count = 20)]
+fn full_batch_int8(bencher: Bencher, batch_size: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let origin = Bundle::open(&root("models/tiny")).expect("models/tiny is whole");
+    for name in origin.manifest().expect("a manifest").files.keys().map(String::as_str) {
+        copy(&origin.path(name), &folder.path().join(name));
+    }
+    fusioncap::bundle::seal(folder.path()).expect("a manifest");
+    let copied = Bundle::open(folder.path()).expect("the copy is whole");
+    let int8 = fusioncap::bundle::variants::Reduced::Int8;
+    let made = fusioncap::onnx::variant::write(&copied, int8, "").expect("a variant");
+    let engine = Engine::load(made, &Runtime::default(), &Model::default(), batch_size);
+    run(bencher, engine.expect("the variant loads"), batch_size);
+}
+
+#[cfg(feature = "train")]
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+    fs::copy(from, to).expect("a copy");
+}
+
 fn measure(bencher: Bencher, batch_size: usize, images: usize, num_beams: Option<usize>) {
-    let mut engine = engine(batch_size, num_beams);
+    run(bencher, engine(batch_size, num_beams), images);
+}
+
+fn run(bencher: Bencher, mut engine: Engine, images: usize) {
     let photos = photos(&engine);
     let batch: Vec<&[u8]> = photos.iter().cycle().take(images).map(Vec::as_slice).collect();
     bencher
@@ -47,7 +73,7 @@ fn root(path: &str) -> PathBuf {
 
 fn engine(batch_size: usize, num_beams: Option<usize>) -> Engine {
     let path = root("models/tiny");
-    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams };
+    let settings = Model { path: path.display().to_string(), num_beams, ..Model::default() };
     let bundle = Bundle::open(&path).expect("models/tiny is whole");
     Engine::load(bundle, &Runtime::default(), &settings, batch_size).expect("the bundle loads")
 }

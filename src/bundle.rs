@@ -13,10 +13,13 @@
 //! text_tokenizer.json       its tokenizer
 //! README.md                 the model card
 //! manifest.json             Manifest: the digest of each file above
+//! variants/<precision>/     bundles made from this one (see [`variants`]), no part of it
 //! ```
 //!
 //! The digest of `manifest.json` names the model in every caption. [`Bundle::open`] verifies
 //! every file against it before anything is loaded; [`seal`] writes it.
+
+pub mod variants;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -74,6 +77,9 @@ pub struct ModelConfig {
     /// Longest text in tokens of the text tower; absent from bundles that carry none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_max_length: Option<usize>,
+    /// What the bundle is a variant of, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<variants::Variant>,
 }
 
 impl ModelConfig {
@@ -216,7 +222,7 @@ impl Bundle {
         config.check(&dir.join(CONFIG))?;
         Ok(Self {
             dir: dir.to_path_buf(),
-            digest: format!("sha256:{}", hex::encode(Sha256::digest(&manifest_bytes))),
+            digest: digest(&manifest_bytes),
             config,
             generation: load(dir, GENERATION_CONFIG)?,
             preprocessor: load(dir, PREPROCESSOR_CONFIG)?,
@@ -226,6 +232,19 @@ impl Bundle {
     /// `sha256:` and the hexadecimal digest of the manifest: the model's name in every caption.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The directory that it is in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The files that it consists of, beside the manifest itself.
+    ///
+    /// # Errors
+    /// `ErrorKind::Bundle` if the manifest can't be read any more.
+    pub fn manifest(&self) -> Result<Manifest> {
+        load(&self.dir, MANIFEST)
     }
 
     /// The caption vocabulary.
@@ -257,7 +276,12 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     }
 }
 
-/// Writes `manifest.json` over the files now in `dir`.
+/// `sha256:` and the digest of a manifest.
+fn digest(manifest: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(manifest)))
+}
+
+/// Writes `manifest.json` over the files now in `dir`, those of its variants left out.
 pub fn seal(dir: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
     collect(dir, dir, &mut files)?;
@@ -278,7 +302,9 @@ fn collect(root: &Path, dir: &Path, files: &mut BTreeMap<String, FileEntry>) -> 
     for entry in entries {
         let path = entry.map_err(|error| io_error("can't list", dir, error))?.path();
         if path.is_dir() {
-            collect(root, &path, files)?;
+            if path != root.join(variants::FOLDER) {
+                collect(root, &path, files)?;
+            }
             continue;
         }
         let relative = path.strip_prefix(root).unwrap_or(&path);

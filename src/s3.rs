@@ -252,11 +252,17 @@ impl Store {
     }
 
     /// Copies everything under `uri` (`s3://bucket/prefix`) into `dir`, which is made, keeping
-    /// the part of each key behind the prefix as its path.
+    /// the part of each key behind the prefix as its path; of these parts only those that
+    /// `is_needed`.
     ///
     /// # Errors
     /// `ErrorKind::ObjectNotFound` when nothing is there.
-    pub async fn download_prefix(&self, uri: &str, dir: &Path) -> Result<()> {
+    pub async fn download_prefix(
+        &self,
+        uri: &str,
+        dir: &Path,
+        is_needed: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let Location { bucket, key } = uri.parse()?;
         let prefix = match key.trim_end_matches('/') {
             "" => String::new(),
@@ -264,7 +270,11 @@ impl Store {
         };
         let entries = self.list(&bucket, &prefix).await?;
         // Keys that end in `/` are what consoles write to show an empty folder.
-        let files: Vec<&Entry> = entries.iter().filter(|entry| !entry.key.ends_with('/')).collect();
+        let is_wanted = |entry: &&Entry| {
+            let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
+            !name.ends_with('/') && is_needed(name)
+        };
+        let files: Vec<&Entry> = entries.iter().filter(is_wanted).collect();
         if files.is_empty() {
             return Err(Error::new(
                 ErrorKind::ObjectNotFound,

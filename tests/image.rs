@@ -238,7 +238,7 @@ fn encode(rgb: &RgbImage) -> Vec<u8> {
 #[test]
 fn the_model_sees_nearly_the_same_in_both_modes_takes_minutes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
-    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams: None };
+    let settings = Model { path: path.display().to_string(), ..Model::default() };
     let bundle = Bundle::open(&path).unwrap();
     let mut engine = Engine::load(bundle, &Runtime::default(), &settings, 1).unwrap();
     let exact = engine.preprocessor().clone();

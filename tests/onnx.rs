@@ -17,13 +17,14 @@ use fusioncap::encoder::weights::Weights;
 use fusioncap::encoder::{EncoderConfig, bert, random, standin, weights};
 use fusioncap::error::{Error, ErrorKind};
 use fusioncap::onnx::graph::{Attribute, Dim, Graph};
-use fusioncap::onnx::proto::DataType;
+use fusioncap::onnx::proto::{DataType, ModelProto};
 use fusioncap::text_tower::TextTower;
 use fusioncap::train::corpus::Corpus;
 use fusioncap::train::nouns::Nouns;
 use fusioncap::train::settings::Settings;
 use ort::session::Session;
 use ort::value::Tensor;
+use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
@@ -321,6 +322,16 @@ fn a_damaged_encoder_directory_is_an_error_that_names_the_file() {
     assert_eq!(error.kind(), ErrorKind::Bundle);
     assert!(error.to_string().contains("config.json"), "{error}");
     assert!(EncoderConfig::open(&dir.join("nowhere")).unwrap_err().to_string().contains("nowhere"));
+}
+
+/// What the `onnx` package for Python wrote: an operator with graphs of its own, a function, a
+/// sparse tensor, another domain, tensors whose values are not raw, and every kind of remark.
+#[test]
+fn a_graph_of_others_loses_nothing() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let bytes = fs::read(root.join("tests/fixtures/foreign.onnx")).unwrap();
+    let model = ModelProto::decode(bytes.as_slice()).unwrap();
+    assert!(model.encode_to_vec() == bytes);
 }
 
 /// A checkpoint in PyTorch's legacy format (577 bytes): a plain tensor, a transposed view and the

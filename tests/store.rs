@@ -106,12 +106,16 @@ async fn a_prefix_becomes_a_directory() {
     let read = |path: &Path| fs::read(path).unwrap();
     for (name, uri) in [("a", "s3://lake/models/tiny"), ("b", "s3://lake/models/tiny/")] {
         let dir = folder.path().join(name);
-        store.download_prefix(uri, &dir).await.unwrap();
+        store.download_prefix(uri, &dir, |_| true).await.unwrap();
         assert_eq!(read(&dir.join("config.json")), b"{}");
         assert_eq!(read(&dir.join("onnx/vision.onnx")), b"weights");
         assert_eq!(read(&dir.join("empty")), b"");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
     }
-    let error = store.download_prefix("s3://lake/nothing", folder.path()).await.unwrap_err();
+    let dir = folder.path().join("part");
+    store.download_prefix("s3://lake/models/tiny", &dir, |name| name == "empty").await.unwrap();
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    let nothing = store.download_prefix("s3://lake/nothing", folder.path(), |_| true).await;
+    let error = nothing.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ObjectNotFound);
 }

@@ -253,7 +253,7 @@ pub fn photos() -> Vec<Photo> {
 pub fn load(model: &str) -> Engine {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
     let bundle = Bundle::open(&path).unwrap();
-    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams: None };
+    let settings = Model { path: path.display().to_string(), ..Model::default() };
     Engine::load(bundle, &Runtime::default(), &settings, BATCH).unwrap()
 }
 

@@ -218,7 +218,7 @@ impl Prepared {
     }
 
     fn score(&self, bundle: Bundle) -> Result<Scores> {
-        let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+        let settings = Model::default();
         let mut engine = Engine::load(bundle, &self.request.runtime, &settings, BATCH)?;
         let mut captions = Vec::with_capacity(self.proxies.len());
         for batch in self.proxies.chunks(BATCH) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::images::{self, Ahead, Answer, SCHEME};
 use crate::bundle::Bundle;
-use crate::config::{DecodeMode, Model, Runtime, S3};
+use crate::config::{DecodeMode, Model, Precision, Runtime, S3};
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
@@ -19,6 +19,9 @@ pub struct CaptionArgs {
     /// Model bundle: a directory
     #[arg(long, value_name = "DIR", default_value = "models/tiny")]
     model: PathBuf,
+    /// Which of the bundle's variants captions (model.precision)
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    precision: Precision,
     /// JSON objects (path, caption, score), one a line, or text
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
@@ -61,12 +64,12 @@ pub fn run(args: CaptionArgs) -> Result<()> {
 }
 
 async fn caption(args: CaptionArgs) -> Result<()> {
-    let settings =
-        Model { path: args.model.display().to_string(), embeddings: false, num_beams: args.beams };
+    let (path, runtime) = (args.model.display().to_string(), Runtime::default());
+    let settings = Model { path, num_beams: args.beams, ..Model::default() };
     settings.directory()?;
     let size = usize::from(args.batch_size);
-    let mut engine =
-        Engine::load(Bundle::open(&args.model)?, &Runtime::default(), &settings, size)?;
+    let bundle = Bundle::choose(&args.model, args.precision, &runtime)?;
+    let mut engine = Engine::load(bundle, &runtime, &settings, size)?;
     let s3 = S3 {
         force_path_style: args.endpoint.is_some(),
         endpoint: args.endpoint.clone(),

@@ -189,7 +189,7 @@ fn photo(folder: &Path, image: &Referenced) -> PathBuf {
 /// Captions `images` with the bundle `model`; photos that can't be read are left out, and said.
 fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
     let settings =
-        Model { path: model.display().to_string(), embeddings: false, num_beams: args.beams };
+        Model { path: model.display().to_string(), num_beams: args.beams, ..Model::default() };
     settings.directory()?;
     let size = usize::from(args.batch_size);
     let mut engine = Engine::load(Bundle::open(model)?, &Runtime::default(), &settings, size)?;

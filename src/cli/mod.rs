@@ -21,6 +21,8 @@ pub mod redrive;
 pub mod settings;
 #[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "train")]
+pub mod variant;
 pub mod verify;
 pub mod worker;
 
@@ -71,6 +73,9 @@ pub enum Command {
     /// Make one's own CLIP the encoder that training starts from
     #[cfg(feature = "train")]
     Clip(clip::ClipArgs),
+    /// Write a bundle's variant in 16 or 8 bits, and measure what that changes
+    #[cfg(feature = "train")]
+    Variant(variant::VariantArgs),
 }
 
 impl Command {
@@ -82,6 +87,8 @@ impl Command {
             Self::Caption(_) | Self::Evaluate(_) | Self::Verify(_) | Self::Redrive(_) => {
                 Some(Level::Warn)
             }
+            #[cfg(feature = "train")]
+            Self::Variant(_) => Some(Level::Warn),
             #[cfg(feature = "demo")]
             Self::Demo(_) => Some(Level::Warn),
             #[cfg(feature = "train")]
@@ -128,6 +135,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Encoder(args) => encoder::run(args),
         #[cfg(feature = "train")]
         Command::Clip(args) => clip::run(args),
+        #[cfg(feature = "train")]
+        Command::Variant(args) => variant::run(args),
     }
 }
 

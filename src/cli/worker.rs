@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, variants};
 use crate::cli::settings::Settings;
 use crate::config::Config;
 use crate::engine::Engine;
@@ -65,7 +65,7 @@ async fn work(
     let settings = config.clone();
     let dir = model.dir().to_path_buf();
     let engine = tokio::task::spawn_blocking(move || {
-        let bundle = Bundle::open(&dir)?;
+        let bundle = Bundle::choose(&dir, settings.model.precision, &settings.runtime)?;
         Engine::load(bundle, &settings.runtime, &settings.model, settings.batch.size)
     })
     .await
@@ -116,7 +116,10 @@ impl Model {
         let parent = model_dir.unwrap_or_else(std::env::temp_dir);
         let model = Self::Fetched(parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4())));
         tracing::info!(path, dir = %model.dir().display(), "fetching the model");
-        Store::connect(&config.s3).await?.download_prefix(path, model.dir()).await?;
+        let needed =
+            |name: &str| variants::is_needed(name, config.model.precision, &config.runtime);
+        let store = Store::connect(&config.s3).await?;
+        store.download_prefix(path, model.dir(), needed).await?;
         Ok(model)
     }
 

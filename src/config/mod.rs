@@ -155,7 +155,7 @@ pub struct S3 {
 }
 
 /// What captions them.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// Bundle: a directory or an `s3://bucket/prefix`.
@@ -168,6 +168,25 @@ pub struct Model {
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub num_beams: Option<usize>,
+    /// Which of the bundle's variants runs (`fusioncap variant` makes them): `fp32` is the bundle
+    /// itself, `auto` is `fp16` where the first of `runtime.providers` is a GPU's and there is such
+    /// a variant, and the bundle itself everywhere else. A variant is a model of its own: its
+    /// captions may differ, and bear its digest.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// How precise a bundle's arithmetic is.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    Auto,
+    Fp32,
+    Fp16,
+    Int8,
 }
 
 impl Model {
@@ -409,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_model_is_a_directory_that_exists_or_in_s3() {
-        let model = |path: &str| Model { path: path.into(), embeddings: false, num_beams: None };
+        let model = |path: &str| Model { path: path.into(), ..Model::default() };
         assert_eq!(model("src").directory().unwrap(), Some(Path::new("src")));
         assert_eq!(model("s3://bucket/tiny").directory().unwrap(), None);
         let error = model("no/such").directory().unwrap_err();

@@ -204,7 +204,7 @@ async fn recount(kafka: &DemoKafka) -> Result<Vec<Answer>> {
 }
 
 fn model(settings: &Settings) -> Model {
-    Model { path: settings.model.display().to_string(), embeddings: false, num_beams: None }
+    Model { path: settings.model.display().to_string(), ..Model::default() }
 }
 
 fn config(settings: &Settings, kafka: &DemoKafka, store: &EmbeddedS3) -> Config {

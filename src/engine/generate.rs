@@ -272,6 +272,7 @@ mod tests {
             pad_token_id: 0,
             num_candidates: 4,
             text_max_length: None,
+            variant: None,
         }
     }
 

@@ -4,9 +4,12 @@
 //! `past`. Only the few best candidates of each image come back to the host. Rows of images whose
 //! captions are decided leave the batch: the next step's `parents` do not name them.
 
+use std::fmt::Debug;
+
+use half::f16;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionOutputs};
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
+use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorElementType};
 
 use super::generate::{Candidates, Hypothesis, Search};
 use crate::bundle::{Bundle, DECODER, GenerationConfig};
@@ -23,6 +26,8 @@ pub struct Decoder {
     /// Where the cache stays.
     device: MemoryInfo<'static>,
     host: MemoryInfo<'static>,
+    /// Whether the cache holds 16-bit floats, as an fp16 variant's does.
+    half_cache: bool,
 }
 
 impl Decoder {
@@ -30,7 +35,12 @@ impl Decoder {
         let path = bundle.path(DECODER);
         let (session, provider) = crate::runtime::session_and_provider(runtime, &path)?;
         let binding = session.create_binding().map_err(failed)?;
+        let half = Some(TensorElementType::Float16);
+        let is_half = |input: &Outlet| input.dtype().tensor_type() == half;
+        let half_cache =
+            session.inputs().iter().any(|input| input.name() == "past" && is_half(input));
         Ok(Self {
+            half_cache,
             session,
             binding,
             device: cache_device(provider, runtime.device_id)?,
@@ -63,7 +73,7 @@ impl Decoder {
         let prefix = Tensor::from_array(([rows, model.prefix_length, model.hidden_size], prefix));
         let mut step = Step {
             prefix: prefix.map_err(failed)?.into_dyn(),
-            past: empty(&cache)?,
+            past: if self.half_cache { empty::<f16>(&cache)? } else { empty::<f32>(&cache)? },
             input_ids: vec![model.bos_token_id; rows],
             parents: (0..rows as i64).collect(),
             beam_scores: vec![0.0; rows],
@@ -87,7 +97,7 @@ impl Decoder {
                 beam_scores.extend_from_within(..);
                 banned_ids.extend_from_within(..);
             }
-            let prefix = empty(&[input_ids.len(), 0, model.hidden_size])?;
+            let prefix = empty::<f32>(&[input_ids.len(), 0, model.hidden_size])?;
             let past = found.present;
             step = Step { prefix, past, input_ids, parents, beam_scores, banned_ids };
             width = settings.num_beams;
@@ -168,8 +178,10 @@ fn start_bans(bundle: &Bundle, rows: usize, count: usize) -> Vec<i64> {
     row.repeat(rows)
 }
 
-fn empty(shape: &[usize]) -> Result<DynValue> {
-    let tensor = Tensor::from_array((shape.to_vec(), Vec::<f32>::new())).map_err(failed)?;
+fn empty<T: PrimitiveTensorElementType + Debug + Clone + 'static>(
+    shape: &[usize],
+) -> Result<DynValue> {
+    let tensor = Tensor::from_array((shape.to_vec(), Vec::<T>::new())).map_err(failed)?;
     Ok(tensor.into_dyn())
 }
 

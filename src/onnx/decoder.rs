@@ -1,5 +1,6 @@
 //! `decoder.onnx`: one step of beam search, with the key-value cache and the choice of candidates
-//! inside the graph. The arithmetic is that of `model::decoder`.
+//! inside the graph. The arithmetic is that of `model::decoder`; attention is ONNX's own operator,
+//! which ONNX Runtime has as one kernel.
 //!
 //! `B` images with `W` beams each make `R` rows; `S` positions are cached.
 //!
@@ -147,7 +148,6 @@ impl Writer<'_> {
     ) -> (Value, Value, Value) {
         let layer = &self.weights.layers[index];
         let (width, wide) = (self.weights.hidden_size, self.weights.intermediate_size);
-        let (heads, size) = (self.weights.heads as i64, self.weights.head_size() as i64);
         let normed = self.norm(&format!("{index}.attention_norm"), &layer.attention_norm, states);
         let joined = self.linear(
             &format!("{index}.query_key_value"),
@@ -156,32 +156,23 @@ impl Writer<'_> {
             [width, 3 * width],
         );
         let graph = &mut self.graph;
-        let split = graph.reshape(&joined, &[0, 0, 3, heads, size]);
-        let parts = graph.transpose(&split, &[2, 0, 3, 1, 4]);
-        let pick = |graph: &mut Graph, source: &str, position: usize| {
+        let axis = [("axis", Attribute::Int(2)), ("num_outputs", Attribute::Int(3))];
+        let [query, new_keys, new_values] = graph.node_multi("Split", &[&joined], &axis);
+        let mut old = |position: usize| {
             let number = graph.int(position as i64);
-            graph.gather(source, &number, 0)
+            graph.gather(cached, &number, 0)
         };
-        let query = pick(graph, &parts, 0);
-        let new_keys = pick(graph, &parts, 1);
-        let new_values = pick(graph, &parts, 2);
-        let old_keys = pick(graph, cached, 2 * index);
-        let old_values = pick(graph, cached, 2 * index + 1);
-        let keys = graph.concat(&[&old_keys, &new_keys], 2);
-        let values = graph.concat(&[&old_values, &new_values], 2);
-        let columns = graph.transpose(&keys, &[0, 1, 3, 2]);
-        let products = graph.matmul(&query, &columns);
-        let scale = graph.scalar(1.0 / (size as f32).sqrt());
-        let scaled = graph.mul(&products, &scale);
-        let masked = graph.add(&scaled, mask);
-        let attention = graph.softmax(&masked);
-        let mixed = graph.matmul(&attention, &values);
-        let rows = graph.transpose(&mixed, &[0, 2, 1, 3]);
-        let flat = graph.reshape(&rows, &[0, 0, width as i64]);
+        let (old_keys, old_values) = (old(2 * index), old(2 * index + 1));
+        let [mixed, keys, values] = graph.cached_attention(
+            [&query, &new_keys, &new_values],
+            mask,
+            [&old_keys, &old_values],
+            self.weights.heads,
+        );
         let attended = self.linear(
             &format!("{index}.attention_output"),
             &layer.attention_output,
-            &flat,
+            &mixed,
             [width, width],
         );
         let middle = self.graph.add(states, &attended);

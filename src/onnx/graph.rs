@@ -78,7 +78,7 @@ impl Graph {
             output: vec![name.into()],
             name: format!("output_{name}"),
             op_type: "Identity".into(),
-            attribute: Vec::new(),
+            ..NodeProto::default()
         });
         self.proto.output.push(value_info(name, data_type, shape));
     }
@@ -216,10 +216,30 @@ impl Graph {
     /// `[batch, tokens, heads * size]`; `bias`, if there is one, is added to the scores
     /// `[batch, heads, tokens, tokens]`.
     pub fn attention(&mut self, rows: [&str; 3], bias: Option<&str>, heads: usize) -> Value {
-        (self.ir_version, self.opset) = (ATTENTION_IR_VERSION, ATTENTION_OPSET);
         let inputs: Vec<&str> = rows.into_iter().chain(bias).collect();
+        let [mixed] = self.attend(&inputs, heads);
+        mixed
+    }
+
+    /// As [`Self::attention`] behind cached keys and values, `past` `[batch, heads, cached, size]`:
+    /// the mixture, and the keys and values with the new ones behind the cached. `bias`
+    /// `[tokens, cached + tokens]` is added to the scores.
+    pub fn cached_attention(
+        &mut self,
+        rows: [&str; 3],
+        bias: &str,
+        past: [&str; 2],
+        heads: usize,
+    ) -> [Value; 3] {
+        let inputs: Vec<&str> = rows.into_iter().chain([bias]).chain(past).collect();
+        self.attend(&inputs, heads)
+    }
+
+    fn attend<const N: usize>(&mut self, inputs: &[&str], heads: usize) -> [Value; N] {
+        (self.ir_version, self.opset) = (ATTENTION_IR_VERSION, ATTENTION_OPSET);
         let heads = Attribute::Int(heads as i64);
-        self.node("Attention", &inputs, &[("q_num_heads", heads.clone()), ("kv_num_heads", heads)])
+        let attributes = [("q_num_heads", heads.clone()), ("kv_num_heads", heads)];
+        self.node_multi("Attention", inputs, &attributes)
     }
 
     pub fn reshape(&mut self, input: &str, shape: &[i64]) -> Value {
@@ -280,7 +300,7 @@ impl Graph {
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(self.proto),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: self.opset }],
-            metadata_props: Vec::new(),
+            ..ModelProto::default()
         }
     }
 
@@ -297,6 +317,7 @@ impl Graph {
             output: outputs,
             op_type: op.into(),
             attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+            ..NodeProto::default()
         });
     }
 
@@ -349,11 +370,13 @@ pub fn value_info(name: &str, data_type: DataType, shape: &[Dim]) -> ValueInfoPr
                 Dim::Fixed(size) => DimensionValue::Value(*size as i64),
                 Dim::Free(symbol) => DimensionValue::Param((*symbol).into()),
             }),
+            ..DimensionProto::default()
         })
         .collect();
     let tensor =
         TensorTypeProto { elem_type: data_type as i32, shape: Some(TensorShapeProto { dim }) };
-    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+    let tensor_type = TypeProto { tensor_type: Some(tensor), ..TypeProto::default() };
+    ValueInfoProto { name: name.into(), r#type: Some(tensor_type), ..ValueInfoProto::default() }
 }
 
 #[cfg(test)]

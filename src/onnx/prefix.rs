@@ -242,6 +242,8 @@ fn fuse(
     let size = hidden / heads;
     let split = graph.ints(&[hidden, hidden]);
     let [keys, values] = graph.node_multi("Split", &[&all, &split], &[("axis", Attribute::Int(2))]);
+    // In pieces, not as `Attention`: its weights are looked at, and as its output they can't be had
+    // on CUDA.
     let mut by_head = |states: &str, order: &[i64]| {
         let apart = graph.reshape(states, &[0, -1, heads, size]);
         graph.transpose(&apart, order)

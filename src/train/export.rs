@@ -17,6 +17,7 @@ use super::curve;
 use super::settings::{CANDIDATES, Settings};
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;
+use crate::bundle::variants::FOLDER;
 use crate::bundle::{
     self, CARD, CONFIG, DECODER, GENERATION_CONFIG, MANIFEST, Manifest, ModelConfig, PREFIX,
     PREPROCESSOR_CONFIG, TEXT, TEXT_TOKENIZER, TOKENIZER, VISION,
@@ -133,6 +134,11 @@ fn replace(dir: &Path, out: &Path) -> io::Result<()> {
     for name in stale {
         remove(&out.join(name))?;
     }
+    // Made from the bundle that goes: none of them is a variant of the new one.
+    match fs::remove_dir_all(out.join(FOLDER)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     for name in new.iter().map(String::as_str).chain([MANIFEST]) {
         let target = out.join(name);
         if let Some(folder) = target.parent() {
@@ -193,6 +199,7 @@ fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
         pad_token_id: PAD,
         num_candidates: CANDIDATES,
         text_max_length: parts.request.text_tower.then_some(parts.encoder.text_max_length),
+        variant: None,
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod command_line;
 mod exports;
+mod operators;
+mod reduced;
 mod refusals;
 mod source;
 mod towers;

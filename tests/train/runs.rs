@@ -62,7 +62,7 @@ impl Workshop {
 }
 
 fn load(bundle: Bundle, batch_size: usize) -> Engine {
-    let model = Model { path: String::new(), embeddings: false, num_beams: None };
+    let model = Model::default();
     Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
 }
 
@@ -249,6 +249,8 @@ fn a_replaced_bundle_leaves_nothing_and_stays_until_then() {
     // One that was cut off, and a file of somebody else's.
     std::fs::create_dir(workshop.out().join(".export-cut")).unwrap();
     std::fs::write(workshop.out().join("notes.txt"), "mine").unwrap();
+    // A variant of the bundle that goes.
+    std::fs::create_dir_all(workshop.out().join("variants/int8")).unwrap();
     workshop.text_tower = false;
     workshop.train(&settings, false).unwrap();
     let there = |name: &&str| workshop.out().join(name).is_file();

@@ -1,6 +1,10 @@
 //! The engine on bundles of the repository: the same photo, the same caption, whatever shares its
 //! batch; and what can't be loaded, refused.
 
+#[cfg(feature = "train")]
+mod fused;
+mod variants;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +25,7 @@ fn root(path: &str) -> PathBuf {
 
 fn engine(model: &str, batch_size: usize, num_beams: Option<usize>) -> Engine {
     let path = root(model);
-    let settings = Model { path: path.display().to_string(), embeddings: false, num_beams };
+    let settings = Model { path: path.display().to_string(), num_beams, ..Model::default() };
     let bundle = Bundle::open(&path).unwrap();
     Engine::load(bundle, &Runtime::default(), &settings, batch_size).unwrap()
 }
@@ -44,7 +48,11 @@ fn caption(engine: &mut Engine, photos: &[&[u8]]) -> Vec<Caption> {
 }
 
 fn assert_same_caption_in_any_company(model: &str, num_beams: Option<usize>) {
-    let mut engine = engine(model, 8, num_beams);
+    assert_company_changes_nothing(engine(model, 8, num_beams), model);
+}
+
+/// `engine` takes batches of 8.
+fn assert_company_changes_nothing(mut engine: Engine, model: &str) {
     let photos = photos(&engine);
     assert!(photos.len() >= 13);
     let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
@@ -183,7 +191,7 @@ fn a_beam_of_one_is_greedy_search() {
 fn a_beam_width_the_bundle_cannot_do_is_refused() {
     let path = root("models/random");
     let bundle = Bundle::open(&path).unwrap();
-    let settings = Model { path: String::new(), embeddings: false, num_beams: Some(1_000) };
+    let settings = Model { num_beams: Some(1_000), ..Model::default() };
     let error = Engine::load(bundle, &Runtime::default(), &settings, 1).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Config);
     let text = error.to_string();
@@ -197,7 +205,7 @@ fn a_beam_width_the_bundle_cannot_do_is_refused() {
 fn an_accelerator_that_is_not_there_is_an_error() {
     let runtime = Runtime { providers: vec![Provider::Cuda], ..Runtime::default() };
     let path = root("models/random");
-    let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+    let settings = Model::default();
     let error = Engine::load(Bundle::open(&path).unwrap(), &runtime, &settings, 1).err().unwrap();
     assert!(error.to_string().contains("runtime.providers"), "{error}");
 }
@@ -207,7 +215,7 @@ fn the_cpu_stands_in_for_an_accelerator_where_the_configuration_allows_it() {
     let providers = vec![Provider::Tensorrt, Provider::Cuda];
     let runtime = Runtime { providers, fallback: true, ..Runtime::default() };
     let path = root("models/random");
-    let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+    let settings = Model::default();
     let mut found = Engine::load(Bundle::open(&path).unwrap(), &runtime, &settings, 2).unwrap();
     let mut plain = engine("models/random", 2, None);
     let photos = photos(&plain);
@@ -280,7 +288,7 @@ fn shapes_that_no_graph_has_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Bundle);
         assert!(error.to_string().contains(field), "{error}");
     }
-    let settings = Model { path: String::new(), embeddings: false, num_beams: None };
+    let settings = Model::default();
     for (field, value) in [("embedding_dim", 33), ("num_candidates", 8)] {
         let bundle = open(field, value).unwrap();
         let error = Engine::load(bundle, &Runtime::default(), &settings, 1).err().unwrap();

@@ -1,0 +1,409 @@
+//! Arithmetic in 16 bits, for GPUs: weights, constants and nearly every operator.
+//!
+//! Each value has up to two forms, one in 32 bits and one in 16, and each operator reads the form
+//! that it computes in; a cast makes what is missing, once. In 32 bits stay:
+//!
+//! - what sums squares or exponentials apart, which passes the range of 16 bits: lengths, and
+//!   normalisations that come in pieces (`LayerNormalization` in one piece keeps its statistics
+//!   in 32 bits by itself);
+//! - `LogSoftmax` and all that follows from it: scores are sums of many small numbers;
+//! - what lies between such operators;
+//! - inputs and outputs, but for those that the caller names.
+
+use std::collections::{HashMap, HashSet};
+
+use half::f16;
+
+use super::kinds;
+use super::model::{self, attribute, is};
+use crate::error::{Error, ErrorKind, Result};
+use crate::onnx::proto::{
+    AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto,
+    ValueInfoProto,
+};
+
+/// Constant floats by their names.
+type Constants = HashMap<String, TensorProto>;
+
+/// Computed in 32 bits; others may go on in 16 bits behind them.
+const WIDE: [&str; 10] = [
+    "LpNormalization",
+    "Pow",
+    "Sqrt",
+    "Exp",
+    "Log",
+    "Reciprocal",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceSumSquare",
+];
+/// Computed in 32 bits like all that follows.
+const SCORES: &str = "LogSoftmax";
+/// Worth 16 bits wherever they stand.
+const PRODUCTS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"];
+
+/// Rewrites the graph; its inputs and outputs among `narrow` are 16-bit floats from then on.
+///
+/// # Errors
+/// `ErrorKind::Bundle` naming an operator of which it isn't known what it does with its inputs.
+pub fn convert(model: &mut ModelProto, narrow: &[&str]) -> Result<()> {
+    let Some(graph) = model.graph.take() else { return Ok(()) };
+    if !model.functions.is_empty() {
+        return Err(Error::new(ErrorKind::Bundle, "functions in a graph can't be made fp16"));
+    }
+    let floats = kinds::floats(&graph)?;
+    let constants = constants(&graph);
+    let wide = wide(&graph, &floats, &constants);
+    let mut writer = Writer {
+        narrow: narrow.iter().map(|name| name.to_string()).collect(),
+        floats,
+        constants,
+        there: HashSet::new(),
+        nodes: Vec::with_capacity(graph.node.len()),
+        initializers: Vec::new(),
+    };
+    model.graph = Some(writer.rewrite(graph, &wide));
+    Ok(())
+}
+
+/// The nodes that are computed in 32 bits, by their place.
+fn wide(graph: &GraphProto, floats: &HashSet<String>, constants: &Constants) -> HashSet<usize> {
+    let mut scores: HashSet<&str> = HashSet::new();
+    let mut wide: HashSet<usize> = HashSet::new();
+    for (index, node) in graph.node.iter().enumerate() {
+        let follows = node.input.iter().any(|name| scores.contains(name.as_str()));
+        if is(node, SCORES) || follows {
+            let outputs = node.output.iter().filter(|name| floats.contains(name.as_str()));
+            scores.extend(outputs.map(String::as_str));
+            wide.insert(index);
+        } else if WIDE.iter().any(|op| is(node, op)) {
+            wide.insert(index);
+        }
+    }
+    let around = Around::of(graph, floats, constants);
+    loop {
+        let more = around.between(&wide);
+        if more.is_empty() {
+            return wide;
+        }
+        wide.extend(more);
+    }
+}
+
+/// Who makes and who reads a graph's values.
+struct Around<'a> {
+    graph: &'a GraphProto,
+    floats: &'a HashSet<String>,
+    constants: &'a Constants,
+    makers: HashMap<&'a str, usize>,
+    readers: HashMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Around<'a> {
+    fn of(graph: &'a GraphProto, floats: &'a HashSet<String>, constants: &'a Constants) -> Self {
+        let mut makers: HashMap<&str, usize> = HashMap::new();
+        let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (index, node) in graph.node.iter().enumerate() {
+            makers.extend(node.output.iter().map(|name| (name.as_str(), index)));
+            for name in &node.input {
+                readers.entry(name).or_default().push(index);
+            }
+        }
+        Self { graph, floats, constants, makers, readers }
+    }
+
+    /// The nodes not yet among the `wide` ones whose floats come from such nodes, from inputs or
+    /// constants, and go to such nodes or out.
+    fn between(&self, wide: &HashSet<usize>) -> Vec<usize> {
+        let nodes = self.graph.node.iter().enumerate();
+        let open = nodes.filter(|(index, node)| {
+            !wide.contains(index) && !PRODUCTS.iter().any(|op| is(node, op))
+        });
+        let between = open.filter(|(_, node)| {
+            let mut inputs = node.input.iter().filter(|name| self.floats.contains(*name));
+            let mut outputs = node.output.iter().filter(|name| self.floats.contains(*name));
+            inputs.all(|name| self.comes_wide(name, wide))
+                && outputs.clone().next().is_some()
+                && outputs.all(|name| self.goes_wide(name, wide))
+        });
+        between.map(|(index, _)| index).collect()
+    }
+
+    fn comes_wide(&self, name: &str, wide: &HashSet<usize>) -> bool {
+        let maker = self.makers.get(name);
+        self.constants.contains_key(name) || maker.is_none_or(|maker| wide.contains(maker))
+    }
+
+    fn goes_wide(&self, name: &str, wide: &HashSet<usize>) -> bool {
+        let goes_out = self.graph.output.iter().any(|output| output.name == name);
+        let readers = self.readers.get(name).map(Vec::as_slice).unwrap_or_default();
+        (goes_out || !readers.is_empty()) && readers.iter().all(|reader| wide.contains(reader))
+    }
+}
+
+/// The constant floats by name: weights, those that a cast makes of 16 bits, and constant nodes.
+fn constants(graph: &GraphProto) -> Constants {
+    let stored: HashMap<&str, &TensorProto> =
+        graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let plain =
+        graph.initializer.iter().filter(|tensor| tensor.data_type == DataType::Float as i32);
+    let mut found: Constants = plain.map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
+    for node in &graph.node {
+        let [output] = node.output.as_slice() else { continue };
+        let tensor = if is(node, "Constant") {
+            attribute(node, "value").and_then(|value| value.t.as_ref())
+        } else if is(node, "Cast") {
+            node.input.first().and_then(|name| stored.get(name.as_str()).copied())
+        } else {
+            None
+        };
+        if let Some(tensor) = tensor.filter(|tensor| model::floats(tensor).is_some()) {
+            found.insert(output.clone(), tensor.clone());
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// 32 bits.
+    Full,
+    /// 16 bits.
+    Half,
+}
+
+struct Writer {
+    narrow: HashSet<String>,
+    floats: HashSet<String>,
+    constants: Constants,
+    /// The forms that exist so far, by their names.
+    there: HashSet<String>,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+}
+
+impl Writer {
+    fn rewrite(&mut self, mut graph: GraphProto, wide: &HashSet<usize>) -> GraphProto {
+        for value in graph.input.iter_mut().chain(&mut graph.output) {
+            if self.narrow.contains(&value.name) {
+                declare_half(value);
+            }
+        }
+        let given = graph.input.iter().map(|input| input.name.clone());
+        self.there.extend(given);
+        self.there.extend(graph.initializer.iter().map(|tensor| tensor.name.clone()));
+        for (index, node) in graph.node.drain(..).enumerate() {
+            let form = if wide.contains(&index) { Form::Full } else { Form::Half };
+            self.node(node, form);
+        }
+        for output in &graph.output {
+            if self.floats.contains(&output.name) {
+                let narrow = self.narrow.contains(&output.name);
+                self.form(&output.name, if narrow { Form::Half } else { Form::Full });
+            }
+        }
+        graph.node = std::mem::take(&mut self.nodes);
+        graph.initializer.append(&mut self.initializers);
+        graph.value_info.clear();
+        model::prune(&mut graph);
+        graph
+    }
+
+    /// Takes over a node, computing in `form`.
+    fn node(&mut self, mut node: NodeProto, form: Form) {
+        let is_constant = |name: &String| self.constants.contains_key(name);
+        if node.output.iter().any(is_constant) || is(&node, "Constant") {
+            // In 32 bits, as it is; what nobody reads is left out in the end.
+            self.there.extend(node.output.iter().cloned());
+            self.nodes.push(node);
+            return;
+        }
+        for index in 0..node.input.len() {
+            let name = node.input[index].clone();
+            if self.floats.contains(&name) {
+                node.input[index] = self.form(&name, form);
+            }
+        }
+        let mut makes_floats = false;
+        for index in 0..node.output.len() {
+            let name = node.output[index].clone();
+            if self.floats.contains(&name) {
+                makes_floats = true;
+                node.output[index] = self.name(&name, form);
+                self.there.insert(node.output[index].clone());
+            }
+        }
+        if makes_floats && form == Form::Half {
+            narrow_attributes(&mut node);
+        }
+        self.nodes.push(node);
+    }
+
+    /// What the value `name` is called in `form`.
+    fn name(&self, name: &str, form: Form) -> String {
+        match (self.narrow.contains(name), form) {
+            (true, Form::Half) | (false, Form::Full) => name.into(),
+            (true, Form::Full) => format!("{name}_fp32"),
+            (false, Form::Half) => format!("{name}_fp16"),
+        }
+    }
+
+    /// The value `name` in `form`, made if it is not there.
+    fn form(&mut self, name: &str, form: Form) -> String {
+        let wanted = self.name(name, form);
+        if !self.there.insert(wanted.clone()) {
+            return wanted;
+        }
+        if let Some(tensor) = self.constants.get(name).filter(|_| form == Form::Half)
+            && let Some(values) = model::floats(tensor)
+        {
+            let dims = tensor.dims.clone();
+            self.initializers.push(model::tensor(
+                &wanted,
+                DataType::Float16,
+                dims,
+                narrowed(&values),
+            ));
+            return wanted;
+        }
+        let (other, to) = match form {
+            Form::Full => (self.name(name, Form::Half), DataType::Float),
+            Form::Half => (self.name(name, Form::Full), DataType::Float16),
+        };
+        self.nodes.push(NodeProto {
+            input: vec![other],
+            output: vec![wanted.clone()],
+            name: format!("cast_{wanted}"),
+            op_type: "Cast".into(),
+            attribute: vec![AttributeProto {
+                name: "to".into(),
+                i: Some(to as i64),
+                r#type: AttributeType::Int as i32,
+                ..AttributeProto::default()
+            }],
+            ..NodeProto::default()
+        });
+        wanted
+    }
+}
+
+/// 16-bit floats; what is beyond their range becomes the largest of them, infinities stay.
+fn narrowed(values: &[f32]) -> Vec<u8> {
+    let limit = f16::MAX.to_f32();
+    let narrow = |value: &f32| match value.is_finite() {
+        true => f16::from_f32(value.clamp(-limit, limit)),
+        false => f16::from_f32(*value),
+    };
+    values.iter().flat_map(|value| narrow(value).to_le_bytes()).collect()
+}
+
+/// What a node makes floats of by its attributes: the target of a cast, what a shape is filled
+/// with.
+fn narrow_attributes(node: &mut NodeProto) {
+    if is(node, "Cast") {
+        for to in node.attribute.iter_mut().filter(|attribute| attribute.name == "to") {
+            to.i = Some(DataType::Float16 as i64);
+        }
+    }
+    if is(node, "ConstantOfShape") {
+        let value = attribute(node, "value").and_then(|value| value.t.as_ref());
+        let values = value.and_then(model::floats).unwrap_or_else(|| vec![0.0]);
+        let tensor = model::tensor("", DataType::Float16, vec![1], narrowed(&values));
+        node.attribute = vec![AttributeProto {
+            name: "value".into(),
+            t: Some(tensor),
+            r#type: AttributeType::Tensor as i32,
+            ..AttributeProto::default()
+        }];
+    }
+}
+
+fn declare_half(value: &mut ValueInfoProto) {
+    if let Some(tensor) = value.r#type.as_mut().and_then(|declared| declared.tensor_type.as_mut()) {
+        tensor.elem_type = DataType::Float16 as i32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::graph::{Attribute, Dim, Graph};
+
+    const ROWS: [Dim; 2] = [Dim::Free("rows"), Dim::Fixed(2)];
+
+    fn nodes(model: &ModelProto) -> Vec<String> {
+        let graph = model.graph.as_ref().unwrap();
+        graph.node.iter().map(|node| node.op_type.clone()).collect()
+    }
+
+    fn constant<'a>(model: &'a ModelProto, name: &str) -> &'a TensorProto {
+        let graph = model.graph.as_ref().unwrap();
+        graph.initializer.iter().find(|tensor| tensor.name == name).unwrap()
+    }
+
+    #[test]
+    fn products_are_in_16_bits_and_the_edges_in_32() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let weight = graph.weight("w", &[2, 2], &[1.0, -0.5, 0.25, 2.0]);
+        let product = graph.matmul(&x, &weight);
+        let blocked = graph.floats(&[2], &[-1e9, f32::NEG_INFINITY]);
+        let sum = graph.add(&product, &blocked);
+        graph.output("y", &sum, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &[]).unwrap();
+        assert_eq!(nodes(&model), ["Cast", "MatMul", "Add", "Identity", "Cast"]);
+        let stored = constant(&model, "cast_1_fp16");
+        assert_eq!(model::floats(stored).unwrap(), [1.0, -0.5, 0.25, 2.0]);
+        let clamped = constant(&model, &format!("{blocked}_fp16"));
+        assert_eq!(model::floats(clamped).unwrap(), [-65504.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn scores_stay_in_32_bits_and_what_is_added_to_them_too() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let before = graph.input("before", DataType::Float, &[Dim::Free("rows")]);
+        let weight = graph.weight("w", &[2, 2], &[1.0; 4]);
+        let product = graph.matmul(&x, &weight);
+        let scores = graph.node("LogSoftmax", &[&product], &[("axis", Attribute::Int(-1))]);
+        let column = graph.unsqueeze(&before, &[1]);
+        let total = graph.add(&scores, &column);
+        graph.output("y", &total, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &[]).unwrap();
+        assert_eq!(
+            nodes(&model),
+            ["Cast", "MatMul", "Cast", "LogSoftmax", "Unsqueeze", "Add", "Identity"]
+        );
+    }
+
+    #[test]
+    fn named_inputs_and_outputs_become_16_bits_themselves() {
+        let mut graph = Graph::new("test");
+        let past = graph.input("past", DataType::Float, &ROWS);
+        let other = graph.input("x", DataType::Float, &ROWS);
+        let joined = graph.concat(&[&past, &other], 0);
+        graph.output("present", &joined, DataType::Float, &ROWS);
+        let mut model = graph.model();
+        convert(&mut model, &["past", "present"]).unwrap();
+        assert_eq!(nodes(&model), ["Cast", "Concat", "Identity"]);
+        let graph = model.graph.unwrap();
+        let kind =
+            |value: &ValueInfoProto| value.r#type.clone().unwrap().tensor_type.unwrap().elem_type;
+        assert_eq!(kind(&graph.input[0]), DataType::Float16 as i32);
+        assert_eq!(kind(&graph.input[1]), DataType::Float as i32);
+        assert_eq!(kind(&graph.output[0]), DataType::Float16 as i32);
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &ROWS);
+        let y = graph.node("Imagine", &[&x], &[]);
+        graph.output("y", &y, DataType::Float, &ROWS);
+        let error = convert(&mut graph.model(), &[]).unwrap_err();
+        assert!(error.to_string().contains("Imagine"), "{error}");
+    }
+}

@@ -1,0 +1,238 @@
+//! Matrix products in 8 bits: each product with a constant matrix becomes ONNX Runtime's
+//! `MatMulNBits`.
+//!
+//! The matrix is kept as whole numbers of 8 bits with one scale for every block of a column. The
+//! other factor is rounded to 8 bits at run time, each block of each row by itself, so that no
+//! row depends on the others of its batch, which scales for a whole tensor would bring about.
+
+use std::collections::HashMap;
+
+use super::model::{self, attribute, is};
+use crate::onnx::proto::{
+    AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto,
+};
+
+/// The operators that are ONNX Runtime's own.
+const DOMAIN: &str = "com.microsoft";
+/// Entries that share a scale. (With 128, ONNX Runtime 1.31 computes a row that is left over from
+/// the pairs with another kernel, which rounds otherwise.)
+const BLOCK: usize = 64;
+/// For matrices that would be padded by more than this otherwise.
+const SMALL_BLOCK: usize = 32;
+/// `accuracy_level`: compute in 8 bits.
+const INT8: i64 = 4;
+/// What stands for zero.
+const ZERO: f32 = 128.0;
+const LARGEST: f32 = 127.0;
+
+/// Rewrites every product that it can and returns how many.
+pub fn convert(model: &mut ModelProto) -> usize {
+    let Some(graph) = model.graph.as_mut() else { return 0 };
+    let found = products(graph);
+    let count = found.len();
+    let mut made: HashMap<String, [String; 2]> = HashMap::new();
+    for (index, matrix) in found {
+        let Some(weight) = graph.node[index].input.get(1).cloned() else { continue };
+        let parts = made.entry(weight.clone()).or_insert_with(|| {
+            let names = [format!("{weight}_int8"), format!("{weight}_scales")];
+            graph.initializer.extend(quantise(&matrix, &names));
+            names
+        });
+        rewrite(&mut graph.node[index], parts, &matrix);
+    }
+    model::prune(graph);
+    if count > 0 && model.opset_import.iter().all(|set| set.domain != DOMAIN) {
+        model.opset_import.push(OperatorSetIdProto { domain: DOMAIN.into(), version: 1 });
+    }
+    count
+}
+
+/// A constant factor, column by column: `[outputs, inputs]`.
+struct Matrix {
+    inputs: usize,
+    outputs: usize,
+    columns: Vec<f32>,
+}
+
+impl Matrix {
+    fn block(&self) -> usize {
+        let fits = self.inputs.next_multiple_of(BLOCK) == self.inputs.next_multiple_of(SMALL_BLOCK);
+        if fits { BLOCK } else { SMALL_BLOCK }
+    }
+}
+
+/// The products with a constant matrix on the right, by their place.
+fn products(graph: &GraphProto) -> Vec<(usize, Matrix)> {
+    let constants = Constants::of(graph);
+    let products = graph.node.iter().enumerate().filter(|(_, node)| is(node, "MatMul"));
+    let found = products.filter_map(|(index, node)| {
+        let [left, right] = node.input.as_slice() else { return None };
+        if constants.find(left).is_some() {
+            return None;
+        }
+        let matrix = constants.find(right)?;
+        matrix.columns.iter().all(|value| value.is_finite()).then_some((index, matrix))
+    });
+    found.collect()
+}
+
+struct Constants<'a> {
+    tensors: HashMap<&'a str, &'a TensorProto>,
+    makers: HashMap<&'a str, &'a NodeProto>,
+}
+
+impl<'a> Constants<'a> {
+    fn of(graph: &'a GraphProto) -> Self {
+        let named = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor));
+        let makers = graph.node.iter().filter_map(|node| match node.output.as_slice() {
+            [output] => Some((output.as_str(), node)),
+            _ => None,
+        });
+        Self { tensors: named.collect(), makers: makers.collect() }
+    }
+
+    /// The constant matrix `name`, if it is one, perhaps cast or turned.
+    fn find(&self, name: &str) -> Option<Matrix> {
+        let (mut current, mut turned) = (name, false);
+        loop {
+            if let Some(tensor) = self.tensors.get(current) {
+                return matrix(tensor, turned);
+            }
+            let maker = self.makers.get(current)?;
+            if is(maker, "Constant") {
+                return matrix(attribute(maker, "value")?.t.as_ref()?, turned);
+            }
+            let to_float =
+                attribute(maker, "to").and_then(|to| to.i) == Some(DataType::Float as i64);
+            if is(maker, "Transpose") {
+                // Of a matrix there is only one.
+                turned = !turned;
+            } else if !(is(maker, "Identity") || is(maker, "Cast") && to_float) {
+                return None;
+            }
+            current = maker.input.first()?;
+        }
+    }
+}
+
+fn matrix(tensor: &TensorProto, turned: bool) -> Option<Matrix> {
+    let [rows, columns] = tensor.dims.as_slice() else { return None };
+    let (rows, columns) = (usize::try_from(*rows).ok()?, usize::try_from(*columns).ok()?);
+    if rows == 0 || columns == 0 {
+        return None;
+    }
+    let values = model::floats(tensor)?;
+    if turned {
+        return Some(Matrix { inputs: columns, outputs: rows, columns: values });
+    }
+    let mut by_column = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        by_column.extend(values.iter().skip(column).step_by(columns));
+    }
+    Some(Matrix { inputs: rows, outputs: columns, columns: by_column })
+}
+
+/// The matrix in 8 bits, `[outputs, blocks, block]`, and its scales, `[outputs, blocks]`.
+fn quantise(matrix: &Matrix, names: &[String; 2]) -> [TensorProto; 2] {
+    let block = matrix.block();
+    let blocks = matrix.inputs.div_ceil(block);
+    let mut numbers = Vec::with_capacity(matrix.outputs * blocks * block);
+    let mut scales = Vec::with_capacity(matrix.outputs * blocks * 4);
+    for part in matrix.columns.chunks(matrix.inputs).flat_map(|column| column.chunks(block)) {
+        let largest = part.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let scale = if largest > 0.0 { largest / LARGEST } else { 1.0 };
+        scales.extend(scale.to_le_bytes());
+        let number = |value: &f32| (value / scale).round().clamp(-LARGEST, LARGEST) + ZERO;
+        numbers.extend(part.iter().map(|value| number(value) as u8));
+        numbers.resize(numbers.len() + block - part.len(), ZERO as u8);
+    }
+    let [outputs, blocks, block] = [matrix.outputs, blocks, block].map(|size| size as i64);
+    [
+        model::tensor(&names[0], DataType::Uint8, vec![outputs, blocks, block], numbers),
+        model::tensor(&names[1], DataType::Float, vec![outputs, blocks], scales),
+    ]
+}
+
+fn rewrite(node: &mut NodeProto, parts: &[String; 2], matrix: &Matrix) {
+    node.op_type = "MatMulNBits".into();
+    node.domain = DOMAIN.into();
+    node.input.truncate(1);
+    node.input.extend(parts.iter().cloned());
+    node.attribute = [
+        ("K", matrix.inputs as i64),
+        ("N", matrix.outputs as i64),
+        ("bits", 8),
+        ("block_size", matrix.block() as i64),
+        ("accuracy_level", INT8),
+    ]
+    .map(|(name, value)| AttributeProto {
+        name: name.into(),
+        i: Some(value),
+        r#type: AttributeType::Int as i32,
+        ..AttributeProto::default()
+    })
+    .to_vec();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::graph::{Dim, Graph};
+
+    /// `x @ w`, `x @ w^T` and `x @ x^T`, of which the last has no constant factor.
+    fn products() -> ModelProto {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &[Dim::Free("rows"), Dim::Fixed(2)]);
+        let weight = graph.weight("w", &[2, 2], &[1.0, -0.5, 0.25, 2.0]);
+        let turned = graph.transpose(&weight, &[1, 0]);
+        let other = graph.transpose(&x, &[1, 0]);
+        for (name, right) in [("plain", &weight), ("turned", &turned), ("dynamic", &other)] {
+            let product = graph.matmul(&x, right);
+            graph.output(name, &product, DataType::Float, &[Dim::Free("rows"), Dim::Free("width")]);
+        }
+        graph.model()
+    }
+
+    #[test]
+    fn products_with_constants_are_rewritten_and_others_left() {
+        let mut model = products();
+        assert_eq!(convert(&mut model), 2);
+        let sets: Vec<&str> = model.opset_import.iter().map(|set| set.domain.as_str()).collect();
+        assert_eq!(sets, ["", DOMAIN]);
+        let graph = model.graph.unwrap();
+        let kinds: Vec<&str> = graph.node.iter().map(|node| node.op_type.as_str()).collect();
+        assert_eq!(
+            kinds,
+            [
+                "Transpose",
+                "MatMulNBits",
+                "Identity",
+                "MatMulNBits",
+                "Identity",
+                "MatMul",
+                "Identity"
+            ]
+        );
+        assert!(graph.initializer.iter().all(|tensor| tensor.name != "w_f16"));
+        let numbers = &graph.initializer[0];
+        assert_eq!(numbers.dims, [2, 1, 32]);
+        // The first column: 1 is the largest, a quarter of it 31.75.
+        assert_eq!(numbers.raw_data[..3], [255, 160, 128]);
+        let turned = &graph.initializer[2];
+        assert_eq!(turned.raw_data[..3], [255, 64, 128]);
+    }
+
+    #[test]
+    fn a_matrix_that_holds_no_number_is_left() {
+        let mut graph = Graph::new("test");
+        let x = graph.input("x", DataType::Float, &[Dim::Fixed(1), Dim::Fixed(1)]);
+        let weight = graph.floats(&[1, 1], &[f32::INFINITY]);
+        let product = graph.matmul(&x, &weight);
+        graph.output("y", &product, DataType::Float, &[Dim::Fixed(1), Dim::Fixed(1)]);
+        let mut model = graph.model();
+        let before = model.clone();
+        assert_eq!(convert(&mut model), 0);
+        assert_eq!(model, before);
+    }
+}

@@ -1,0 +1,145 @@
+//! Variants of a bundle written from its own graphs, whoever wrote them: `int8` for CPUs, `fp16`
+//! for GPUs. Nothing of the training is needed.
+
+mod half;
+mod int8;
+mod kinds;
+mod model;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::bundle::variants::{FOLDER, Reduced, Variant};
+use crate::bundle::{self, Bundle, CARD, CONFIG, DECODER, ModelConfig, PREFIX, VISION};
+use crate::error::{Error, ErrorKind, Result};
+use crate::onnx::external::{self, INLINE_LIMIT};
+
+/// How the folder begins in which a variant is written.
+const ASIDE: &str = ".making-";
+/// Values of the decoder that no one but itself reads: the key-value cache.
+const CACHE: [&str; 2] = ["past", "present"];
+
+/// Writes the variant of `origin` into its folder, in the place of one that is there. `note` ends
+/// its model card.
+///
+/// # Errors
+/// `ErrorKind::Config` if `origin` is a variant itself; `ErrorKind::Bundle` for a graph that can't
+/// be rewritten; `ErrorKind::Io` naming a file that can't be written.
+pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> {
+    if let Some(variant) = &origin.config.variant {
+        return Err(Error::new(ErrorKind::Config, "a variant can't be made from a variant")
+            .with("path", origin.dir().display())
+            .with("made from", &variant.of));
+    }
+    let folder = origin.dir().join(FOLDER);
+    let unwritable = |error: io::Error| failed(&folder, error);
+    fs::create_dir_all(&folder).map_err(unwritable)?;
+    let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&folder).map_err(unwritable)?;
+    fill(aside.path(), origin, precision)?;
+    write_card(aside.path(), origin, precision, note)?;
+    let target = precision.folder(origin.dir());
+    if target.exists() {
+        fs::remove_dir_all(&target).map_err(|error| failed(&target, error))?;
+    }
+    // A temporary directory is its owner's alone; a bundle is read by others.
+    fs::create_dir(&target).map_err(|error| failed(&target, error))?;
+    for entry in fs::read_dir(aside.path()).map_err(unwritable)? {
+        let entry = entry.map_err(unwritable)?;
+        fs::rename(entry.path(), target.join(entry.file_name())).map_err(unwritable)?;
+    }
+    Bundle::open(&target)
+}
+
+/// Writes the card anew, and the manifest with it: the variant's digest is another one then.
+///
+/// # Errors
+/// `ErrorKind::Io` naming a file that can't be written.
+pub fn describe(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> {
+    let dir = precision.folder(origin.dir());
+    write_card(&dir, origin, precision, note)?;
+    Bundle::open(&dir)
+}
+
+/// Everything but the card and the manifest.
+fn fill(dir: &Path, origin: &Bundle, precision: Reduced) -> Result<()> {
+    let graphs: &[&str] = match precision {
+        Reduced::Int8 => &[VISION, PREFIX, DECODER],
+        // The prefix decides what a caption starts from, and takes next to no time.
+        Reduced::Fp16 => &[VISION, DECODER],
+    };
+    // Written with their graphs, where they are still needed.
+    let data: Vec<String> = graphs.iter().map(|name| format!("{name}.data")).collect();
+    for name in origin.manifest()?.files.into_keys() {
+        let target = dir.join(&name);
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+        }
+        if graphs.contains(&name.as_str()) {
+            rewrite(&origin.path(&name), &target, precision)?;
+        } else if ![CARD, CONFIG].contains(&name.as_str()) && !data.contains(&name) {
+            copy(&origin.path(&name), &target)?;
+        }
+    }
+    let variant = Some(Variant { precision, of: origin.digest().into() });
+    bundle::write_json(&dir.join(CONFIG), &ModelConfig { variant, ..origin.config.clone() })
+}
+
+/// Writes the graph at `source` to `target`, with weights beside it if they are large.
+///
+/// # Errors
+/// `ErrorKind::Bundle` for a graph that can't be read or rewritten; `ErrorKind::Io` naming the file
+/// that can't be written.
+pub fn rewrite(source: &Path, target: &Path, precision: Reduced) -> Result<()> {
+    let mut model = model::read(source)?;
+    match precision {
+        Reduced::Int8 => {
+            int8::convert(&mut model);
+        }
+        Reduced::Fp16 => {
+            half::convert(&mut model, &CACHE)
+                .map_err(|error| error.with("path", source.display()))?;
+        }
+    }
+    external::save(model, target, INLINE_LIMIT)
+}
+
+fn write_card(dir: &Path, origin: &Bundle, precision: Reduced, note: &str) -> Result<()> {
+    let how = match precision {
+        Reduced::Int8 => {
+            "Products with constant matrices are computed in 8 bits, with a scale for every 64 (or \
+             32) entries of a column and of a row: ONNX Runtime's `MatMulNBits`, for CPUs. \
+             Convolutions and all else are as they were."
+        }
+        Reduced::Fp16 => {
+            "The vision tower and the decoder compute in 16-bit floats and keep their cache so, \
+             for GPUs. Scores, norms and the prefix are computed in 32 bits as they were."
+        }
+    };
+    let origin_card = fs::read_to_string(origin.path(CARD)).unwrap_or_default();
+    // The front matter stays in front.
+    let (front, rest) =
+        match origin_card.strip_prefix("---\n").and_then(|text| text.split_once("---\n")) {
+            Some((front, rest)) => (format!("---\n{front}---\n\n"), rest.trim_start().to_owned()),
+            None => (String::new(), origin_card),
+        };
+    let text = format!(
+        "{front}# {name}, {precision}\n\n\
+         Made by `fusioncap variant --precision {precision}` from the bundle `{digest}`, whose card \
+         is below.\n\n{how}\n\n{note}\n\n{rest}",
+        name = origin.config.name,
+        digest = origin.digest(),
+        note = note.trim_end(),
+    );
+    let path = dir.join(CARD);
+    fs::write(&path, text).map_err(|error| failed(&path, error))?;
+    bundle::seal(dir)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).map_err(|error| failed(to, error).with("from", from.display()))
+}
+
+fn failed(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Io, "can't write the variant").with("path", path.display()).because(error)
+}

@@ -1,0 +1,139 @@
+//! A model read whole, to be changed: its weights too, wherever they lie, and as numbers.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Component, Path};
+
+use half::{bf16, f16};
+use prost::Message;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::onnx::external;
+use crate::onnx::proto::{
+    AttributeProto, DataType, EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto,
+};
+
+/// Reads the model at `path`, and into it the weights that lie beside it.
+///
+/// # Errors
+/// `ErrorKind::Bundle` for a file that is no ONNX model, or whose weights are not where it says.
+pub fn read(path: &Path) -> Result<ModelProto> {
+    let damaged =
+        || Error::new(ErrorKind::Bundle, "a graph can't be read").with("path", path.display());
+    let bytes = fs::read(path).map_err(|error| damaged().because(error))?;
+    let mut model =
+        ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().because(error))?;
+    let Some(graph) = model.graph.as_mut() else { return Err(damaged()) };
+    let constants = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
+    let constants = constants.filter_map(|attribute| attribute.t.as_mut());
+    for tensor in graph.initializer.iter_mut().chain(constants) {
+        if tensor.data_location == EXTERNAL {
+            let name = tensor.name.clone();
+            load(tensor, path).map_err(|error| damaged().with("weight", name).because(error))?;
+        }
+    }
+    model.metadata_props.retain(|entry| entry.key != external::DIGEST);
+    Ok(model)
+}
+
+/// Moves the bytes of a tensor from the file beside the model at `path` into the model.
+fn load(tensor: &mut TensorProto, path: &Path) -> io::Result<()> {
+    let entry = |key: &str| {
+        tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    };
+    let number =
+        |key: &str| entry(key).map(str::parse::<u64>).transpose().map_err(io::Error::other);
+    let location = Path::new(entry("location").unwrap_or_default());
+    if !location.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(io::Error::other("its weights are not beside it"));
+    }
+    let (offset, length) = (number("offset")?, number("length")?);
+    let mut file = File::open(path.with_file_name(location))?;
+    file.seek(SeekFrom::Start(offset.unwrap_or(0)))?;
+    let mut bytes = Vec::new();
+    file.take(length.unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
+    if length.is_some_and(|length| length != bytes.len() as u64) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    tensor.raw_data = bytes;
+    tensor.external_data.clear();
+    tensor.data_location = 0;
+    Ok(())
+}
+
+/// The tensor's values in 32 bits, row-major; nothing if they are no floats of 16 or 32 bits, or
+/// not as many as the shape says.
+pub fn floats(tensor: &TensorProto) -> Option<Vec<f32>> {
+    let sixteen = |convert: fn(u16) -> f32| -> Vec<f32> {
+        if tensor.raw_data.is_empty() {
+            // The lower half of each.
+            return tensor.int32_data.iter().map(|bits| convert(*bits as u16)).collect();
+        }
+        let (pairs, _) = tensor.raw_data.as_chunks::<2>();
+        pairs.iter().map(|pair| convert(u16::from_le_bytes(*pair))).collect()
+    };
+    let kind = tensor.data_type;
+    let values = if kind == DataType::Float as i32 && tensor.raw_data.is_empty() {
+        tensor.float_data.clone()
+    } else if kind == DataType::Float as i32 {
+        let (words, _) = tensor.raw_data.as_chunks::<4>();
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    } else if kind == DataType::Float16 as i32 {
+        sixteen(|bits| f16::from_bits(bits).to_f32())
+    } else if kind == DataType::Bfloat16 as i32 {
+        sixteen(|bits| bf16::from_bits(bits).to_f32())
+    } else {
+        return None;
+    };
+    let sizes = tensor.dims.iter().map(|size| usize::try_from(*size).ok());
+    let count = sizes.reduce(|all, next| all?.checked_mul(next?)).unwrap_or(Some(1));
+    (count == Some(values.len())).then_some(values)
+}
+
+/// The tensor `name` of `dims`, with `bytes` as its values.
+pub fn tensor(name: &str, data_type: DataType, dims: Vec<i64>, bytes: Vec<u8>) -> TensorProto {
+    TensorProto {
+        dims,
+        data_type: data_type as i32,
+        name: name.into(),
+        raw_data: bytes,
+        ..TensorProto::default()
+    }
+}
+
+/// The node's attribute `name`.
+pub fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|attribute| attribute.name == name)
+}
+
+/// Whether it is ONNX's own operator `op`.
+pub fn is(node: &NodeProto, op: &str) -> bool {
+    node.op_type == op && matches!(node.domain.as_str(), "" | "ai.onnx")
+}
+
+/// Whether the node has graphs of its own, which read values that it does not name.
+pub fn has_graphs(node: &NodeProto) -> bool {
+    node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
+}
+
+/// Leaves out what no output needs any more.
+pub fn prune(graph: &mut GraphProto) {
+    if graph.node.iter().any(has_graphs) {
+        return;
+    }
+    let mut needed: HashSet<String> =
+        graph.output.iter().map(|output| output.name.clone()).collect();
+    let mut kept = Vec::with_capacity(graph.node.len());
+    // A node stands behind all that it reads.
+    for node in graph.node.drain(..).rev() {
+        if node.output.iter().any(|name| needed.contains(name)) {
+            needed.extend(node.input.iter().cloned());
+            kept.push(node);
+        }
+    }
+    kept.reverse();
+    graph.node = kept;
+    graph.initializer.retain(|tensor| needed.contains(&tensor.name));
+    graph.value_info.retain(|value| needed.contains(&value.name));
+}
