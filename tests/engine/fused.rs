@@ -103,6 +103,4 @@ fn a_decoder_written_anew_says_the_same() {
         let made = variant::write(&origin, precision, "").unwrap();
         assert_same(made.dir(), &expected, score);
     }
-    let int8 = Bundle::open(&Reduced::Int8.folder(model.path())).unwrap();
-    assert_company_changes_nothing(load(int8), "written anew, in 8 bits");
 }

@@ -222,7 +222,10 @@ impl Writer {
         for index in 0..node.input.len() {
             let name = node.input[index].clone();
             if self.floats.contains(&name) {
-                node.input[index] = self.form(&name, form);
+                // A shape is the same in either form.
+                let any = is(&node, "Shape") || is(&node, "Size");
+                let full = any && self.there.contains(&self.name(&name, Form::Full));
+                node.input[index] = self.form(&name, if full { Form::Full } else { form });
             }
         }
         let mut makes_floats = false;
@@ -370,12 +373,24 @@ mod tests {
         let scores = graph.node("LogSoftmax", &[&product], &[("axis", Attribute::Int(-1))]);
         let column = graph.unsqueeze(&before, &[1]);
         let total = graph.add(&scores, &column);
+        let count = graph.size_of(&before, 0);
+        graph.output("count", &count, DataType::Int64, &[Dim::Fixed(1)]);
         graph.output("y", &total, DataType::Float, &ROWS);
         let mut model = graph.model();
         convert(&mut model, &[]).unwrap();
         assert_eq!(
             nodes(&model),
-            ["Cast", "MatMul", "Cast", "LogSoftmax", "Unsqueeze", "Add", "Identity"]
+            [
+                "Cast",
+                "MatMul",
+                "Cast",
+                "LogSoftmax",
+                "Unsqueeze",
+                "Add",
+                "Shape",
+                "Identity",
+                "Identity"
+            ]
         );
     }
 
