@@ -50,6 +50,10 @@ pub struct Metrics {
     pub latency_seconds: Histogram<f64>,
     /// References in flight.
     pub in_flight: Gauge<u64>,
+    /// Messages of the worker's partitions that are not answered yet.
+    pub backlog_messages: Gauge<u64>,
+    /// Seconds that as many messages take at the pace of the last minute of work.
+    pub backlog_seconds: Gauge<f64>,
     /// 1 while the partitions are paused, else 0.
     pub paused: Gauge<u64>,
     /// Partitions assigned.
@@ -99,6 +103,11 @@ impl Metrics {
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
             in_flight: gauge("fusioncap_in_flight", "references in flight"),
+            backlog_messages: gauge("fusioncap_backlog_messages", "messages not answered yet"),
+            backlog_seconds: meter
+                .f64_gauge("fusioncap_backlog_seconds")
+                .with_description("seconds that the backlog takes at the pace of late")
+                .build(),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
             store_down: gauge("fusioncap_store_down", "1 while the object store is down"),

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::LEAVING_MS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::assignment::Polled;
+use crate::worker::backlog::Backlog;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::headers;
@@ -52,7 +53,8 @@ pub struct Consume {
     pub deadlines: Deadlines,
     pub shutdown: CancellationToken,
     /// Records that the fetchers have no room for yet.
-    pub backlog: VecDeque<Referenced>,
+    pub unhanded: VecDeque<Referenced>,
+    pub backlog: Backlog,
     /// Whose group metadata the assignment holds.
     pub membership: Option<Membership>,
     pub last_poll: Instant,
@@ -80,7 +82,7 @@ impl Consume {
         self.hand_over();
         self.balance()?;
         self.measure();
-        let wait = if self.backlog.is_empty() { IDLE_POLL } else { BUSY_POLL };
+        let wait = if self.unhanded.is_empty() { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
         let polled = consumer.poll(wait);
@@ -96,7 +98,7 @@ impl Consume {
         let mut taken = 0;
         while let Some(polled) = next {
             match polled {
-                Ok(message) => take(&self.shared, &self.publisher, &mut self.backlog, &message),
+                Ok(message) => take(&self.shared, &self.publisher, &mut self.unhanded, &message),
                 Err(error) => self.survive(error)?,
             }
             taken += 1;
@@ -112,14 +114,14 @@ impl Consume {
 
     /// Moves records on as far as there is room; stale ones fall away.
     fn hand_over(&mut self) {
-        while let Some(record) = self.backlog.pop_front() {
+        while let Some(record) = self.unhanded.pop_front() {
             if !self.shared.is_current(&record.origin) {
                 continue;
             }
             match self.fetch.try_send(record) {
                 Ok(()) => {}
                 Err(TrySendError::Full(record)) => {
-                    self.backlog.push_front(record);
+                    self.unhanded.push_front(record);
                     return;
                 }
                 // The fetchers have ended: so will this run, at its next turn.
@@ -134,7 +136,7 @@ impl Consume {
         let in_flight = self.shared.in_flight();
         let suspended = self.shared.assignment.is_suspended();
         let waits = suspended || self.shared.breaker.is_open();
-        let enough = in_flight >= self.max_in_flight || !self.backlog.is_empty() || waits;
+        let enough = in_flight >= self.max_in_flight || !self.unhanded.is_empty() || waits;
         let little = in_flight <= self.max_in_flight / 2 && !waits;
         if enough {
             self.pause_all()
@@ -183,7 +185,7 @@ impl Consume {
         if wanted.is_empty() {
             return;
         }
-        self.backlog.clear();
+        self.unhanded.clear();
         let mut targets = Vec::new();
         for rewind in wanted {
             match rewind.first {
@@ -230,7 +232,8 @@ impl Consume {
         failure.map_or(Ok(()), Err)
     }
 
-    fn measure(&self) {
+    fn measure(&mut self) {
+        self.backlog.measure(&self.consumer, &self.topic, &self.shared);
         let metrics = &self.shared.metrics;
         metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
         metrics.paused.record(u64::from(!self.consumer.context().paused().is_empty()), &[]);
@@ -323,7 +326,7 @@ impl Consume {
 fn take(
     shared: &Shared,
     publisher: &Sender<Event>,
-    backlog: &mut VecDeque<Referenced>,
+    unhanded: &mut VecDeque<Referenced>,
     borrowed: &BorrowedMessage<'_>,
 ) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
@@ -356,7 +359,7 @@ fn take(
             let skipped = requests.skipped as u64;
             shared.tally.skipped.fetch_add(skipped, Ordering::Relaxed);
             shared.metrics.skipped.add(skipped, &[]);
-            backlog.extend(requests.images.into_iter().enumerate().map(|(index, request)| {
+            unhanded.extend(requests.images.into_iter().enumerate().map(|(index, request)| {
                 let origin = Origin { message: Arc::clone(&message), index };
                 Referenced { origin, request, lead: Lead::default() }
             }));

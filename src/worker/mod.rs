@@ -16,6 +16,7 @@
 //! work, never a lost or a doubled caption.
 
 mod assignment;
+mod backlog;
 mod batch;
 mod breaker;
 mod caption;
@@ -66,6 +67,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
 use crate::telemetry::{Health, Metrics, Profile};
+use crate::worker::backlog::Backlog;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
 use crate::worker::client::Clients;
@@ -265,7 +267,8 @@ impl Stages {
             max_in_flight: config.limits.max_in_flight.max(1),
             deadlines,
             shutdown: stop,
-            backlog: VecDeque::new(),
+            unhanded: VecDeque::new(),
+            backlog: Backlog::new(),
             membership: None,
             last_poll: Instant::now(),
         };

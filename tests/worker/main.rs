@@ -2,6 +2,7 @@
 
 mod access;
 mod ambiguous;
+mod backlog;
 mod bucket;
 mod compressed;
 mod faults;

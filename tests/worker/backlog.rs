@@ -1,0 +1,63 @@
+//! What the worker says of its own delay, which autoscaling goes by.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Path, State};
+use rdkafka::message::OwnedHeaders;
+use serde_json::json;
+
+use crate::bucket::{Bucket, picture, uri};
+use crate::process::Configuration;
+use crate::retries::{Requests, store};
+use crate::shared_cluster;
+
+const REFERENCES: usize = 600;
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Objects take a tenth of a second each.
+async fn slow_store() -> (SocketAddr, Requests) {
+    let answer = |State(_): State<Requests>, Path(_): Path<String>| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        picture(1)
+    };
+    store(axum::routing::get(answer)).await
+}
+
+/// Four objects at once: 40 a second at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_tells_how_far_it_is_behind() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(2).await;
+    let (store, _) = slow_store().await;
+    for number in 0..REFERENCES {
+        let reference = json!({"uri": uri(&format!("{number}.png"))}).to_string();
+        let partition = (number % 2) as i32;
+        cluster
+            .produce(&topics.input, partition, "k", reference.as_bytes(), OwnedHeaders::new())
+            .await;
+    }
+    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+    let worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .replacing(endpoint, &format!("http://{store}\n  concurrency: 4"))
+        .replacing("max_in_flight: 128", "max_in_flight: 32")
+        .start();
+    let messages = || worker.metric("fusioncap_backlog_messages");
+    let captions = || worker.metric("fusioncap_captions_total");
+    let told = async |is_so: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{} left:\n{}", messages(), worker.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    told(&|| captions() > 150.0 && worker.metric("fusioncap_backlog_seconds") > 0.0).await;
+    let (left, seconds) = (messages(), worker.metric("fusioncap_backlog_seconds"));
+    assert!((200.0..=500.0).contains(&left), "{left} messages are left of {REFERENCES}");
+    let began = Instant::now();
+    told(&|| captions() >= REFERENCES as f64).await;
+    let took = began.elapsed().as_secs_f64();
+    assert!((took / 3.0..took * 3.0).contains(&seconds), "{seconds} were told, it took {took}");
+    told(&|| messages() == 0.0).await;
+    assert_eq!(worker.metric("fusioncap_backlog_seconds"), 0.0);
+}
