@@ -168,6 +168,13 @@ class Placement(unittest.TestCase):
         self.assertEqual(pod(manifests)["runtimeClassName"], "nvidia")
         self.assertNotIn("nvidia.com/gpu", worker(render())["resources"]["limits"])
 
+    def test_the_user_can_be_the_platforms(self):
+        nobody = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+        for _, spec in pods(render({"podSecurityContext": nobody})):
+            security = spec["securityContext"]
+            self.assertTrue(security["runAsNonRoot"])
+            self.assertFalse(set(nobody) & set(security))
+
     def test_where_it_may_run(self):
         values = {"nodeSelector": {"a": "b"}, "priorityClassName": "high", "tolerations": [{"key": "t", "operator": "Exists"}],
                   "affinity": {"nodeAffinity": {}}, "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "z",

@@ -113,11 +113,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* Pod Security Standard "restricted", of a pod and of a container. */}}
 {{- define "fusioncap.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-# A large volume is not walked through at every start.
-fsGroupChangePolicy: OnRootMismatch
+{{- with .Values.podSecurityContext }}
+{{ toYaml . }}
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
