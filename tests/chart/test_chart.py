@@ -224,6 +224,12 @@ class Scaling(unittest.TestCase):
                 {"parameter": "ca", "name": "c", "key": "ca.crt"},
             ])
 
+    def test_keda_may_see_the_brokers_under_other_names(self):
+        more = {"bootstrapServers": "kafka.kafka.svc.cluster.local:9092", "version": "3.6.0"}
+        (trigger,) = one(render(scaled("keda", metadata=more)), "ScaledObject")["spec"]["triggers"]
+        self.assertLessEqual(more.items(), trigger["metadata"].items())
+        self.assertEqual(trigger["metadata"]["consumerGroup"], "fusioncap")
+
     def test_keda_signs_in_by_another_object(self):
         reference = {"name": "kafka", "kind": "ClusterTriggerAuthentication"}
         manifests = render(scaled("keda", authenticationRef=reference))

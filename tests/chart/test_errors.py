@@ -122,6 +122,12 @@ class Errors(unittest.TestCase):
         self.refused({"gpu": {"count": 1}}, "config.runtime.providers is [cpu]")
         render(runtime(providers=["cuda"], fallback=True))
 
+    def test_a_cache_that_nobody_may_write(self):
+        gpu = {"gpu": {"count": 1}, **runtime(providers=["tensorrt"], tensorrt_cache="/cache/engines")}
+        self.refused(gpu, "config.runtime.tensorrt_cache is /cache/engines", "extraVolumeMounts")
+        render({**gpu, "extraVolumeMounts": [{"name": "cache", "mountPath": "/cache"}]})
+        render({**gpu, **runtime(providers=["tensorrt"], tensorrt_cache="/tmp/engines")})
+
     def test_a_port_that_nobody_reaches(self):
         self.refused({"config": {"http": {"listen": "127.0.0.1:8080"}}}, "config.http.listen is 127.0.0.1:8080")
 

@@ -94,6 +94,22 @@
 {{- end -}}
 
 {{- define "fusioncap.checkGpu" -}}
+{{- $cache := dig "runtime" "tensorrt_cache" "" .Values.config -}}
+{{- if $cache -}}
+{{- $places := list "/tmp" -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- $places = append $places .mountPath -}}
+{{- end -}}
+{{- $found := list -}}
+{{- range $places -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .)) (printf "%s/" $cache) -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- if not $found -}}
+{{- fail (printf "config.runtime.tensorrt_cache is %s, on the root file system, which is read-only: use a place of extraVolumeMounts, or /tmp" $cache) -}}
+{{- end -}}
+{{- end -}}
 {{- $providers := dig "runtime" "providers" (list "cpu") .Values.config -}}
 {{- $fallback := dig "runtime" "fallback" false .Values.config -}}
 {{- $wants := or (has "cuda" $providers) (has "tensorrt" $providers) -}}

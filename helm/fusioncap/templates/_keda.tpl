@@ -12,3 +12,27 @@
 {{- end -}}
 {{- get $words $mechanism -}}
 {{- end -}}
+
+{{/* The Kafka trigger's settings; autoscaling.keda.metadata comes before the chart's own. */}}
+{{- define "fusioncap.kedaTrigger" -}}
+{{- $keda := .Values.autoscaling.keda -}}
+{{- $protocol := include "fusioncap.securityProtocol" . -}}
+{{- $settings := dict "bootstrapServers" .Values.config.kafka.brokers "consumerGroup" (include "fusioncap.group" .) "topic" (include "fusioncap.inputTopic" .) -}}
+{{- $_ := set $settings "lagThreshold" (int64 $keda.lagThreshold) -}}
+{{- $_ := set $settings "activationLagThreshold" (int64 $keda.activationLagThreshold) -}}
+{{- /* As the worker does where nothing is committed. */ -}}
+{{- $_ := set $settings "offsetResetPolicy" "earliest" -}}
+{{- /* A partition whose offset stands still is what a dead or stuck worker leaves: it counts. */ -}}
+{{- $_ := set $settings "excludePersistentLag" "false" -}}
+{{- /* No more workers than partitions. */ -}}
+{{- $_ := set $settings "allowIdleConsumers" "false" -}}
+{{- if hasSuffix "SSL" $protocol -}}
+{{- $_ := set $settings "tls" "enable" -}}
+{{- end -}}
+{{- if hasPrefix "SASL" $protocol -}}
+{{- $_ := set $settings "sasl" (include "fusioncap.kedaSasl" .) -}}
+{{- end -}}
+{{- range $name, $value := merge (deepCopy $keda.metadata) $settings }}
+{{ $name }}: {{ $value | toString | quote }}
+{{- end -}}
+{{- end -}}
