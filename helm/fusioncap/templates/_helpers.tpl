@@ -1,22 +1,38 @@
 {{/* Name of every object: the release's, with the chart's where it does not say it. */}}
 {{- define "fusioncap.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- $chart := .Values.nameOverride | default .Chart.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $chart .Release.Name -}}
 {{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $chart | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "fusioncap.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "fusioncap.commonLabels" -}}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "fusioncap.labels" -}}
 {{ include "fusioncap.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "fusioncap.commonLabels" . }}
+{{- end -}}
+
+{{/* Not the workers' labels: the Service, the budget and the policy must not select it. */}}
+{{- define "fusioncap.smokeSelector" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}-smoke
+app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- define "fusioncap.serviceAccount" -}}
@@ -24,28 +40,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serviceAccount.name | default $default -}}
 {{- end -}}
 
-{{/* The worker's configuration, refused where it can't be right for several workers. */}}
+{{/* Name of an image, of the values registry, repository, tag and digest. */}}
+{{- define "fusioncap.image" -}}
+{{- $image := .Values.image -}}
+{{- with $image.registry }}{{ . | trimSuffix "/" }}/{{ end }}{{ $image.repository }}
+{{- if $image.digest -}}
+@{{ $image.digest }}
+{{- else -}}
+:{{ $image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
 {{- define "fusioncap.config" -}}
-{{- $kafka := .Values.config.kafka | default dict -}}
-{{- $s3 := .Values.config.s3 | default dict -}}
-{{- if not $kafka.brokers -}}
-{{- fail "config.kafka.brokers is required, such as kafka-0:9092,kafka-1:9092" -}}
-{{- end -}}
-{{- range tuple "transactional_id" "group_instance_id" -}}
-{{- if hasKey $kafka . -}}
-{{- fail (printf "config.kafka.%s must differ between workers: the chart sets it, or leaves it out" .) -}}
-{{- end -}}
-{{- end -}}
-{{- range tuple "secret_access_key" "session_token" -}}
-{{- if hasKey $s3 . -}}
-{{- fail (printf "config.s3.%s is secret: put it in a Secret and name that in envFrom" .) -}}
-{{- end -}}
-{{- end -}}
-{{- range tuple "sasl.password" "ssl.key.password" "ssl.key.pem" "sasl.oauthbearer.client.secret" -}}
-{{- if hasKey ($kafka.properties | default dict) . -}}
-{{- fail (printf "config.kafka.properties '%s' is secret: put it in a Secret and name that in envFrom" .) -}}
-{{- end -}}
-{{- end -}}
 {{- toYaml .Values.config -}}
 {{- end -}}
 
@@ -53,6 +59,94 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- dig "kafka" "group" "fusioncap" .Values.config -}}
 {{- end -}}
 
+{{- define "fusioncap.inputTopic" -}}
+{{- dig "kafka" "input_topic" "images.in" .Values.config -}}
+{{- end -}}
+
 {{- define "fusioncap.port" -}}
 {{- dig "http" "listen" "0.0.0.0:8080" .Values.config | splitList ":" | last -}}
+{{- end -}}
+
+{{/* librdkafka's properties, always a mapping. */}}
+{{- define "fusioncap.properties" -}}
+{{- dig "kafka" "properties" dict .Values.config | default dict | toYaml -}}
+{{- end -}}
+
+{{/* "s3", "claim", "init" or "image": where the model's files come from. */}}
+{{- define "fusioncap.modelSource" -}}
+{{- if hasPrefix "s3://" (dig "model" "path" "" .Values.config) -}}s3
+{{- else if .Values.model.existingClaim -}}claim
+{{- else if .Values.model.initContainer.image -}}init
+{{- else -}}image
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds from SIGTERM to SIGKILL that the drain and leaving the group take (the worker's own
+     rule: runtime.drain_timeout_ms and 5 seconds). */}}
+{{- define "fusioncap.leastGrace" -}}
+{{- $drain := dig "runtime" "drain_timeout_ms" 20000 .Values.config | int64 -}}
+{{- div (add $drain 5000 999) 1000 -}}
+{{- end -}}
+
+{{/* Seconds that the worker has from SIGTERM on: what was asked for, or the least and 5 more. */}}
+{{- define "fusioncap.grace" -}}
+{{- $pause := .Values.preStop.sleepSeconds | int64 -}}
+{{- $told := dig "runtime" "termination_grace_ms" 0 .Values.config | int64 -}}
+{{- if .Values.terminationGracePeriodSeconds -}}
+{{- sub (.Values.terminationGracePeriodSeconds | int64) $pause -}}
+{{- else if $told -}}
+{{- div (add $told 999) 1000 -}}
+{{- else -}}
+{{- add (include "fusioncap.leastGrace" . | int64) 5 -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Most workers that there may be, as a number; 0 where nothing bounds them. */}}
+{{- define "fusioncap.mostReplicas" -}}
+{{- .Values.autoscaling.maxReplicas | default .Values.partitions | default 0 | int64 -}}
+{{- end -}}
+
+{{- define "fusioncap.autoscaled" -}}
+{{- if or .Values.autoscaling.keda.enabled .Values.autoscaling.hpa.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* Pod Security Standard "restricted", of a pod and of a container. */}}
+{{- define "fusioncap.podSecurity" -}}
+runAsNonRoot: true
+{{- with .Values.podSecurityContext }}
+{{ toYaml . }}
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "fusioncap.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* PromQL: the series of this release's workers. */}}
+{{- define "fusioncap.series" -}}
+namespace="{{ .Release.Namespace }}",pod=~"{{ include "fusioncap.name" . }}-[0-9]+"
+{{- end -}}
+
+{{- define "fusioncap.kafkaPorts" -}}
+{{- $ports := list -}}
+{{- range splitList "," .Values.config.kafka.brokers -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" (trim .) | default "9092" | int64) -}}
+{{- end -}}
+{{- range .Values.networkPolicy.kafka.ports -}}
+{{- $ports = append $ports (int64 .) -}}
+{{- end -}}
+{{- $ports | uniq | join "," -}}
+{{- end -}}
+
+{{- define "fusioncap.s3Port" -}}
+{{- $endpoint := dig "s3" "endpoint" "" .Values.config | default "" | trimSuffix "/" -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" (regexReplaceAll "^(https?://[^/]+).*" $endpoint "${1}")) | default (ternary "80" "443" (hasPrefix "http://" $endpoint)) -}}
 {{- end -}}

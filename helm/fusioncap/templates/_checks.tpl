@@ -1,0 +1,163 @@
+{{/* What the schema can't say. Each message begins with the value that is at fault. */}}
+{{- define "fusioncap.check" -}}
+{{- include "fusioncap.checkConfig" . -}}
+{{- include "fusioncap.checkSecrets" . -}}
+{{- include "fusioncap.checkGrace" . -}}
+{{- include "fusioncap.checkModel" . -}}
+{{- include "fusioncap.checkGpu" . -}}
+{{- include "fusioncap.checkScaling" . -}}
+{{- end -}}
+
+{{- define "fusioncap.checkConfig" -}}
+{{- $kafka := .Values.config.kafka | default dict -}}
+{{- if not $kafka.brokers -}}
+{{- fail "config.kafka.brokers is required, such as kafka-0:9092,kafka-1:9092" -}}
+{{- end -}}
+{{- range tuple "transactional_id" "group_instance_id" -}}
+{{- if hasKey $kafka . -}}
+{{- fail (printf "config.kafka.%s must differ between workers: leave it out, the chart sets it from the pod's name" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (not (dig "s3" "allowed_buckets" list .Values.config)) (not .Values.allowAnyBucket) -}}
+{{- fail "config.s3.allowed_buckets is required, such as [photos]: a reference on the input topic may otherwise name any object that the workers' role can read. To allow that, set allowAnyBucket: true" -}}
+{{- end -}}
+{{- $listen := dig "http" "listen" "0.0.0.0:8080" .Values.config -}}
+{{- if or (hasPrefix "127." $listen) (hasPrefix "localhost:" $listen) (hasPrefix "[::1]" $listen) -}}
+{{- fail (printf "config.http.listen is %s, where no probe and no scraper reaches it: use 0.0.0.0:PORT" $listen) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* As src/config/secret.rs has it: by the property's name; where a key is, is no secret. */}}
+{{- define "fusioncap.isSecret" -}}
+{{- $name := . -}}
+{{- if not (or (hasSuffix ".location" $name) (hasSuffix ".url" $name)) -}}
+{{- range tuple "password" "secret" "token" "key" "sasl.jaas" "oauthbearer.config" -}}
+{{- if contains . $name -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fusioncap.checkSecrets" -}}
+{{- $advice := "put it in a Secret and name that under secretEnv or extraEnvFrom" -}}
+{{- range tuple "access_key_id" "secret_access_key" "session_token" -}}
+{{- if dig "s3" . "" $.Values.config -}}
+{{- fail (printf "config.s3.%s is secret and would stand in a ConfigMap: %s" . $advice) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $_ := include "fusioncap.properties" . | fromYaml -}}
+{{- if include "fusioncap.isSecret" $name -}}
+{{- fail (printf "config.kafka.properties '%s' is secret and would stand in a ConfigMap: %s" $name $advice) -}}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch "^https?://[^/]*@" (dig "s3" "endpoint" "" .Values.config | default "") -}}
+{{- fail (printf "config.s3.endpoint has credentials in it: leave them out, and %s" (replace "it" "them" $advice)) -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- $name := .name | lower | trimPrefix "fusioncap_kafka__properties__" | replace "_" "." -}}
+{{- $isOurs := or (hasPrefix "FUSIONCAP_S3__" .name) (hasPrefix "FUSIONCAP_KAFKA__PROPERTIES" .name) (hasPrefix "AWS_" .name) -}}
+{{- if and .value $isOurs (not (hasSuffix "_FILE" .name)) (include "fusioncap.isSecret" $name) -}}
+{{- fail (printf "extraEnv '%s' is secret and would stand in the pod's description: %s" .name $advice) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fusioncap.checkGrace" -}}
+{{- $drain := dig "runtime" "drain_timeout_ms" 20000 .Values.config | int64 -}}
+{{- $told := dig "runtime" "termination_grace_ms" 0 .Values.config | int64 -}}
+{{- $pause := .Values.preStop.sleepSeconds | int64 -}}
+{{- $least := include "fusioncap.leastGrace" . | int64 -}}
+{{- $grace := include "fusioncap.grace" . | int64 -}}
+{{- if and $told (lt $told (add $drain 5000)) -}}
+{{- fail (printf "config.runtime.termination_grace_ms is %d, and config.runtime.drain_timeout_ms %d: the drain and 5000 more must fit, so at least %d" $told $drain (add $drain 5000)) -}}
+{{- end -}}
+{{- if lt $grace $least -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d: config.runtime.drain_timeout_ms (%d), 5 seconds to leave the group and preStop.sleepSeconds (%d) need at least %d" (.Values.terminationGracePeriodSeconds | int64) $drain $pause (add $least $pause)) -}}
+{{- end -}}
+{{- if and $told (lt (mul $grace 1000) $told) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, of which preStop.sleepSeconds leaves %d: config.runtime.termination_grace_ms tells the worker %d" (.Values.terminationGracePeriodSeconds | int64) $grace $told) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fusioncap.checkModel" -}}
+{{- $path := dig "model" "path" "" .Values.config -}}
+{{- if not $path -}}
+{{- fail "config.model.path is required: a directory or s3://bucket/prefix" -}}
+{{- end -}}
+{{- if and .Values.model.existingClaim .Values.model.initContainer.image -}}
+{{- fail "model.existingClaim and model.initContainer.image are both set: the model comes from one of them" -}}
+{{- end -}}
+{{- $mounted := or .Values.model.existingClaim .Values.model.initContainer.image -}}
+{{- $mount := .Values.model.mountPath | trimSuffix "/" -}}
+{{- if and $mounted (not (or (eq ($path | trimSuffix "/") $mount) (hasPrefix (printf "%s/" $mount) $path))) -}}
+{{- fail (printf "config.model.path is %s, which is not below model.mountPath, %s" $path $mount) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fusioncap.checkGpu" -}}
+{{- $cache := dig "runtime" "tensorrt_cache" "" .Values.config -}}
+{{- if $cache -}}
+{{- $places := list "/tmp" -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- $places = append $places .mountPath -}}
+{{- end -}}
+{{- $found := list -}}
+{{- range $places -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .)) (printf "%s/" $cache) -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- if not $found -}}
+{{- fail (printf "config.runtime.tensorrt_cache is %s, on the root file system, which is read-only: use a place of extraVolumeMounts, or /tmp" $cache) -}}
+{{- end -}}
+{{- end -}}
+{{- $providers := dig "runtime" "providers" (list "cpu") .Values.config -}}
+{{- $fallback := dig "runtime" "fallback" false .Values.config -}}
+{{- $wants := or (has "cuda" $providers) (has "tensorrt" $providers) -}}
+{{- $count := .Values.gpu.count | int64 -}}
+{{- if and $wants (not $count) (not $fallback) -}}
+{{- fail (printf "gpu.count is 0, and config.runtime.providers is [%s]: set gpu.count, or config.runtime.fallback" (join ", " $providers)) -}}
+{{- end -}}
+{{- if and $count (not $wants) -}}
+{{- fail (printf "config.runtime.providers is [%s], and gpu.count %d: a GPU would idle; use [cuda] or [tensorrt, cuda]" (join ", " $providers) $count) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fusioncap.checkScaling" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- $partitions := .Values.partitions | default 0 | int64 -}}
+{{- if and $scaling.keda.enabled $scaling.hpa.enabled -}}
+{{- fail "autoscaling.keda.enabled and autoscaling.hpa.enabled are both true: two autoscalers would fight over the replicas" -}}
+{{- end -}}
+{{- if include "fusioncap.autoscaled" . -}}
+{{- $most := include "fusioncap.mostReplicas" . | int64 -}}
+{{- $least := $scaling.minReplicas | int64 -}}
+{{- if not $partitions -}}
+{{- fail (printf "partitions is required for autoscaling: how many partitions %s has, which bounds the workers that find work" (include "fusioncap.inputTopic" .)) -}}
+{{- end -}}
+{{- if gt $most $partitions -}}
+{{- fail (printf "autoscaling.maxReplicas is %d, and %s has %d partitions (partitions): more workers than that idle" $most (include "fusioncap.inputTopic" .) $partitions) -}}
+{{- end -}}
+{{- if gt $least $most -}}
+{{- fail (printf "autoscaling.minReplicas is %d, more than the most, %d" $least $most) -}}
+{{- end -}}
+{{- if and $scaling.hpa.enabled (lt $least 1) -}}
+{{- fail "autoscaling.minReplicas is 0: only KEDA scales to 0, a HorizontalPodAutoscaler does not" -}}
+{{- end -}}
+{{- if and $scaling.hpa.enabled (not $scaling.hpa.metrics) (not (dig "requests" "cpu" "" .Values.resources)) -}}
+{{- fail "resources.requests.cpu is required for autoscaling.hpa.targetCPUUtilizationPercentage, which is a part of it" -}}
+{{- end -}}
+{{- else if and $partitions (gt (.Values.replicas | int64) $partitions) -}}
+{{- fail (printf "replicas is %d, and %s has %d partitions (partitions): more workers than that idle" (.Values.replicas | int64) (include "fusioncap.inputTopic" .) $partitions) -}}
+{{- end -}}
+{{- if and .Values.podDisruptionBudget.enabled .Values.podDisruptionBudget.minAvailable .Values.podDisruptionBudget.maxUnavailable -}}
+{{- fail "podDisruptionBudget.minAvailable and podDisruptionBudget.maxUnavailable are both set: Kubernetes takes one" -}}
+{{- end -}}
+{{- $keda := $scaling.keda -}}
+{{- $protocol := include "fusioncap.securityProtocol" . -}}
+{{- if and $keda.enabled (hasPrefix "SASL" $protocol) (not $keda.sasl.secret) (not $keda.authenticationRef.name) -}}
+{{- fail (printf "autoscaling.keda.sasl.secret is required: config.kafka.properties 'security.protocol' is %s, and KEDA asks the brokers itself. Name the Secret with the user and the password, or set autoscaling.keda.authenticationRef.name" $protocol) -}}
+{{- end -}}
+{{- if and $keda.sasl.secret $keda.authenticationRef.name -}}
+{{- fail "autoscaling.keda.sasl.secret and autoscaling.keda.authenticationRef.name are both set: KEDA takes one TriggerAuthentication" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,20 @@
+{{- define "fusioncap.notes" -}}
+Workers of group {{ include "fusioncap.group" . }} read {{ include "fusioncap.inputTopic" . }}.
+
+  kubectl --namespace {{ .Release.Namespace }} rollout status statefulset/{{ include "fusioncap.name" . }}
+  kubectl --namespace {{ .Release.Namespace }} logs statefulset/{{ include "fusioncap.name" . }}
+{{- if .Values.smokeTest.enabled }}
+  helm --namespace {{ .Release.Namespace }} test {{ .Release.Name }}
+{{- end }}
+
+The topics must exist before the workers start. Consumers of {{ dig "kafka" "output_topic" "captions.out" .Values.config }} and
+{{ dig "kafka" "dead_letter_topic" "images.dlq" .Values.config }} set isolation.level=read_committed.
+{{- if not .Values.partitions }}
+
+`partitions` is not set, so nobody checked that there are as many as workers.
+{{- end }}
+{{- if not (dig "s3" "allowed_buckets" list .Values.config) }}
+
+config.s3.allowed_buckets is empty: a reference may name any object that the workers can read.
+{{- end }}
+{{- end -}}
