@@ -41,6 +41,7 @@ class Errors(unittest.TestCase):
     def test_wrong_types_and_ranges_are_named(self):
         self.refused({"replicas": "two"}, "/replicas", "want integer")
         self.refused({"config": {"batch": {"size": 4096}}}, "/config/batch/size", "maximum")
+        self.refused({"config": {"model": {"precision": "bf16"}}}, "/config/model/precision", "'auto', 'fp32', 'fp16', 'int8'")
         self.refused({"monitor": {"kind": "Monitor"}}, "/monitor/kind", "PodMonitor")
         self.refused({"image": {"digest": "sha256:1"}}, "/image/digest")
         self.refused({"prometheusRule": {"disabled": ["FusionCapLate"]}}, "/prometheusRule/disabled")

@@ -105,9 +105,11 @@ class Alerts(unittest.TestCase):
                 self.assertIn('namespace="captions",pod=~"cap-fusioncap-[0-9]+"', selector, name)
 
     def test_thresholds(self):
-        found = rules({"thresholds": {"latencySeconds": 12.5, "deadLetterRatio": 0.5}})
+        found = rules({"thresholds": {"latencySeconds": 12.5, "deadLetterRatio": 0.5, "backlogSeconds": 300}})
         self.assertTrue(found["FusionCapSlow"]["expr"].endswith("> 12.5"))
         self.assertIn("> 0.5 * scalar(", found["FusionCapDeadLetters"]["expr"])
+        self.assertTrue(found["FusionCapBehind"]["expr"].endswith("> 300"))
+        self.assertTrue(rules()["FusionCapBehind"]["expr"].endswith("> 900"))
 
     def test_left_out(self):
         self.assertNotIn("FusionCapLag", rules())
