@@ -236,6 +236,42 @@ class Scaling(unittest.TestCase):
         self.assertEqual(one(manifests, "ScaledObject")["spec"]["triggers"][0]["authenticationRef"], reference)
         self.assertTrue(none(manifests, "TriggerAuthentication"))
 
+    def test_by_seconds(self):
+        address = "http://prometheus:9090"
+        manifests = render(scaled("keda", trigger="backlog", backlog={"serverAddress": address, "seconds": 90}))
+        (trigger,) = one(manifests, "ScaledObject")["spec"]["triggers"]
+        settings = trigger["metadata"]
+        self.assertEqual((trigger["type"], settings["serverAddress"]), ("prometheus", address))
+        self.assertEqual((settings["threshold"], settings["ignoreNullValues"]), ("90", "false"))
+        self.assertNotIn("authenticationRef", trigger)
+        # KEDA does not ask the brokers, so it does not sign in to them.
+        sasl = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
+        more = {"trigger": "backlog", "backlog": {"serverAddress": address}, "secretTargetRef": [
+            {"parameter": "ca", "name": "c", "key": "ca.crt"}]}
+        self.assertTrue(none(render({**scaled("keda", **more), "config": sasl}), "TriggerAuthentication"))
+
+    def test_by_seconds_from_zero(self):
+        values = scaled("keda", trigger="backlog", lagThreshold=5, sasl={"secret": "user"},
+                        backlog={"serverAddress": "http://prometheus:9090", "lagThreshold": 70000})
+        values["autoscaling"]["minReplicas"] = 0
+        values["config"] = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
+        manifests = render(values)
+        seconds, lag = one(manifests, "ScaledObject")["spec"]["triggers"]
+        self.assertEqual((seconds["type"], seconds["metadata"]["ignoreNullValues"]), ("prometheus", "true"))
+        self.assertEqual((lag["type"], lag["metadata"]["lagThreshold"]), ("kafka", "70000"))
+        self.assertNotIn("authenticationRef", seconds)
+        self.assertEqual(lag["authenticationRef"]["name"], one(manifests, "TriggerAuthentication")["metadata"]["name"])
+
+    def test_by_seconds_of_another_query(self):
+        reference = {"name": "prometheus", "kind": "ClusterTriggerAuthentication"}
+        backlog = {"serverAddress": "https://p", "query": "sum(work)", "authenticationRef": reference,
+                   "metadata": {"authModes": "bearer", "ignoreNullValues": True}}
+        (trigger,) = one(render(scaled("keda", trigger="backlog", backlog=backlog)), "ScaledObject")["spec"]["triggers"]
+        self.assertEqual(trigger["metadata"]["query"], "sum(work)")
+        self.assertEqual(trigger["metadata"]["authModes"], "bearer")
+        self.assertEqual(trigger["metadata"]["ignoreNullValues"], "true")
+        self.assertEqual(trigger["authenticationRef"], reference)
+
     def test_by_processor_time(self):
         manifests = render(scaled("hpa", targetCPUUtilizationPercentage=60))
         self.assertNotIn("replicas", one(manifests, "StatefulSet")["spec"])

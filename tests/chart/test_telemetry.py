@@ -80,6 +80,20 @@ class Dashboard(unittest.TestCase):
         self.assertEqual(found["metadata"]["labels"]["grafana_dashboard"], "1")
 
 
+class Scaling(unittest.TestCase):
+    def query(self, **more):
+        backlog = {"serverAddress": "http://prometheus:9090", **more}
+        values = {"partitions": 6, "autoscaling": {"keda": {"enabled": True, "trigger": "backlog", "backlog": backlog}}}
+        (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]
+        return trigger["metadata"]["query"]
+
+    def test_the_query(self):
+        query = self.query()
+        self.assertEqual(metrics(query), {"fusioncap_backlog_seconds", "fusioncap_backlog_messages"})
+        for selector in re.findall(r"\{([^}]*)\}", query):
+            self.assertEqual(selector, 'namespace="captions",pod=~"cap-fusioncap-[0-9]+"')
+
+
 class Alerts(unittest.TestCase):
     def test_expressions(self):
         names, _ = exposed()

@@ -13,12 +13,45 @@
 {{- get $words $mechanism -}}
 {{- end -}}
 
+{{/* Whether the lag is looked at: without a worker there are no figures of its backlog. */}}
+{{- define "fusioncap.kedaAsksKafka" -}}
+{{- if or (eq .Values.autoscaling.keda.trigger "lag") (eq 0 (int .Values.autoscaling.minReplicas)) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether the chart makes a TriggerAuthentication for the brokers. */}}
+{{- define "fusioncap.kedaSignsIn" -}}
+{{- $keda := .Values.autoscaling.keda -}}
+{{- if and (include "fusioncap.kedaAsksKafka" .) (not $keda.authenticationRef.name) (or $keda.sasl.secret $keda.secretTargetRef) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Worker-seconds of work that wait. Divided by the seconds that a reference may wait, which is what
+     the HorizontalPodAutoscaler does with an AverageValue, that is the number of workers. A worker
+     that has done nothing yet has no pace: its messages count at the mean pace of the others. Each
+     pod counts once, however many scrape it. */}}
+{{- define "fusioncap.backlogQuery" -}}
+{{- $seconds := printf "max by (pod) (fusioncap_backlog_seconds{%s})" (include "fusioncap.series" .) -}}
+{{- $messages := printf "max by (pod) (fusioncap_backlog_messages{%s})" (include "fusioncap.series" .) -}}
+{{- printf "sum(%s) * sum(%s) / clamp_min(sum(%s and on (pod) %s), 1)" $seconds $messages $messages $seconds -}}
+{{- end -}}
+
+{{/* The Prometheus trigger's settings; autoscaling.keda.backlog.metadata comes before the chart's own. */}}
+{{- define "fusioncap.kedaBacklog" -}}
+{{- $backlog := .Values.autoscaling.keda.backlog -}}
+{{- $settings := dict "serverAddress" $backlog.serverAddress "query" ($backlog.query | default (include "fusioncap.backlogQuery" .)) -}}
+{{- $_ := set $settings "threshold" (int64 $backlog.seconds) -}}
+{{- /* No figures are not a backlog of 0, unless there is no worker: the number stays. */ -}}
+{{- $_ := set $settings "ignoreNullValues" (ternary "true" "false" (eq 0 (int .Values.autoscaling.minReplicas))) -}}
+{{- range $name, $value := merge (deepCopy $backlog.metadata) $settings }}
+{{ $name }}: {{ $value | toString | quote }}
+{{- end -}}
+{{- end -}}
+
 {{/* The Kafka trigger's settings; autoscaling.keda.metadata comes before the chart's own. */}}
 {{- define "fusioncap.kedaTrigger" -}}
 {{- $keda := .Values.autoscaling.keda -}}
 {{- $protocol := include "fusioncap.securityProtocol" . -}}
 {{- $settings := dict "bootstrapServers" .Values.config.kafka.brokers "consumerGroup" (include "fusioncap.group" .) "topic" (include "fusioncap.inputTopic" .) -}}
-{{- $_ := set $settings "lagThreshold" (int64 $keda.lagThreshold) -}}
+{{- $_ := set $settings "lagThreshold" (ternary $keda.lagThreshold $keda.backlog.lagThreshold (eq $keda.trigger "lag") | int64) -}}
 {{- $_ := set $settings "activationLagThreshold" (int64 $keda.activationLagThreshold) -}}
 {{- /* As the worker does where nothing is committed. */ -}}
 {{- $_ := set $settings "offsetResetPolicy" "earliest" -}}
