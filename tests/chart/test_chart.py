@@ -202,6 +202,8 @@ class Scaling(unittest.TestCase):
         (trigger,) = spec["triggers"]
         self.assertEqual(trigger["metadata"]["lagThreshold"], "500")
         self.assertEqual(trigger["metadata"]["excludePersistentLag"], "false")
+        # With KEDA's own bound, 22 workers of 24 would be within the autoscaler's tolerance.
+        self.assertEqual(trigger["metadata"]["allowIdleConsumers"], "true")
         self.assertEqual(trigger["metadata"]["topic"], "images.in")
         self.assertNotIn("authenticationRef", trigger)
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -239,11 +241,16 @@ class Scaling(unittest.TestCase):
     def test_by_seconds(self):
         address = "http://prometheus:9090"
         manifests = render(scaled("keda", trigger="backlog", backlog={"serverAddress": address, "seconds": 90}))
-        (trigger,) = one(manifests, "ScaledObject")["spec"]["triggers"]
-        settings = trigger["metadata"]
-        self.assertEqual((trigger["type"], settings["serverAddress"]), ("prometheus", address))
-        self.assertEqual((settings["threshold"], settings["ignoreNullValues"]), ("90", "false"))
-        self.assertNotIn("authenticationRef", trigger)
+        triggers = one(manifests, "ScaledObject")["spec"]["triggers"]
+        for trigger in triggers:
+            settings = trigger["metadata"]
+            self.assertEqual((trigger["type"], settings["serverAddress"]), ("prometheus", address))
+            self.assertEqual(settings["ignoreNullValues"], "false")
+            self.assertNotIn("authenticationRef", trigger)
+        self.assertEqual([trigger["metadata"]["threshold"] for trigger in triggers], ["90", "180"])
+        backlog = {"serverAddress": address, "worstSeconds": 0}
+        manifests = render(scaled("keda", trigger="backlog", backlog=backlog))
+        self.assertEqual(len(one(manifests, "ScaledObject")["spec"]["triggers"]), 1)
         # KEDA does not ask the brokers, so it does not sign in to them.
         sasl = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
         more = {"trigger": "backlog", "backlog": {"serverAddress": address}, "secretTargetRef": [
@@ -256,7 +263,7 @@ class Scaling(unittest.TestCase):
         values["autoscaling"]["minReplicas"] = 0
         values["config"] = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
         manifests = render(values)
-        seconds, lag = one(manifests, "ScaledObject")["spec"]["triggers"]
+        seconds, _, lag = one(manifests, "ScaledObject")["spec"]["triggers"]
         self.assertEqual((seconds["type"], seconds["metadata"]["ignoreNullValues"]), ("prometheus", "true"))
         self.assertEqual((lag["type"], lag["metadata"]["lagThreshold"]), ("kafka", "70000"))
         self.assertNotIn("authenticationRef", seconds)

@@ -86,6 +86,8 @@ class Errors(unittest.TestCase):
                      "autoscaling.keda.backlog.serverAddress has credentials", "authenticationRef")
         self.refused(keda(trigger="seconds"), "/autoscaling/keda/trigger", "'lag', 'backlog'")
         self.refused(keda(trigger="backlog", backlog={"seconds": 0}), "/autoscaling/keda/backlog/seconds", "minimum")
+        self.refused(keda(trigger="backlog", backlog={"serverAddress": "http://p", "worstSeconds": 59}),
+                     "autoscaling.keda.backlog.worstSeconds is 59", "below autoscaling.keda.backlog.seconds, 60")
         from_zero = keda(trigger="backlog", backlog={"serverAddress": "http://prometheus:9090"})
         render({**from_zero, **kafka(properties=SASL)})
         from_zero["autoscaling"]["minReplicas"] = 0

@@ -81,17 +81,15 @@ class Dashboard(unittest.TestCase):
 
 
 class Scaling(unittest.TestCase):
-    def query(self, **more):
-        backlog = {"serverAddress": "http://prometheus:9090", **more}
-        values = {"partitions": 6, "autoscaling": {"keda": {"enabled": True, "trigger": "backlog", "backlog": backlog}}}
-        (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]
-        return trigger["metadata"]["query"]
-
-    def test_the_query(self):
-        query = self.query()
-        self.assertEqual(metrics(query), {"fusioncap_backlog_seconds", "fusioncap_backlog_messages"})
-        for selector in re.findall(r"\{([^}]*)\}", query):
-            self.assertEqual(selector, 'namespace="captions",pod=~"cap-fusioncap-[0-9]+"')
+    def test_the_queries(self):
+        keda = {"enabled": True, "trigger": "backlog", "backlog": {"serverAddress": "http://prometheus:9090"}}
+        manifests = render({"partitions": 6, "autoscaling": {"keda": keda}})
+        queries = [trigger["metadata"]["query"] for trigger in one(manifests, "ScaledObject")["spec"]["triggers"]]
+        self.assertEqual(len(queries), 2)
+        for query in queries:
+            self.assertEqual(metrics(query), {"fusioncap_backlog_seconds", "fusioncap_backlog_messages"})
+            for selector in re.findall(r"\{([^}]*)\}", query):
+                self.assertEqual(selector, 'namespace="captions",pod=~"cap-fusioncap-[0-9]+"')
 
 
 class Alerts(unittest.TestCase):

@@ -158,6 +158,10 @@
 {{- if not (or $keda.backlog.serverAddress $keda.backlog.metadata.serverAddress) -}}
 {{- fail "autoscaling.keda.backlog.serverAddress is required: autoscaling.keda.trigger is backlog, and KEDA asks Prometheus for it, such as http://prometheus-operated.monitoring.svc:9090" -}}
 {{- end -}}
+{{- $worst := include "fusioncap.worstSeconds" . | int64 -}}
+{{- if and $worst (lt $worst (int64 $keda.backlog.seconds)) -}}
+{{- fail (printf "autoscaling.keda.backlog.worstSeconds is %d, below autoscaling.keda.backlog.seconds, %d (allowed: as much or more, 0 for nobody looks, null for twice as much)" $worst (int64 $keda.backlog.seconds)) -}}
+{{- end -}}
 {{- if contains "@" $keda.backlog.serverAddress -}}
 {{- fail "autoscaling.keda.backlog.serverAddress has credentials in it: leave them out, and name a TriggerAuthentication under autoscaling.keda.backlog.authenticationRef" -}}
 {{- end -}}
