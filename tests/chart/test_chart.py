@@ -202,6 +202,8 @@ class Scaling(unittest.TestCase):
         (trigger,) = spec["triggers"]
         self.assertEqual(trigger["metadata"]["lagThreshold"], "500")
         self.assertEqual(trigger["metadata"]["excludePersistentLag"], "false")
+        # With KEDA's own bound, 22 workers of 24 would be within the autoscaler's tolerance.
+        self.assertEqual(trigger["metadata"]["allowIdleConsumers"], "true")
         self.assertEqual(trigger["metadata"]["topic"], "images.in")
         self.assertNotIn("authenticationRef", trigger)
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -235,6 +237,47 @@ class Scaling(unittest.TestCase):
         manifests = render(scaled("keda", authenticationRef=reference))
         self.assertEqual(one(manifests, "ScaledObject")["spec"]["triggers"][0]["authenticationRef"], reference)
         self.assertTrue(none(manifests, "TriggerAuthentication"))
+
+    def test_by_seconds(self):
+        address = "http://prometheus:9090"
+        manifests = render(scaled("keda", trigger="backlog", backlog={"serverAddress": address, "seconds": 90}))
+        triggers = one(manifests, "ScaledObject")["spec"]["triggers"]
+        for trigger in triggers:
+            settings = trigger["metadata"]
+            self.assertEqual((trigger["type"], settings["serverAddress"]), ("prometheus", address))
+            self.assertEqual(settings["ignoreNullValues"], "false")
+            self.assertNotIn("authenticationRef", trigger)
+        self.assertEqual([trigger["metadata"]["threshold"] for trigger in triggers], ["90", "180"])
+        backlog = {"serverAddress": address, "worstSeconds": 0}
+        manifests = render(scaled("keda", trigger="backlog", backlog=backlog))
+        self.assertEqual(len(one(manifests, "ScaledObject")["spec"]["triggers"]), 1)
+        # KEDA does not ask the brokers, so it does not sign in to them.
+        sasl = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
+        more = {"trigger": "backlog", "backlog": {"serverAddress": address}, "secretTargetRef": [
+            {"parameter": "ca", "name": "c", "key": "ca.crt"}]}
+        self.assertTrue(none(render({**scaled("keda", **more), "config": sasl}), "TriggerAuthentication"))
+
+    def test_by_seconds_from_zero(self):
+        values = scaled("keda", trigger="backlog", lagThreshold=5, sasl={"secret": "user"},
+                        backlog={"serverAddress": "http://prometheus:9090", "lagThreshold": 70000})
+        values["autoscaling"]["minReplicas"] = 0
+        values["config"] = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
+        manifests = render(values)
+        seconds, _, lag = one(manifests, "ScaledObject")["spec"]["triggers"]
+        self.assertEqual((seconds["type"], seconds["metadata"]["ignoreNullValues"]), ("prometheus", "true"))
+        self.assertEqual((lag["type"], lag["metadata"]["lagThreshold"]), ("kafka", "70000"))
+        self.assertNotIn("authenticationRef", seconds)
+        self.assertEqual(lag["authenticationRef"]["name"], one(manifests, "TriggerAuthentication")["metadata"]["name"])
+
+    def test_by_seconds_of_another_query(self):
+        reference = {"name": "prometheus", "kind": "ClusterTriggerAuthentication"}
+        backlog = {"serverAddress": "https://p", "query": "sum(work)", "authenticationRef": reference,
+                   "metadata": {"authModes": "bearer", "ignoreNullValues": True}}
+        (trigger,) = one(render(scaled("keda", trigger="backlog", backlog=backlog)), "ScaledObject")["spec"]["triggers"]
+        self.assertEqual(trigger["metadata"]["query"], "sum(work)")
+        self.assertEqual(trigger["metadata"]["authModes"], "bearer")
+        self.assertEqual(trigger["metadata"]["ignoreNullValues"], "true")
+        self.assertEqual(trigger["authenticationRef"], reference)
 
     def test_by_processor_time(self):
         manifests = render(scaled("hpa", targetCPUUtilizationPercentage=60))

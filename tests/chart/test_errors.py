@@ -41,6 +41,7 @@ class Errors(unittest.TestCase):
     def test_wrong_types_and_ranges_are_named(self):
         self.refused({"replicas": "two"}, "/replicas", "want integer")
         self.refused({"config": {"batch": {"size": 4096}}}, "/config/batch/size", "maximum")
+        self.refused({"config": {"model": {"precision": "bf16"}}}, "/config/model/precision", "'auto', 'fp32', 'fp16', 'int8'")
         self.refused({"monitor": {"kind": "Monitor"}}, "/monitor/kind", "PodMonitor")
         self.refused({"image": {"digest": "sha256:1"}}, "/image/digest")
         self.refused({"prometheusRule": {"disabled": ["FusionCapLate"]}}, "/prometheusRule/disabled")
@@ -76,6 +77,21 @@ class Errors(unittest.TestCase):
         self.refused({**both, **kafka(properties=SASL)}, "are both set: KEDA takes one")
         aws = {**SASL, "sasl.mechanism": "AWS_MSK_IAM"}
         self.refused({**keda(sasl={"secret": "msk"}), **kafka(properties=aws)}, "'sasl.mechanism' is AWS_MSK_IAM")
+
+    def test_seconds_need_prometheus(self):
+        self.refused(keda(trigger="backlog"), "autoscaling.keda.backlog.serverAddress is required", "trigger is backlog")
+        self.refused(keda(trigger="backlog", backlog={"serverAddress": "prometheus:9090"}),
+                     "autoscaling.keda.backlog.serverAddress is prometheus:9090", "allowed: http://HOST:PORT")
+        self.refused(keda(trigger="backlog", backlog={"serverAddress": "http://me:x@prometheus:9090"}),
+                     "autoscaling.keda.backlog.serverAddress has credentials", "authenticationRef")
+        self.refused(keda(trigger="seconds"), "/autoscaling/keda/trigger", "'lag', 'backlog'")
+        self.refused(keda(trigger="backlog", backlog={"seconds": 0}), "/autoscaling/keda/backlog/seconds", "minimum")
+        self.refused(keda(trigger="backlog", backlog={"serverAddress": "http://p", "worstSeconds": 59}),
+                     "autoscaling.keda.backlog.worstSeconds is 59", "below autoscaling.keda.backlog.seconds, 60")
+        from_zero = keda(trigger="backlog", backlog={"serverAddress": "http://prometheus:9090"})
+        render({**from_zero, **kafka(properties=SASL)})
+        from_zero["autoscaling"]["minReplicas"] = 0
+        self.refused({**from_zero, **kafka(properties=SASL)}, "autoscaling.keda.sasl.secret is required", "SASL_SSL")
 
     def test_any_bucket_only_by_name(self):
         self.refused({"config": {"s3": {"allowed_buckets": []}}}, "config.s3.allowed_buckets is required", "allowAnyBucket")

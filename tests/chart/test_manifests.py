@@ -94,19 +94,23 @@ class Manifests(unittest.TestCase):
                 self.validate(manifest, NEWEST)
 
     def test_keda_knows_the_triggers_settings(self):
-        scaler = CRDS / "kafka_scaler.go"
-        if not scaler.exists():
+        fields = {scaler.stem.removesuffix("_scaler"): dict(re.findall(r'keda:"name=(\w+), *order=([\w;]+)', scaler.read_text()))
+                  for scaler in CRDS.glob("*_scaler.go")}
+        if not fields:
             self.skipTest("run without the schemas of KEDA and of the Prometheus operator")
-        fields = dict(re.findall(r'keda:"name=(\w+),order=([\w;]+)', scaler.read_text()))
+        used = set()
         for path in EXAMPLES:
             for manifest in render_file(path):
                 spec = manifest.get("spec", {})
                 if manifest["kind"] == "ScaledObject":
-                    for name in spec["triggers"][0]["metadata"]:
-                        self.assertIn("triggerMetadata", fields.get(name, ""), name)
+                    for trigger in spec["triggers"]:
+                        used.add(trigger["type"])
+                        for name in trigger["metadata"]:
+                            self.assertIn("triggerMetadata", fields[trigger["type"]].get(name, ""), name)
                 if manifest["kind"] == "TriggerAuthentication":
                     for reference in spec["secretTargetRef"]:
-                        self.assertIn("authParams", fields.get(reference["parameter"], ""), reference)
+                        self.assertIn("authParams", fields["kafka"].get(reference["parameter"], ""), reference)
+        self.assertEqual(used, set(fields))
 
     def test_pods_are_restricted(self):
         for path in EXAMPLES:

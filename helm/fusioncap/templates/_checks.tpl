@@ -154,7 +154,22 @@
 {{- end -}}
 {{- $keda := $scaling.keda -}}
 {{- $protocol := include "fusioncap.securityProtocol" . -}}
-{{- if and $keda.enabled (hasPrefix "SASL" $protocol) (not $keda.sasl.secret) (not $keda.authenticationRef.name) -}}
+{{- if and $keda.enabled (eq $keda.trigger "backlog") -}}
+{{- if not (or $keda.backlog.serverAddress $keda.backlog.metadata.serverAddress) -}}
+{{- fail "autoscaling.keda.backlog.serverAddress is required: autoscaling.keda.trigger is backlog, and KEDA asks Prometheus for it, such as http://prometheus-operated.monitoring.svc:9090" -}}
+{{- end -}}
+{{- $worst := include "fusioncap.worstSeconds" . | int64 -}}
+{{- if and $worst (lt $worst (int64 $keda.backlog.seconds)) -}}
+{{- fail (printf "autoscaling.keda.backlog.worstSeconds is %d, below autoscaling.keda.backlog.seconds, %d (allowed: as much or more, 0 for nobody looks, null for twice as much)" $worst (int64 $keda.backlog.seconds)) -}}
+{{- end -}}
+{{- if contains "@" $keda.backlog.serverAddress -}}
+{{- fail "autoscaling.keda.backlog.serverAddress has credentials in it: leave them out, and name a TriggerAuthentication under autoscaling.keda.backlog.authenticationRef" -}}
+{{- end -}}
+{{- if and $keda.backlog.serverAddress (not (regexMatch "^https?://[^/]+" $keda.backlog.serverAddress)) -}}
+{{- fail (printf "autoscaling.keda.backlog.serverAddress is %s (allowed: http://HOST:PORT or https://HOST:PORT)" $keda.backlog.serverAddress) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $keda.enabled (include "fusioncap.kedaAsksKafka" .) (hasPrefix "SASL" $protocol) (not $keda.sasl.secret) (not $keda.authenticationRef.name) -}}
 {{- fail (printf "autoscaling.keda.sasl.secret is required: config.kafka.properties 'security.protocol' is %s, and KEDA asks the brokers itself. Name the Secret with the user and the password, or set autoscaling.keda.authenticationRef.name" $protocol) -}}
 {{- end -}}
 {{- if and $keda.sasl.secret $keda.authenticationRef.name -}}

@@ -13,19 +13,85 @@
 {{- get $words $mechanism -}}
 {{- end -}}
 
+{{/* Whether the lag is looked at: without a worker there are no figures of its backlog. */}}
+{{- define "fusioncap.kedaAsksKafka" -}}
+{{- if or (eq .Values.autoscaling.keda.trigger "lag") (eq 0 (int .Values.autoscaling.minReplicas)) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether the chart makes a TriggerAuthentication for the brokers. */}}
+{{- define "fusioncap.kedaSignsIn" -}}
+{{- $keda := .Values.autoscaling.keda -}}
+{{- if and (include "fusioncap.kedaAsksKafka" .) (not $keda.authenticationRef.name) (or $keda.sasl.secret $keda.secretTargetRef) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Worker-seconds of work that wait. Divided by the seconds that a reference may wait, which is what
+     the HorizontalPodAutoscaler does with an AverageValue, that is the number of workers. A worker
+     that has done nothing yet has no pace: its messages count at the mean pace of the others. Each
+     pod counts once, however many scrape it. */}}
+{{- define "fusioncap.backlogQuery" -}}
+{{- $seconds := printf "max by (pod) (fusioncap_backlog_seconds{%s})" (include "fusioncap.series" .) -}}
+{{- $messages := printf "max by (pod) (fusioncap_backlog_messages{%s})" (include "fusioncap.series" .) -}}
+{{- printf "sum(%s) * sum(%s) / clamp_min(sum(%s and on (pod) %s), 1)" $seconds $messages $messages $seconds -}}
+{{- end -}}
+
+{{/* The same as if every worker were as far behind as the one that is furthest: partitions don't
+     divide evenly, and a sum over many workers hides one that has a partition too many. */}}
+{{- define "fusioncap.worstQuery" -}}
+{{- $seconds := printf "max by (pod) (fusioncap_backlog_seconds{%s})" (include "fusioncap.series" .) -}}
+{{- $messages := printf "max by (pod) (fusioncap_backlog_messages{%s})" (include "fusioncap.series" .) -}}
+{{- printf "max(%s) * count(%s)" $seconds $messages -}}
+{{- end -}}
+
+{{/* The Prometheus triggers; autoscaling.keda.backlog.metadata comes before the chart's own settings. */}}
+{{- define "fusioncap.kedaBacklog" -}}
+{{- $backlog := .Values.autoscaling.keda.backlog -}}
+{{- $looks := list (dict "query" ($backlog.query | default (include "fusioncap.backlogQuery" .)) "threshold" (int64 $backlog.seconds)) -}}
+{{- $worst := include "fusioncap.worstSeconds" . | int64 -}}
+{{- if $worst -}}
+{{- $looks = append $looks (dict "query" (include "fusioncap.worstQuery" .) "threshold" $worst) -}}
+{{- end -}}
+{{- range $look := $looks }}
+- type: prometheus
+  metadata:
+    {{- $_ := set $look "serverAddress" $backlog.serverAddress }}
+    {{- /* No figures are not a backlog of 0, unless there is no worker: the number stays. */}}
+    {{- $_ := set $look "ignoreNullValues" (ternary "true" "false" (eq 0 (int $.Values.autoscaling.minReplicas))) }}
+    {{- range $name, $value := merge (deepCopy $backlog.metadata) $look }}
+    {{ $name }}: {{ $value | toString | quote }}
+    {{- end }}
+  {{- if $backlog.authenticationRef.name }}
+  authenticationRef:
+    {{- toYaml $backlog.authenticationRef | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* 0 where nobody looks at the worst: a query of one's own knows other labels. */}}
+{{- define "fusioncap.worstSeconds" -}}
+{{- $backlog := .Values.autoscaling.keda.backlog -}}
+{{- if not (kindIs "invalid" $backlog.worstSeconds) -}}
+{{- int64 $backlog.worstSeconds -}}
+{{- else if $backlog.query -}}
+0
+{{- else -}}
+{{- mul 2 (int64 $backlog.seconds) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The Kafka trigger's settings; autoscaling.keda.metadata comes before the chart's own. */}}
 {{- define "fusioncap.kedaTrigger" -}}
 {{- $keda := .Values.autoscaling.keda -}}
 {{- $protocol := include "fusioncap.securityProtocol" . -}}
 {{- $settings := dict "bootstrapServers" .Values.config.kafka.brokers "consumerGroup" (include "fusioncap.group" .) "topic" (include "fusioncap.inputTopic" .) -}}
-{{- $_ := set $settings "lagThreshold" (int64 $keda.lagThreshold) -}}
+{{- $_ := set $settings "lagThreshold" (ternary $keda.lagThreshold $keda.backlog.lagThreshold (eq $keda.trigger "lag") | int64) -}}
 {{- $_ := set $settings "activationLagThreshold" (int64 $keda.activationLagThreshold) -}}
 {{- /* As the worker does where nothing is committed. */ -}}
 {{- $_ := set $settings "offsetResetPolicy" "earliest" -}}
 {{- /* A partition whose offset stands still is what a dead or stuck worker leaves: it counts. */ -}}
 {{- $_ := set $settings "excludePersistentLag" "false" -}}
-{{- /* No more workers than partitions. */ -}}
-{{- $_ := set $settings "allowIdleConsumers" "false" -}}
+{{- /* maxReplicaCount is the partitions at most. KEDA's own bound, the lag cut off at the threshold
+       times the partitions, would let the autoscaler's tolerance of 10 % stop at 22 workers of 24. */ -}}
+{{- $_ := set $settings "allowIdleConsumers" "true" -}}
 {{- if hasSuffix "SSL" $protocol -}}
 {{- $_ := set $settings "tls" "enable" -}}
 {{- end -}}
