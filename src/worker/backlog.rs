@@ -29,7 +29,7 @@ pub struct Backlog {
     pace: Pace,
 }
 
-/// Messages a second while there were any to answer.
+/// Messages a second while there were more than the worker had taken in.
 #[derive(Debug, Default)]
 struct Pace(Option<f64>);
 
@@ -53,9 +53,11 @@ impl Backlog {
         let answered = shared.tally.messages.load(Ordering::Relaxed).saturating_sub(in_flight);
         let done = answered.saturating_sub(self.answered);
         (self.measured, self.answered) = (Instant::now(), answered);
-        let waiting = unread(consumer, topic).saturating_add(in_flight);
-        // An outage of the store says nothing of the pace, nor does a time without work.
-        if waiting > 0 && !shared.breaker.is_open() {
+        let unread = unread(consumer, topic);
+        let waiting = unread.saturating_add(in_flight);
+        // An outage of the store says nothing of the pace, nor does a time in which the worker
+        // keeps up: it is as fast then as messages come.
+        if unread > 0 && !shared.breaker.is_open() {
             self.pace.note(done, elapsed);
         }
         shared.metrics.backlog_messages.record(waiting, &[]);
