@@ -1,8 +1,8 @@
 //! The end of the process.
 //!
-//! OpenSSL's exit handler frees what threads that end meanwhile free too: a worker died of that once
-//! in some hundred orderly ends ("double free or corruption"). ONNX Runtime has destructors of that
-//! kind as well. Everything that has to be done is done and said by then, so that none of it is run.
+//! OpenSSL's exit handler frees what threads that end meanwhile free too: a worker died of that about
+//! once in two hundred orderly ends ("double free or corruption"). Everything that has to be done is
+//! done and said by then, so that no exit handler is run.
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
 //! The folder that the embedded S3 server serves: `s3s-fs`, which sends a file in pieces of 4 kB,
-//! each read by a thread of its own. Here a whole object is read at once.
+//! each a task of the blocking pool. Here a whole object is read at once.
 
 use std::path::{Path, PathBuf};
 

@@ -7,14 +7,13 @@ use std::path::Path;
 
 use fusioncap::bundle::variants::Reduced;
 use fusioncap::bundle::{self, Bundle, DECODER};
-use fusioncap::config::{Model, Runtime};
-use fusioncap::engine::{Caption, Engine};
+use fusioncap::engine::Caption;
 use fusioncap::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use fusioncap::onnx::initializers::{self, Initializer};
 use fusioncap::onnx::variant;
 use tempfile::TempDir;
 
-use crate::{assert_company_changes_nothing, caption, copy_tree, photos, root};
+use crate::{assert_company_changes_nothing, captions, copy_tree, load, root};
 
 struct Weights(HashMap<String, Initializer>);
 
@@ -67,17 +66,6 @@ fn rewritten() -> TempDir {
     fs::write(&path, bytes).unwrap();
     bundle::seal(copy.path()).unwrap();
     copy
-}
-
-fn load(bundle: Bundle) -> Engine {
-    Engine::load(bundle, &Runtime::default(), &Model::default(), 8).unwrap()
-}
-
-fn captions(bundle: Bundle) -> Vec<Caption> {
-    let mut engine = load(bundle);
-    let photos = photos(&engine);
-    let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
-    views.chunks(8).flat_map(|batch| caption(&mut engine, batch)).collect()
 }
 
 fn assert_same(dir: &Path, expected: &[Caption], score: f32) {

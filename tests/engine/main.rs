@@ -30,6 +30,20 @@ fn engine(model: &str, batch_size: usize, num_beams: Option<usize>) -> Engine {
     Engine::load(bundle, &Runtime::default(), &settings, batch_size).unwrap()
 }
 
+#[cfg(feature = "train")]
+fn load(bundle: Bundle) -> Engine {
+    Engine::load(bundle, &Runtime::default(), &Model::default(), 8).unwrap()
+}
+
+/// What it says of the sample photos.
+#[cfg(feature = "train")]
+fn captions(bundle: Bundle) -> Vec<Caption> {
+    let mut engine = load(bundle);
+    let photos = photos(&engine);
+    let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
+    views.chunks(8).flat_map(|batch| caption(&mut engine, batch)).collect()
+}
+
 /// The sample photos at the model's input size.
 fn photos(engine: &Engine) -> Vec<Vec<u8>> {
     let mut paths: Vec<PathBuf> =

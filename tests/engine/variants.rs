@@ -166,23 +166,10 @@ async fn of_variants_in_s3_only_the_wanted_one_is_fetched() {
 
 #[cfg(feature = "train")]
 mod made {
-    use fusioncap::config::Model;
-    use fusioncap::engine::{Caption, Engine};
     use fusioncap::onnx::variant;
 
     use super::*;
-    use crate::{assert_company_changes_nothing, caption, photos};
-
-    fn load(bundle: Bundle) -> Engine {
-        Engine::load(bundle, &Runtime::default(), &Model::default(), 8).unwrap()
-    }
-
-    fn captions(bundle: Bundle) -> Vec<Caption> {
-        let mut engine = load(bundle);
-        let photos = photos(&engine);
-        let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
-        views.chunks(8).flat_map(|batch| caption(&mut engine, batch)).collect()
-    }
+    use crate::{assert_company_changes_nothing, captions, load};
 
     /// How many captions of `models/tiny` stay as they are, and how far scores and embeddings
     /// move.

@@ -8,6 +8,7 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
+use crate::kafka::deliver;
 use crate::process::Configuration;
 use crate::retries::{Requests, store};
 use crate::shared_cluster;
@@ -30,16 +31,16 @@ async fn a_worker_tells_how_far_it_is_behind() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(2).await;
     let (store, _) = slow_store().await;
+    let producer = cluster.producer();
     for number in 0..REFERENCES {
         let reference = json!({"uri": uri(&format!("{number}.png"))}).to_string();
         let partition = (number % 2) as i32;
-        cluster
-            .produce(&topics.input, partition, "k", reference.as_bytes(), OwnedHeaders::new())
-            .await;
+        let (payload, headers) = (reference.as_bytes(), OwnedHeaders::new());
+        deliver(&producer, &topics.input, partition, "k", payload, headers).await;
     }
-    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing(endpoint, &format!("http://{store}\n  concurrency: 4"))
+        .with_store(&bucket, store)
+        .replacing("s3:\n", "s3:\n  concurrency: 4\n")
         .replacing("max_in_flight: 128", "max_in_flight: 32")
         .start();
     let messages = || worker.metric("fusioncap_backlog_messages");

@@ -14,7 +14,7 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Cluster, Topics};
+use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::Configuration;
 use crate::retries::Requests;
 use crate::shared_cluster;
@@ -55,9 +55,11 @@ async fn answer(State(requests): State<Requests>, Path(key): Path<String>) -> Re
 }
 
 async fn refer(cluster: &Cluster, topics: &Topics, keys: impl Iterator<Item = String>) {
+    let producer = cluster.producer();
     for key in keys {
         let reference = json!({"uri": uri(&key)}).to_string();
-        cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+        let (payload, headers) = (reference.as_bytes(), OwnedHeaders::new());
+        deliver(&producer, &topics.input, 0, "k", payload, headers).await;
     }
 }
 
@@ -67,9 +69,9 @@ fn configuration(
     bucket: &Bucket,
     store: SocketAddr,
 ) -> Configuration {
-    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
-    let settings = format!("http://{store}\n  concurrency: {CONCURRENCY}");
-    Configuration::new("one", cluster, topics, bucket).replacing(endpoint, &settings)
+    Configuration::new("one", cluster, topics, bucket)
+        .with_store(bucket, store)
+        .replacing("s3:\n", &format!("s3:\n  concurrency: {CONCURRENCY}\n"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,8 +88,10 @@ async fn connections_to_the_store_are_used_again() {
     }
     let asked: usize = requests.lock().unwrap().values().sum();
     assert_eq!(asked, 2 * EACH);
+    // A request that waits for a connection of its own takes one that comes free meanwhile; the new
+    // one is kept, too.
     let made = connections.load(Ordering::SeqCst);
-    assert!((1..=CONCURRENCY).contains(&made), "{made} connections for {asked} requests");
+    assert!((1..=2 * CONCURRENCY).contains(&made), "{made} connections for {asked} requests");
     let depth = worker.metric("fusioncap_fetch_depth");
     assert!((1.0..=CONCURRENCY as f64).contains(&depth), "{depth}");
 }

@@ -146,9 +146,8 @@ async fn a_worker_that_is_busy_for_long_keeps_its_place() {
         let offset = deliver(&producer, &topics.input, partition, "k", bytes, headers).await;
         expected.insert((partition, offset), Expected::Caption);
     }
-    let real = bucket.settings().endpoint.as_deref().unwrap();
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing(real, &format!("http://{}", slow_store().await))
+        .with_store(&bucket, slow_store().await)
         .replacing("  max_attempts: 3\n", "  max_attempts: 3\n  concurrency: 1\n")
         .replacing("max_in_flight: 128", "max_in_flight: 20")
         .without_repeats()

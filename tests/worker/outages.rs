@@ -83,10 +83,8 @@ async fn an_outage_of_the_store_pauses_the_worker_and_dead_letters_nothing() {
     let topics = cluster.topics(1).await;
     let switch = Arc::new(Switch::default());
     let address = store(&switch).await;
-    let real = bucket.settings().endpoint.as_deref().unwrap();
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing(real, &format!("http://{address}"))
-        .start();
+    let mut worker =
+        Configuration::new("one", &cluster, &topics, &bucket).with_store(&bucket, address).start();
     worker.await_ready();
     switch.down.store(true, Ordering::SeqCst);
     refer(&cluster, &topics).await;

@@ -79,6 +79,12 @@ impl Configuration {
         self.replacing(&cluster.bootstrap, &proxy.address.to_string())
     }
 
+    /// The same with another object store than the bucket's own server.
+    pub fn with_store(self, bucket: &Bucket, store: SocketAddr) -> Self {
+        let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+        self.replacing(endpoint, &format!("http://{store}"))
+    }
+
     /// The same with every `from` replaced.
     pub fn replacing(mut self, from: &str, to: &str) -> Self {
         assert!(self.yaml.contains(from), "{from} is not in {}", self.yaml);

@@ -52,17 +52,6 @@ async fn refer(cluster: &Cluster, topics: &Topics, count: usize, key: impl Fn(us
     }
 }
 
-fn configuration(
-    cluster: &Cluster,
-    topics: &Topics,
-    bucket: &Bucket,
-    store: SocketAddr,
-) -> Configuration {
-    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
-    Configuration::new("one", cluster, topics, bucket)
-        .replacing(endpoint, &format!("http://{store}"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_is_read_once_for_all_its_references() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
@@ -70,7 +59,8 @@ async fn an_object_is_read_once_for_all_its_references() {
     let (store, requests) = counting_store().await;
     refer(&cluster, &topics, REFERENCES, |number| format!("{}.png", number % OBJECTS)).await;
     // Longer than the test may last.
-    let worker = configuration(&cluster, &topics, &bucket, store)
+    let worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .with_store(&bucket, store)
         .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
         .start();
     let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
@@ -101,7 +91,8 @@ async fn all_references_to_a_bad_object_become_dead_letters() {
     let (store, requests) = counting_store().await;
     let keys = ["bad.png", "missing.png", "1.png"];
     refer(&cluster, &topics, 90, |number| keys[number % 3].to_owned()).await;
-    let worker = configuration(&cluster, &topics, &bucket, store).start();
+    let worker =
+        Configuration::new("one", &cluster, &topics, &bucket).with_store(&bucket, store).start();
     let letters = cluster.await_records(&[&topics.dead_letters], 60, PATIENCE);
     let captions = cluster.await_records(&[&topics.output], 30, PATIENCE);
     assert_eq!((letters.len(), captions.len()), (60, 30));
@@ -125,7 +116,10 @@ async fn without_a_window_each_reference_reads_its_object() {
     let topics = cluster.topics(2).await;
     let (store, requests) = counting_store().await;
     refer(&cluster, &topics, 40, |number| format!("{}.png", number % 4)).await;
-    let worker = configuration(&cluster, &topics, &bucket, store).without_repeats().start();
+    let worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .with_store(&bucket, store)
+        .without_repeats()
+        .start();
     assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
     assert_eq!(requests.lock().unwrap().values().sum::<usize>(), 40);
     assert_eq!(worker.metric("fusioncap_repeats_total"), 0.0);
@@ -156,9 +150,9 @@ async fn who_waits_takes_over_when_the_leader_moves_to_another_worker() {
         }
     };
     let named = |name| {
-        let endpoint = bucket.settings().endpoint.as_deref().unwrap();
         Configuration::new(name, &cluster, &topics, &bucket)
-            .replacing(endpoint, &format!("http://{store}\n  timeout_ms: 60000"))
+            .with_store(&bucket, store)
+            .replacing("s3:\n", "s3:\n  timeout_ms: 60000\n")
             .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
     };
     let mut first = named("one").start();
