@@ -19,6 +19,7 @@
 //! The digest of `manifest.json` names the model in every caption. [`Bundle::open`] verifies
 //! every file against it before anything is loaded; [`seal`] writes it.
 
+pub mod source;
 pub mod variants;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use std::fs;
 use std::io;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -181,9 +183,20 @@ pub struct FileEntry {
 pub struct Bundle {
     dir: PathBuf,
     digest: String,
+    /// None for one that lies in a directory of the user's.
+    fetched: Option<Arc<source::Fetched>>,
     pub config: ModelConfig,
     pub generation: GenerationConfig,
     pub preprocessor: PreprocessorConfig,
+}
+
+/// What tells one bundle from another, in records, metrics and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    pub version: String,
+    /// As [`Bundle::digest`].
+    pub digest: String,
 }
 
 impl Bundle {
@@ -223,6 +236,7 @@ impl Bundle {
         Ok(Self {
             dir: dir.to_path_buf(),
             digest: digest(&manifest_bytes),
+            fetched: None,
             config,
             generation: load(dir, GENERATION_CONFIG)?,
             preprocessor: load(dir, PREPROCESSOR_CONFIG)?,
@@ -232,6 +246,11 @@ impl Bundle {
     /// `sha256:` and the hexadecimal digest of the manifest: the model's name in every caption.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    pub fn identity(&self) -> Identity {
+        let ModelConfig { name, version, .. } = self.config.clone();
+        Identity { name, version, digest: self.digest.clone() }
     }
 
     /// The directory that it is in.

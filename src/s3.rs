@@ -81,6 +81,10 @@ pub struct Object {
 pub struct Entry {
     pub key: String,
     pub bytes: u64,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// When it was written, in milliseconds since 1970.
+    pub modified: Option<i64>,
 }
 
 /// The object store.
@@ -242,7 +246,9 @@ impl Store {
             })?;
             entries.extend(page.contents().iter().filter_map(|object| {
                 let bytes = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
-                object.key().map(|key| Entry { key: key.to_owned(), bytes })
+                let etag = object.e_tag().map(|etag| unquoted(etag).to_owned());
+                let modified = object.last_modified().and_then(|time| time.to_millis().ok());
+                object.key().map(|key| Entry { key: key.to_owned(), bytes, etag, modified })
             }));
             token = page.next_continuation_token().map(str::to_owned);
             if token.is_none() {
@@ -251,38 +257,46 @@ impl Store {
         }
     }
 
-    /// Copies everything under `uri` (`s3://bucket/prefix`) into `dir`, which is made, keeping
-    /// the part of each key behind the prefix as its path; of these parts only those that
-    /// `is_needed`.
+    /// What is stored under `uri` (`s3://bucket/prefix`), in the store's order: of the paths below
+    /// the prefix those that `is_needed`.
     ///
     /// # Errors
     /// `ErrorKind::ObjectNotFound` when nothing is there.
-    pub async fn download_prefix(
+    pub async fn list_prefix(
         &self,
         uri: &str,
-        dir: &Path,
         is_needed: impl Fn(&str) -> bool,
-    ) -> Result<()> {
-        let Location { bucket, key } = uri.parse()?;
-        let prefix = match key.trim_end_matches('/') {
-            "" => String::new(),
-            folder => format!("{folder}/"),
-        };
-        let entries = self.list(&bucket, &prefix).await?;
+    ) -> Result<Vec<Entry>> {
+        let (bucket, prefix) = folder(uri)?;
+        let mut entries = self.list(&bucket, &prefix).await?;
         // Keys that end in `/` are what consoles write to show an empty folder.
-        let is_wanted = |entry: &&Entry| {
+        entries.retain(|entry| {
             let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
             !name.ends_with('/') && is_needed(name)
-        };
-        let files: Vec<&Entry> = entries.iter().filter(is_wanted).collect();
-        if files.is_empty() {
+        });
+        if entries.is_empty() {
             return Err(Error::new(
                 ErrorKind::ObjectNotFound,
                 "nothing is stored under the prefix",
             )
             .with("uri", uri));
         }
-        for entry in files {
+        Ok(entries)
+    }
+
+    /// Copies what [`Self::list_prefix`] finds into `dir`, which is made, keeping the part of each
+    /// key behind the prefix as its path.
+    ///
+    /// # Errors
+    /// As [`Self::list_prefix`]; `ErrorKind::Io` where it can't be written.
+    pub async fn download_prefix(
+        &self,
+        uri: &str,
+        dir: &Path,
+        is_needed: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let (bucket, prefix) = folder(uri)?;
+        for entry in self.list_prefix(uri, is_needed).await? {
             let path = dir.join(relative(&entry.key, &prefix)?);
             retry(self.policy, || self.save(&bucket, &entry.key, &path), |_, _, _| true)
                 .await
@@ -373,6 +387,16 @@ fn too_large(bytes: u64, limit: u64) -> Error {
     Error::new(ErrorKind::ObjectTooLarge, "the object is larger than limits.max_object_bytes")
         .with("bytes", bytes)
         .with("limit", limit)
+}
+
+/// The bucket of `uri`, and the prefix of everything below it.
+fn folder(uri: &str) -> Result<(String, String)> {
+    let Location { bucket, key } = uri.parse()?;
+    let prefix = match key.trim_end_matches('/') {
+        "" => String::new(),
+        folder => format!("{folder}/"),
+    };
+    Ok((bucket, prefix))
 }
 
 /// The path of `key` below `prefix`; keys are free text, so one could point out of the directory.

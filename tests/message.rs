@@ -229,7 +229,7 @@ fn names_that_lead_elsewhere_are_refused() {
 fn captions_fit_their_schema() {
     let bundle = Bundle::open(&root("models/random")).unwrap();
     let image = read("request").images.remove(0);
-    let mut record = CaptionRecord::new(&source(), &image, &bundle);
+    let mut record = CaptionRecord::new(&source(), &image, &bundle.identity());
     record.caption = "a cat on a chair".into();
     record.score = -1.25;
     record.content_type = "image/jpeg".into();

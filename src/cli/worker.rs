@@ -1,13 +1,14 @@
 //! `fusioncap worker`: the worker, run in the foreground until SIGTERM or SIGINT.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Bundle, variants};
+use crate::bundle::Bundle;
+use crate::bundle::source::Source;
 use crate::cli::settings::Settings;
 use crate::config::Config;
 use crate::engine::Engine;
@@ -61,11 +62,9 @@ async fn work(
     profile: Option<Profile>,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let model = Model::find(&config, model_dir).await?;
+    let bundle = open(&config, model_dir).await?;
     let settings = config.clone();
-    let dir = model.dir().to_path_buf();
     let engine = tokio::task::spawn_blocking(move || {
-        let bundle = Bundle::choose(&dir, settings.model.precision, &settings.runtime)?;
         Engine::load(bundle, &settings.runtime, &settings.model, settings.batch.size)
     })
     .await
@@ -74,6 +73,21 @@ async fn work(
     health.set_not_ready("joining the consumer group");
     worker::run(config, engine, metrics, health, profile, shutdown).await?;
     Ok(())
+}
+
+/// The bundle that `model.path` leads to.
+async fn open(config: &Config, model_dir: Option<PathBuf>) -> Result<Bundle> {
+    let Some(dir) = config.model.directory()? else {
+        let source = Source::new(config, model_dir.unwrap_or_else(std::env::temp_dir));
+        return source.fetch(&Store::connect(&config.s3).await?).await;
+    };
+    let (dir, settings) = (dir.to_path_buf(), config.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        Bundle::choose(&dir, settings.model.precision, &settings.runtime)
+    });
+    opening.await.map_err(|error| {
+        Error::new(ErrorKind::Internal, "opening the model panicked").because(error)
+    })?
 }
 
 /// Cancels `shutdown` at the first SIGTERM or SIGINT; the second one ends the process as usual.
@@ -99,43 +113,4 @@ fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandl
         tracing::warn!(signal = name, "ending at once: unfinished work is left to a successor");
         crate::exit(1);
     }))
-}
-
-/// The model's directory, removed again if it was fetched.
-enum Model {
-    Local(PathBuf),
-    Fetched(PathBuf),
-}
-
-impl Model {
-    async fn find(config: &Config, model_dir: Option<PathBuf>) -> Result<Self> {
-        if let Some(dir) = config.model.directory()? {
-            return Ok(Self::Local(dir.into()));
-        }
-        let path = &config.model.path;
-        let parent = model_dir.unwrap_or_else(std::env::temp_dir);
-        let model = Self::Fetched(parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4())));
-        tracing::info!(path, dir = %model.dir().display(), "fetching the model");
-        let needed =
-            |name: &str| variants::is_needed(name, config.model.precision, &config.runtime);
-        let store = Store::connect(&config.s3).await?;
-        store.download_prefix(path, model.dir(), needed).await?;
-        Ok(model)
-    }
-
-    fn dir(&self) -> &Path {
-        match self {
-            Self::Local(dir) | Self::Fetched(dir) => dir,
-        }
-    }
-}
-
-impl Drop for Model {
-    fn drop(&mut self) {
-        if let Self::Fetched(dir) = self
-            && let Err(error) = std::fs::remove_dir_all(&*dir)
-        {
-            tracing::debug!(%error, dir = %dir.display(), "the fetched model was not removed");
-        }
-    }
 }

@@ -174,6 +174,12 @@ pub struct Model {
     /// captions may differ, and bear its digest.
     #[serde(default)]
     pub precision: Precision,
+    /// How often a bundle in S3 is looked at, in milliseconds: one that has changed is loaded
+    /// beside the one in use and takes its place between two batches; one that is broken leaves it
+    /// in use. 0 never looks.
+    #[serde(default = "defaults::reload_interval_ms")]
+    #[schemars(range(min = 0, max = 86_400_000))]
+    pub reload_interval_ms: u64,
 }
 
 /// How precise a bundle's arithmetic is.
@@ -341,6 +347,9 @@ mod defaults {
 
     pub fn group() -> String {
         "fusioncap".into()
+    }
+    pub fn reload_interval_ms() -> u64 {
+        60_000
     }
     pub fn commit_interval_ms() -> u64 {
         super::DEFAULT_COMMIT_INTERVAL_MS

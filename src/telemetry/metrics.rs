@@ -54,6 +54,10 @@ pub struct Metrics {
     pub backlog_messages: Gauge<u64>,
     /// Seconds that as many messages take at the pace of the last minute of work.
     pub backlog_seconds: Gauge<f64>,
+    /// 1 for the model in use, 0 for one that was; attributes `digest`, `name`, `version`.
+    pub model_info: Gauge<u64>,
+    /// 1 while what is stored under `model.path` was refused and an older model goes on.
+    pub model_refused: Gauge<u64>,
     /// 1 while the partitions are paused, else 0.
     pub paused: Gauge<u64>,
     /// Partitions assigned.
@@ -108,6 +112,8 @@ impl Metrics {
                 .f64_gauge("fusioncap_backlog_seconds")
                 .with_description("seconds that the backlog takes at the pace of late")
                 .build(),
+            model_info: gauge("fusioncap_model_info", "1 for the model in use, 0 for one that was"),
+            model_refused: gauge("fusioncap_model_refused", "1 while a changed model is refused"),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
             store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
@@ -132,6 +138,7 @@ impl Metrics {
         ] {
             counter.add(0, &[]);
         }
+        self.model_refused.record(0, &[]);
         for outcome in ["committed", "aborted", "fatal"] {
             self.transactions.add(0, &[KeyValue::new("outcome", outcome)]);
         }

@@ -9,16 +9,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::engine::Pixels;
-use crate::image::Preprocessor;
 use crate::worker::flow::DecodedImage;
+use crate::worker::models::Model;
 use crate::worker::shared::{Shared, Step};
 
-/// Inputs that go round: one is filled, one is full and waits, one is encoded.
-pub const INPUTS: usize = 3;
-
-/// Images and what the vision tower reads of them.
+/// Images and what the vision tower of their model reads of them.
 pub struct Batch {
     pub images: Vec<DecodedImage>,
+    pub model: Arc<Model>,
     pub pixels: Pixels,
 }
 
@@ -37,81 +35,71 @@ impl Batch {
 }
 
 pub struct Batcher {
-    size: usize,
-    linger: Duration,
-    preprocessor: Preprocessor,
-    shared: Arc<Shared>,
-    encode: mpsc::Sender<Batch>,
-    /// Inputs that are free again.
-    free: mpsc::Receiver<Pixels>,
+    pub size: usize,
+    pub linger: Duration,
+    pub shared: Arc<Shared>,
+    /// Of capacity 1, so that one batch waits while another is encoded.
+    pub encode: mpsc::Sender<Batch>,
 }
 
 impl Batcher {
-    /// The batcher, and where the encoder gives inputs back. `encode` is of capacity 1: one batch
-    /// waits while another is encoded.
-    pub fn new(
-        size: usize,
-        linger: Duration,
-        preprocessor: Preprocessor,
-        shared: Arc<Shared>,
-        encode: mpsc::Sender<Batch>,
-        inputs: [Pixels; INPUTS],
-    ) -> (Self, mpsc::Sender<Pixels>) {
-        let (give_back, free) = mpsc::channel(INPUTS);
-        for pixels in inputs {
-            // There is room for all of them.
-            let _ = give_back.try_send(pixels);
-        }
-        (Self { size, linger, preprocessor, shared, encode, free }, give_back)
-    }
-
     /// Runs until its input ends or nobody takes batches any more.
-    pub async fn run(mut self, mut input: mpsc::Receiver<DecodedImage>) {
-        while let Some(pixels) = self.free.recv().await {
-            let Some(first) = input.recv().await else {
+    pub async fn run(self, mut input: mpsc::Receiver<DecodedImage>) {
+        let mut first = input.recv().await;
+        while let Some(image) = first {
+            let pixels = match image.model.input().await {
+                Ok(pixels) => pixels,
+                Err(error) => return self.shared.fail(error),
+            };
+            let Some(left_over) = self.fill(pixels, image, &mut input).await else {
                 return;
             };
-            if !self.fill(pixels, first, &mut input).await {
-                return;
-            }
+            first = match left_over {
+                Some(image) => Some(image),
+                None => input.recv().await,
+            };
         }
     }
 
-    /// Collects one batch and sends it. Returns `false` when nobody takes it any more.
+    /// Collects one batch and sends it; the image of another model that ended it, if one did. None
+    /// when nobody takes it any more.
     async fn fill(
         &self,
         mut pixels: Pixels,
         first: DecodedImage,
         input: &mut mpsc::Receiver<DecodedImage>,
-    ) -> bool {
+    ) -> Option<Option<DecodedImage>> {
         let deadline = Instant::now() + self.linger;
         pixels.clear();
-        let mut batch = Batch { images: Vec::with_capacity(self.size), pixels };
+        let model = Arc::clone(&first.model);
+        let mut batch = Batch { images: Vec::with_capacity(self.size), model, pixels };
         let mut next = Some(first);
+        let mut left_over = None;
         let mut lingered = false;
         let mut more = true;
         loop {
             if let Some(image) = next.take()
                 && !self.place(image, &mut batch)
             {
-                return false;
+                return None;
             }
-            let full = batch.images.len() >= self.size;
+            let full = batch.images.len() >= self.size || left_over.is_some();
             tokio::select! {
                 biased;
                 image = input.recv(), if more && !full => match image {
-                    Some(image) => next = Some(image),
+                    Some(image) if Arc::ptr_eq(&image.model, &batch.model) => next = Some(image),
+                    Some(image) => left_over = Some(image),
                     None => more = false,
                 },
                 place = self.encode.reserve(), if full || lingered || !more => {
                     let Ok(place) = place else {
-                        return false;
+                        return None;
                     };
                     batch.retain_current(&self.shared);
                     self.shared.metrics.batch_images.record(batch.images.len() as u64, &[]);
                     // Empty or not: the encoder gives its input back.
                     place.send(batch);
-                    return true;
+                    return Some(left_over);
                 }
                 () = sleep_until(deadline), if !lingered && !full => lingered = true,
             }
@@ -123,7 +111,7 @@ impl Batcher {
     fn place(&self, mut image: DecodedImage, batch: &mut Batch) -> bool {
         let started = std::time::Instant::now();
         let rgb = std::mem::take(&mut image.pixels.rgb);
-        if let Err(error) = batch.pixels.push(&self.preprocessor, &rgb) {
+        if let Err(error) = batch.pixels.push(&image.model.preprocessor, &rgb) {
             self.shared.fail(error);
             return false;
         }

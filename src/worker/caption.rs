@@ -10,10 +10,11 @@ use crate::engine::{Caption, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::encode::EncodedBatch;
 use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome};
+use crate::worker::models::Half;
 use crate::worker::shared::{Shared, Side, Step};
 
 pub struct Captioner {
-    pub writer: Writer,
+    pub writer: Half<Writer>,
     pub shared: Arc<Shared>,
     pub publisher: Sender<Event>,
 }
@@ -42,8 +43,8 @@ impl Captioner {
 
     fn one(&mut self, batch: EncodedBatch) -> Result<Vec<Outcome>> {
         let started = Instant::now();
-        let EncodedBatch { images, encoded, began } = batch;
-        let captions = self.writer.write(encoded)?;
+        let EncodedBatch { images, model, encoded, began } = batch;
+        let captions = self.writer.of(&model)?.write(encoded)?;
         self.shared.busy(Step::Caption, started);
         self.shared.slowest.batch(began.elapsed());
         if captions.len() != images.len() {
@@ -59,7 +60,7 @@ impl Captioner {
 
 /// The image's outcome, and those of the references that waited for it.
 fn captioned(image: DecodedImage, caption: Caption) -> Vec<Outcome> {
-    let DecodedImage { origin, request, object, pixels, lead } = image;
+    let DecodedImage { origin, request, object, pixels, model, lead } = image;
     lead.answer(Outcome::Captioned(Box::new(Captioned {
         origin,
         request,
@@ -68,5 +69,6 @@ fn captioned(image: DecodedImage, caption: Caption) -> Vec<Outcome> {
         width: pixels.source_width,
         height: pixels.source_height,
         caption,
+        model: Arc::clone(&model.identity),
     })))
 }

@@ -15,17 +15,19 @@ use tokio::time::timeout;
 
 use crate::config::{Limits, Runtime};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{DecodedPixels, Preprocessor};
+use crate::image::DecodedPixels;
 use crate::worker::fetch::check;
 use crate::worker::flow::{DecodedImage, Event, FetchedImage, Outcome};
 use crate::worker::message::Stage;
+use crate::worker::models::{Model, Models};
+use crate::worker::rollout;
 use crate::worker::shared::{Shared, Side, Step};
 
 /// What the dead letters of decoders that hang get at least to be committed in.
 const COMMITTING: Duration = Duration::from_secs(3);
 
 pub struct Decode {
-    pub preprocessor: Preprocessor,
+    pub models: Arc<Models>,
     pub limits: Limits,
     pub threads: usize,
     pub shared: Arc<Shared>,
@@ -106,9 +108,24 @@ impl Decode {
         let decode = Arc::new(self);
         let pool = Pool::new(decode.threads);
         let mut tasks = JoinSet::new();
+        let mut model = decode.models.serving();
         loop {
             let idle = Instant::now();
-            let Some(image) = input.recv().await else {
+            let image = tokio::select! {
+                image = input.recv() => image,
+                () = decode.models.offered() => {
+                    // Behind the last image of the one before comes none of it any more.
+                    while let Some(ended) = tasks.join_next().await {
+                        check(&decode.shared, ended);
+                    }
+                    if let Some(next) = decode.models.turn() {
+                        let before = std::mem::replace(&mut model, next);
+                        rollout::tell(&decode.shared.metrics, &model.identity, Some(&before.identity));
+                    }
+                    continue;
+                }
+            };
+            let Some(image) = image else {
                 break;
             };
             decode.shared.waited(Step::Decode, Side::Input, idle);
@@ -119,24 +136,24 @@ impl Decode {
             while let Some(ended) = tasks.try_join_next() {
                 check(&decode.shared, ended);
             }
-            tasks.spawn(Arc::clone(&decode).one(image, place));
+            tasks.spawn(Arc::clone(&decode).one(image, Arc::clone(&model), place));
         }
         while let Some(ended) = tasks.join_next().await {
             check(&decode.shared, ended);
         }
     }
 
-    async fn one(self: Arc<Self>, image: FetchedImage, place: Arc<Place>) {
+    async fn one(self: Arc<Self>, image: FetchedImage, model: Arc<Model>, place: Arc<Place>) {
         if !self.shared.is_current(&image.origin) {
             return;
         }
         let FetchedImage { origin, request, object, bytes, taken, attempts, lead } = image;
-        let decoded = self.pixels(bytes, &place).await;
+        let decoded = self.pixels(bytes, &model, &place).await;
         // A decoder that hangs keeps its bytes, but must not keep the others from theirs.
         drop(taken);
         match decoded {
             Ok(pixels) => {
-                let decoded = DecodedImage { origin, request, object, pixels, lead };
+                let decoded = DecodedImage { origin, request, object, pixels, model, lead };
                 let full = Instant::now();
                 // Batching ends before decoding only when the run has failed.
                 let _ = self.batch.send(decoded).await;
@@ -153,10 +170,15 @@ impl Decode {
         }
     }
 
-    async fn pixels(&self, bytes: Vec<u8>, place: &Arc<Place>) -> Result<DecodedPixels> {
+    async fn pixels(
+        &self,
+        bytes: Vec<u8>,
+        model: &Model,
+        place: &Arc<Place>,
+    ) -> Result<DecodedPixels> {
         let limit = self.limit();
         // All that the thread holds: it may outlive the run.
-        let (preprocessor, limits) = (self.preprocessor.clone(), self.limits);
+        let (preprocessor, limits) = (model.preprocessor.clone(), self.limits);
         let (shared, held) = (Arc::clone(&self.shared), Arc::clone(place));
         let decoding = tokio::task::spawn_blocking(move || {
             let started = Instant::now();

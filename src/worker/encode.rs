@@ -9,24 +9,24 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::engine::{Encoded, Encoder, Pixels};
+use crate::engine::{Encoded, Encoder};
 use crate::error::Result;
 use crate::worker::batch::Batch;
 use crate::worker::flow::DecodedImage;
+use crate::worker::models::{Half, Model};
 use crate::worker::shared::{Shared, Side, Step};
 
 /// A batch on its way from the encoder to the decoder.
 pub struct EncodedBatch {
     pub images: Vec<DecodedImage>,
+    pub model: Arc<Model>,
     pub encoded: Encoded,
     pub began: Instant,
 }
 
 pub struct Encode {
-    pub encoder: Encoder,
+    pub encoder: Half<Encoder>,
     pub shared: Arc<Shared>,
-    /// Where the inputs of batches go back.
-    pub give_back: mpsc::Sender<Pixels>,
     /// Of capacity 1, so that one batch waits while another is captioned.
     pub caption: mpsc::Sender<EncodedBatch>,
 }
@@ -44,21 +44,20 @@ impl Encode {
                 return Ok(());
             }
             batch.retain_current(&self.shared);
-            let Batch { images, mut pixels } = batch;
+            let Batch { images, model, mut pixels } = batch;
             let began = Instant::now();
             let encoded = match images.is_empty() {
                 true => None,
-                false => Some(self.encoder.encode_pixels(&mut pixels)?),
+                false => Some(self.encoder.of(&model)?.encode_pixels(&mut pixels)?),
             };
-            // The batcher ends first only when the run is over.
-            let _ = self.give_back.try_send(pixels);
+            model.give_back(pixels);
             let Some(encoded) = encoded else {
                 continue;
             };
             self.shared.busy(Step::Encode, began);
             let full = Instant::now();
             // Captioning ends before encoding only when the run has failed.
-            let _ = self.caption.blocking_send(EncodedBatch { images, encoded, began });
+            let _ = self.caption.blocking_send(EncodedBatch { images, model, encoded, began });
             self.shared.waited(Step::Encode, Side::Output, full);
         }
     }

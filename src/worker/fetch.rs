@@ -22,6 +22,7 @@ use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced}
 use crate::worker::hedge::Hedge;
 use crate::worker::lead::{Joined, Lead, Leads};
 use crate::worker::message::{ImageRequest, Stage};
+use crate::worker::models::Models;
 use crate::worker::shared::{Shared, Side, Step, panicked};
 
 /// Probes in a row that show that the store is up.
@@ -51,10 +52,11 @@ impl Fetch {
         settings: &config::Config,
         store: Store,
         shared: Arc<Shared>,
+        models: Arc<Models>,
         publisher: std::sync::mpsc::Sender<Event>,
         decode: mpsc::Sender<FetchedImage>,
     ) -> Self {
-        let leads = Leads::new(settings, Arc::clone(&shared));
+        let leads = Leads::new(settings, Arc::clone(&shared), models);
         let decoders = decode.max_capacity();
         Self {
             store,

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::bundle::Identity;
 use crate::engine::Caption;
 use crate::error::Error;
 use crate::image::DecodedPixels;
 use crate::s3::Taken;
 use crate::worker::lead::Lead;
 use crate::worker::message::{ImageRequest, Original, SourcePosition, Stage};
+use crate::worker::models::Model;
 
 /// A message of the input topic, detached from the consumer's memory.
 #[derive(Debug)]
@@ -80,6 +82,8 @@ pub struct DecodedImage {
     pub request: ImageRequest,
     pub object: ObjectState,
     pub pixels: DecodedPixels,
+    /// What it is decoded for.
+    pub model: Arc<Model>,
     pub lead: Lead,
 }
 
@@ -93,6 +97,8 @@ pub struct Captioned {
     pub width: u32,
     pub height: u32,
     pub caption: Caption,
+    /// Whose caption it is.
+    pub model: Arc<Identity>,
 }
 
 #[derive(Debug)]

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::bundle::Identity;
 use crate::config;
 use crate::engine::Caption;
 use crate::worker::flow::{Captioned, Failed, ObjectState, Origin, Outcome, Referenced};
 use crate::worker::message::{ImageRequest, Stage};
+use crate::worker::models::Models;
 use crate::worker::repeats::{Key, Place, Repeats};
 use crate::worker::shared::Shared;
 
@@ -24,6 +26,7 @@ const KEPT: usize = 4_096;
 #[derive(Debug)]
 pub struct Leads {
     shared: Arc<Shared>,
+    models: Arc<Models>,
     /// None where `limits.repeat_window_ms` is 0.
     repeats: Option<Mutex<Table>>,
     again: mpsc::UnboundedSender<Referenced>,
@@ -43,6 +46,7 @@ enum Answer {
         width: u32,
         height: u32,
         caption: Caption,
+        model: Arc<Identity>,
     },
     Failed {
         stage: Stage,
@@ -63,13 +67,14 @@ pub enum Joined {
 pub struct Lead(Option<(Arc<Leads>, u64)>);
 
 impl Leads {
-    pub fn new(settings: &config::Config, shared: Arc<Shared>) -> Arc<Self> {
+    pub fn new(settings: &config::Config, shared: Arc<Shared>, models: Arc<Models>) -> Arc<Self> {
         let window = Duration::from_millis(settings.limits.repeat_window_ms);
         let repeats = (!window.is_zero()).then(|| Mutex::new(Repeats::new(window, KEPT)));
         let (again, taken_over) = mpsc::unbounded_channel();
         let embeddings = settings.model.embeddings;
         Arc::new(Self {
             shared,
+            models,
             repeats,
             again,
             taken_over: Mutex::new(Some(taken_over)),
@@ -94,6 +99,7 @@ impl Leads {
             key: request.key.clone(),
             version_id: request.version_id.clone(),
             etag: request.etag.clone(),
+            model: self.models.serving().identity.digest.clone(),
         };
         let counts = |(origin, _): &(Origin, ImageRequest)| self.shared.is_current(origin);
         match table.join(key, (origin, request), Instant::now(), counts) {
@@ -170,7 +176,8 @@ impl Answer {
     fn of(outcome: &Outcome, embeddings: bool) -> Self {
         match outcome {
             Outcome::Captioned(captioned) => {
-                let Captioned { object, content_type, width, height, caption, .. } = &**captioned;
+                let Captioned { object, content_type, width, height, caption, model, .. } =
+                    &**captioned;
                 let embedding = if embeddings { caption.embedding.clone() } else { Vec::new() };
                 Self::Captioned {
                     object: object.clone(),
@@ -183,6 +190,7 @@ impl Answer {
                         embedding,
                         attention: Vec::new(),
                     },
+                    model: Arc::clone(model),
                 }
             }
             Outcome::Failed(failed) => {
@@ -198,7 +206,7 @@ impl Answer {
 
     fn to(&self, origin: Origin, request: ImageRequest) -> Outcome {
         match self.clone() {
-            Self::Captioned { object, content_type, width, height, caption } => {
+            Self::Captioned { object, content_type, width, height, caption, model } => {
                 Outcome::Captioned(Box::new(Captioned {
                     origin,
                     request,
@@ -207,6 +215,7 @@ impl Answer {
                     width,
                     height,
                     caption,
+                    model,
                 }))
             }
             Self::Failed { stage, error, attempts } => {

@@ -36,12 +36,14 @@ mod lead;
 mod ledger;
 mod membership;
 pub mod message;
+mod models;
 mod output;
 pub mod producer;
 mod protocol;
 mod publish;
 mod rebalance;
 mod repeats;
+mod rollout;
 mod shared;
 #[cfg(test)]
 mod simulation;
@@ -77,9 +79,11 @@ use crate::worker::decode::Decode;
 use crate::worker::encode::Encode;
 use crate::worker::fetch::Fetch;
 use crate::worker::flow::Event;
+use crate::worker::models::{Half, Model, Models};
 use crate::worker::output::RecordWriter;
 use crate::worker::publish::Publisher;
 use crate::worker::rebalance::Rebalancer;
+use crate::worker::rollout::Rollout;
 use crate::worker::shared::{Shared, panicked, spawn_thread};
 use crate::worker::transaction::Transactor;
 
@@ -213,6 +217,10 @@ impl Stages {
         let topic: Arc<str> = config.kafka.input_topic.as_str().into();
         let decode_threads = decode::threads(&config.runtime);
         let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
+        let source = engine.bundle().source();
+        let source = source.map(|(source, state)| (source.clone(), state.clone()));
+        let models = Arc::new(Models::new(Model::new(engine, config.decode.mode)?));
+        rollout::tell(&shared.metrics, &models.serving().identity, None);
         // References are small: all that may be in flight can wait here. Images are not.
         let (to_fetch, fetched) = mpsc::channel(config.limits.max_in_flight.max(1));
         let (to_decode, decoded) = mpsc::channel(decode_threads);
@@ -221,7 +229,7 @@ impl Stages {
         let (to_caption, captioned) = mpsc::channel(1);
         let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
 
-        let records = RecordWriter::new(&config, engine.bundle().clone());
+        let records = RecordWriter::new(&config, Arc::clone(&models));
         let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
         let publish = spawn_thread("publish", shared, move || {
             let outcome = publish.run();
@@ -230,30 +238,37 @@ impl Stages {
         })?;
 
         let decode = Decode {
-            preprocessor: engine.preprocessor().clone().in_mode(config.decode.mode),
+            models: Arc::clone(&models),
             limits: config.limits,
             threads: decode_threads,
             shared: share(),
             publisher: publisher.clone(),
             batch: to_batch,
         };
-        let (batcher, give_back) = Batcher::new(
-            batch_size,
-            Duration::from_millis(config.batch.linger_ms),
-            engine.preprocessor().clone(),
-            share(),
-            to_encode,
-            [engine.pixels()?, engine.pixels()?, engine.pixels()?],
-        );
-        let fetch = Fetch::new(&config, store, share(), publisher.clone(), to_decode);
-        let tasks = vec![
+        let batcher = Batcher {
+            size: batch_size,
+            linger: Duration::from_millis(config.batch.linger_ms),
+            shared: share(),
+            encode: to_encode,
+        };
+        let fetch = {
+            let (store, models) = (store.clone(), Arc::clone(&models));
+            Fetch::new(&config, store, share(), models, publisher.clone(), to_decode)
+        };
+        let mut tasks = vec![
             supervise("fetch", share(), fetch.run(fetched)),
             supervise("decode", share(), decode.run(decoded)),
             supervise("batch", share(), batcher.run(batched)),
         ];
-        let (encoder, writer) = engine.split();
-        let encode = Encode { encoder, shared: share(), give_back, caption: to_caption };
+        if let Some((source, seen)) = source {
+            let (config, metrics) = (config.clone(), Arc::clone(&shared.metrics));
+            let rollout = Rollout { config, source, seen, store, models, metrics };
+            tasks.push(supervise("rollout", share(), rollout.run()));
+        }
+        let encoder = Half::new(Model::take_encoder);
+        let encode = Encode { encoder, shared: share(), caption: to_caption };
         let encode = spawn_thread("encode", shared, move || encode.run(encoded))?;
+        let writer = Half::new(Model::take_writer);
         let captioner = Captioner { writer, shared: share(), publisher: publisher.clone() };
         let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;
 

@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::flow::{Captioned, Failed, Origin, Outcome};
 use crate::worker::message::{
     CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
 };
+use crate::worker::models::Models;
 
 /// librdkafka's default of `message.max.bytes`, below the broker's own.
 const MAX_BYTES: usize = 1_000_000;
@@ -37,12 +37,12 @@ pub struct Record {
     pub code: Option<ErrorKind>,
 }
 
-/// Knows the topics and the model.
+/// Knows the topics and the models.
 #[derive(Debug)]
 pub struct RecordWriter {
     captions: Arc<str>,
     dead_letters: Arc<str>,
-    bundle: Bundle,
+    models: Arc<Models>,
     embeddings: bool,
     max_bytes: usize,
     /// How often a record for this reference was too large for its topic.
@@ -50,12 +50,12 @@ pub struct RecordWriter {
 }
 
 impl RecordWriter {
-    pub fn new(config: &Config, bundle: Bundle) -> Self {
+    pub fn new(config: &Config, models: Arc<Models>) -> Self {
         let limit = config.kafka.properties.get("message.max.bytes");
         Self {
             captions: config.kafka.output_topic.as_str().into(),
             dead_letters: config.kafka.dead_letter_topic.as_str().into(),
-            bundle,
+            models,
             embeddings: config.model.embeddings,
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
             refused: BTreeMap::new(),
@@ -97,7 +97,8 @@ impl RecordWriter {
     }
 
     fn caption(&self, captioned: Captioned) -> Result<Record> {
-        let Captioned { origin, request, object, content_type, width, height, caption } = captioned;
+        let Captioned { origin, request, object, content_type, width, height, caption, model } =
+            captioned;
         let position = &origin.message.position;
         let etag = object.etag.or_else(|| request.etag.clone());
         let record = CaptionRecord {
@@ -109,7 +110,7 @@ impl RecordWriter {
             caption: caption.text,
             score: caption.score,
             embedding: self.embeddings.then_some(caption.embedding),
-            ..CaptionRecord::new(position, &request, &self.bundle)
+            ..CaptionRecord::new(position, &request, &model)
         };
         let payload = record.to_json()?;
         let key = origin.message.original.key.clone();
@@ -131,7 +132,7 @@ impl RecordWriter {
         if let Some(tag) = etag {
             headers.push((header::ETAG, tag.into_bytes()));
         }
-        headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
+        headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));
         let source = source(&origin);
         Ok(Record { source, topic: Arc::clone(&self.captions), key, payload, headers, code: None })
     }
@@ -160,7 +161,8 @@ impl RecordWriter {
         }
         let mut headers = header::of(&message.position, origin.index, &trace(origin));
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
-        headers.push((header::MODEL_DIGEST, self.bundle.digest().as_bytes().to_vec()));
+        let digest = self.models.serving().identity.digest.as_bytes().to_vec();
+        headers.push((header::MODEL_DIGEST, digest));
         let (source, code) = (source(origin), Some(error.kind()));
         Ok(Record { source, topic: Arc::clone(&self.dead_letters), key, payload, headers, code })
     }

@@ -8,13 +8,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// The object as a reference names it.
+/// The object as a reference names it, and who is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub bucket: String,
     pub key: String,
     pub version_id: Option<String>,
     pub etag: Option<String>,
+    /// The digest of the model in use: another one has its own answers.
+    pub model: String,
 }
 
 /// `W` is what waits, `A` an answer.
@@ -185,7 +187,13 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(5);
 
     fn key(name: &str) -> Key {
-        Key { bucket: "photos".into(), key: name.into(), version_id: None, etag: None }
+        Key {
+            bucket: "photos".into(),
+            key: name.into(),
+            version_id: None,
+            etag: None,
+            model: String::new(),
+        }
     }
 
     fn all(_: &u32) -> bool {

@@ -280,9 +280,13 @@ impl Cluster {
 
     /// References stored in `topic` so far.
     pub fn stored(&self, topic: &str, partitions: i32) -> i64 {
+        (0..partitions).map(|partition| self.stored_in(topic, partition)).sum()
+    }
+
+    /// The offset of the next reference to one partition.
+    pub fn stored_in(&self, topic: &str, partition: i32) -> i64 {
         let consumer: BaseConsumer = self.client().create().unwrap();
-        let end = |partition| consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap().1;
-        (0..partitions).map(end).sum()
+        consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap().1
     }
 
     fn client(&self) -> ClientConfig {

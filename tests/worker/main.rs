@@ -22,6 +22,7 @@ mod proxy;
 mod refusals;
 mod repeats;
 mod retries;
+mod rollout;
 mod secure;
 
 use std::collections::HashMap;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::original::{Kept, LetterHeader, Original, decode, encode};
 use super::trace::{TRACEPARENT, TRACESTATE};
 use super::{ImageRequest, RawHeader, SourcePosition, TraceContext};
-use crate::bundle::Bundle;
+use crate::bundle::Identity;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest reason of a dead letter, in characters: a cause may quote the message.
@@ -158,7 +158,7 @@ impl DeadLetter {
 impl CaptionRecord {
     /// Everything that is known of an image before it has a caption; the caller fills in what
     /// the fetch and the model found.
-    pub fn new(source: &SourcePosition, request: &ImageRequest, bundle: &Bundle) -> Self {
+    pub fn new(source: &SourcePosition, request: &ImageRequest, model: &Identity) -> Self {
         Self {
             id: request.id.clone(),
             uri: request.uri(),
@@ -171,9 +171,9 @@ impl CaptionRecord {
             height: 0,
             caption: String::new(),
             score: 0.0,
-            model_name: bundle.config.name.clone(),
-            model_version: bundle.config.version.clone(),
-            model_digest: bundle.digest().to_owned(),
+            model_name: model.name.clone(),
+            model_version: model.version.clone(),
+            model_digest: model.digest.clone(),
             source_topic: source.topic.to_string(),
             source_partition: source.partition,
             source_offset: source.offset,
