@@ -79,10 +79,12 @@ class Image:
                 path = Path(inside, name)
                 yield path, (self.place / str(path)[1:]).lstat()
 
-    def unresolved(self, path, environment=None):
+    def unresolved(self, path):
         """What of its libraries the image's own loader does not find."""
-        inside = [shutil.which("chroot"), self.place, LINKER, "--list", path]
-        told = subprocess.run(inside, env=self.environment(environment), capture_output=True, text=True, check=False)
-        if told.returncode and "not found" not in told.stdout:
+        inside = [shutil.which("chroot"), self.place, LINKER, path]
+        # What ldd does; `--list` stops at the first that is missing.
+        traced = {**self.environment(), "LD_TRACE_LOADED_OBJECTS": "1"}
+        told = subprocess.run(inside, env=traced, capture_output=True, text=True, check=False)
+        if told.returncode or "libc.so.6" not in told.stdout + path.name:
             raise AssertionError(f"{path}: {told.stdout}{told.stderr}")
         return set(re.findall(r"^\s*(\S+) => not found", told.stdout, re.MULTILINE))

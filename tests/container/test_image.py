@@ -28,8 +28,8 @@ BINARY = "/usr/local/bin/fusioncap"
 MEGABYTE = 1_000_000
 # Everything but the model.
 MOST = 150 * MEGABYTE
-# The driver's comes from the host, TensorRT's with whoever wants it.
-FROM_ELSEWHERE = {"libcuda.so.1", "libnvinfer.so.10", "libnvonnxparser.so.10"}
+# The driver's comes from the host, with NVIDIA's container toolkit; TensorRT's with whoever wants it.
+DRIVER, TENSORRT = {"libcuda.so.1"}, {"libnvinfer.so.10", "libnvonnxparser.so.10"}
 
 # Set by run.py: the images, by target; whether the binary is one that is shipped.
 IMAGES, SHIPPED = {}, True
@@ -248,7 +248,9 @@ class Cuda(Cpu):
     target = "cuda"
 
     def elsewhere(self, path):
-        return FROM_ELSEWHERE if path.name.startswith("libonnxruntime_providers_") else set()
+        if path.name == "libonnxruntime_providers_tensorrt.so":
+            return TENSORRT
+        return DRIVER if path.is_relative_to("/usr/local/lib") else set()
 
     def runtime(self):
         return "onnxruntime-gpu"
