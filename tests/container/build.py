@@ -128,8 +128,8 @@ class Builder:
         key = digest("rust", parent.key)
         def make(upper):
             with self.writable(parent.layers, upper) as root:
-                self.run(root, f"apt-get update -qq && apt-get install --yes -qq --no-install-recommends {' '.join(RUST_PACKAGES)}",
-                         {"PATH": PATH})
+                install = ["apt-get", "install", "--yes", "-qq", "--no-install-recommends", *RUST_PACKAGES]
+                self.run(root, f"apt-get update -qq && {' '.join(install)}", {"PATH": PATH})
                 for folder in ("rustup/toolchain", "cargo/bin"):
                     (root / "usr/local" / folder).mkdir(parents=True)
         return self.kept("rust", key, parent.layers, {"env": RUST}, make)
@@ -198,7 +198,7 @@ class Builder:
         elif instruction == "COPY":
             return self.copy(value, config.get("workdir", "/"))
         else:
-            raise Failure(f"no one has taught tests/container/build.py {instruction}")
+            raise Failure(f"tests/container/build.py does not know {instruction}")
         return None
 
     def copy(self, value, folder):

@@ -19,6 +19,8 @@ from pathlib import Path
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from build import call
+
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 ORT_VERSION = re.search(r"^ORT_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
@@ -189,6 +191,32 @@ class Cpu(unittest.TestCase):
         self.assertEqual(told.returncode, 0, told.stderr)
         self.assertEqual(json.loads(told.stdout)["caption"], "a red and white airplane at an airport")
 
+    def test_brokers_are_trusted_by_the_one_file_of_authorities(self):
+        """OpenSSL is compiled to look elsewhere, from where a link leads there."""
+        bundle = self.root / "etc/ssl/certs/ca-certificates.crt"
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            port, said = tls_server(stack, folder)
+            self.assertIn("alert unknown ca", self.shaken(port, said))
+            (folder / "bundle").write_text(bundle.read_text() + (folder / "certificate").read_text())
+            (folder / "bundle").chmod(0o644)
+            call("mount", "--bind", folder / "bundle", bundle)
+            stack.callback(call, "umount", "--lazy", bundle)
+            self.assertIn("Protocol version", self.shaken(port, said))
+
+    def shaken(self, port, said):
+        """What a server with TLS says when a broker's client has come to it."""
+        before = len(said())
+        command = [*self.image.config["entrypoint"], "verify", "--brokers", f"127.0.0.1:{port}",
+                   "--set", "kafka.properties.security.protocol=ssl"]
+        client = self.image.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.until(lambda: re.search("alert|Protocol version", said()[before:]) or client.poll() is not None)
+        finally:
+            client.kill()
+            client.wait()
+        return said()[before:]
+
     def test_the_root_is_read_only_and_tmp_is_not(self):
         refused = self.image.run("worker", "--profile", "/usr/share/fusioncap/profile.json", environment=self.settings(1))
         self.assertNotEqual(refused.returncode, 0)
@@ -205,7 +233,8 @@ class Cpu(unittest.TestCase):
         port = free_port()
         command = [*self.image.config["entrypoint"], *self.image.config["cmd"]]
         uid, gid = self.image.user
-        inside = [shutil.which("unshare"), "--pid", "--fork", "--kill-child", shutil.which("chroot"), f"--userspec={uid}:{gid}", "--groups=", self.root,
+        inside = [shutil.which("unshare"), "--pid", "--fork", "--kill-child",
+                  shutil.which("chroot"), f"--userspec={uid}:{gid}", "--groups=", self.root,
                   f"/usr/local/bin/{command[0]}", *command[1:]]
         with tempfile.NamedTemporaryFile("w+") as log:
             worker = subprocess.Popen(inside, env=self.image.environment(self.settings(port)), stdout=log, stderr=log)
@@ -271,6 +300,25 @@ def part_of(path):
     places = {MODEL: "model", BINARY: "binary", "/usr/local/lib/onnxruntime": "ONNX Runtime",
               "/usr/local/lib/cuda": "NVIDIA's libraries", f"/{BILL}": "bill of materials"}
     return next((part for place, part in places.items() if path == place or path.startswith(f"{place}/")), "Debian")
+
+
+def tls_server(stack, folder):
+    """A server whose own certificate, `folder`/certificate, is all there is to trust: its port, and
+    what it has said so far."""
+    port, key = free_port(), folder / "key"
+    certificate, log = folder / "certificate", stack.enter_context(open(folder / "log", "w"))
+    call("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate,
+         stderr=subprocess.DEVNULL)
+    server = stack.enter_context(subprocess.Popen(
+        ["openssl", "s_server", "-brief", "-accept", str(port), "-cert", certificate, "-key", key],
+        stdin=subprocess.PIPE, stdout=log, stderr=log))
+    stack.callback(server.kill)
+    for _ in range(50):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return port, (folder / "log").read_text
+        time.sleep(0.1)
+    raise AssertionError("openssl s_server does not listen")
 
 
 def free_port():
