@@ -1,10 +1,14 @@
 """The interpreter itself, on Dockerfiles of a few lines and without a base image."""
 
+import os
+import re
 import tempfile
 import unittest
 from pathlib import Path
 
-from build import Builder, Failure, expand
+from build import Builder, Dockerfile, Failure, expand
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Expanding(unittest.TestCase):
@@ -60,3 +64,21 @@ class Building(unittest.TestCase):
         self.assertEqual(self.built(text, "first").key, before)
         (self.root / "in/a").write_text("c")
         self.assertNotEqual(self.built(text, "first").key, before)
+
+
+class Sources(unittest.TestCase):
+    """The compiler's stages are left out with `--binary`, so what they lack would show late."""
+
+    def test_the_compiler_has_every_file_that_is_compiled_in(self):
+        stages = Dockerfile(ROOT / "Dockerfile").stages
+        included = set()
+        for source in (ROOT / "src").rglob("*.rs"):
+            shipped, _, _ = source.read_text().partition("#[cfg(test)]")
+            for literal in re.findall(r'include_(?:str|bytes)!\(\s*(?:concat!\(\s*)?"([^"]+)"', shipped):
+                included.add(Path(os.path.relpath(source.parent / literal, ROOT)))
+        self.assertIn(Path("src/page.css"), included)
+        for stage in ("build", "build-cuda"):
+            copied = [Path(word) for instruction, value in stages[stage] if instruction == "COPY"
+                      for word in value.split()[:-1]]
+            for path in included:
+                self.assertTrue(any(path.is_relative_to(folder) for folder in copied), f"{stage} lacks {path}")
