@@ -8,7 +8,7 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars bench bench-peer bench-train recovery chart-test clean
+	kafka-jars bench bench-peer bench-train recovery chart-test container-test clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -39,6 +39,9 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 
 chart-test: ## The Helm chart against schemas, the worker and its metrics; needs Go, no cluster
 	@scripts/chart-test $(ARGS)
+
+container-test: ## The image without Docker: its stages in a clean root, then its root; needs root
+	@scripts/container-test $(ARGS)
 
 simulate: ## A million random schedules of the commit protocol against a model of Kafka
 	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture

@@ -1,8 +1,12 @@
 //! The command line as a user meets it: the binary's output and exit codes.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use fusioncap::telemetry::{Health, http};
+use prometheus::{Counter, Registry};
 use tempfile::TempDir;
 
 const MINIMAL: &str = "kafka:\n  brokers: localhost:9092\nmodel:\n  path: models/tiny\n";
@@ -258,4 +262,94 @@ fn a_plan_needs_nothing_but_its_arguments() {
 
     let error = refusal(&mut fusioncap(&["plan", "--rate", "5", "--image-size", "2XB"]));
     assert!(error.contains("--image-size can't be '2XB' (allowed: a size from"), "{error}");
+}
+
+/// A worker's port, as the worker itself serves it.
+struct Port {
+    runtime: tokio::runtime::Runtime,
+    health: Arc<Health>,
+    registry: Registry,
+}
+
+impl Port {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        Self { runtime, health: Arc::new(Health::default()), registry: Registry::new() }
+    }
+
+    fn serve(&self, listen: &str) -> http::Server {
+        let serve =
+            http::serve(listen.parse().unwrap(), Arc::clone(&self.health), self.registry.clone());
+        self.runtime.block_on(serve).unwrap()
+    }
+}
+
+#[test]
+fn the_health_check_of_a_worker_that_listens_everywhere() {
+    let port = Port::new();
+    let server = port.serve("0.0.0.0:0");
+    let listen = server.address().to_string();
+    let healthcheck = |flags: &[&str]| {
+        fusioncap(&["healthcheck"]).args(flags).env("FUSIONCAP_HTTP__LISTEN", &listen).output()
+    };
+    let output = healthcheck(&[]).unwrap();
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "live\n"));
+
+    port.health.set_not_ready("no broker");
+    let output = healthcheck(&["--ready"]).unwrap();
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let at = format!("127.0.0.1:{}", server.address().port());
+    let told = format!(
+        "error: the worker's answer is no (url: http://{at}/readyz, status: 503, answer: not \
+         ready: no broker)\n"
+    );
+    assert_eq!(errors, told);
+
+    port.health.set_failed();
+    assert_eq!(healthcheck(&[]).unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn the_health_check_reads_the_workers_own_file() {
+    let port = Port::new();
+    let server = port.serve("[::1]:0");
+    let fixture = Fixture::new(&format!("http:\n  listen: '{}'\n", server.address()));
+    let output = fusioncap(&["healthcheck", "--config", text(&fixture.file())]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let wrong = refusal(&mut fusioncap(&["healthcheck", "--listen", "here"]));
+    assert!(wrong.starts_with("http.listen can't be 'here'"), "{wrong}");
+}
+
+#[test]
+fn the_health_check_of_a_worker_elsewhere_waits_and_reads_metrics() {
+    let port = Port::new();
+    let server = port.serve("127.0.0.1:0");
+    let address: SocketAddr = server.address();
+    let named = format!("localhost:{}", address.port());
+    let ask = ["healthcheck", "--address", &named, "--ready", "--metrics", "--wait", "20"];
+    let waiting = fusioncap(&ask).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    port.health.set_ready(true);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("its metrics are not a worker's"), "{}", stderr(&output));
+
+    let counter = Counter::new("fusioncap_captions_total", "captions").unwrap();
+    port.registry.register(Box::new(counter)).unwrap();
+    assert_eq!(fusioncap(&ask).output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn the_health_check_of_nothing_says_where_it_looked() {
+    let port = Port::new();
+    let server = port.serve("127.0.0.1:0");
+    let listen = server.address().to_string();
+    port.runtime.block_on(server.shutdown());
+    let output = fusioncap(&["healthcheck", "--listen", &listen]).output().unwrap();
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let first = format!("error: the worker does not answer (url: http://{listen}/livez)");
+    assert_eq!(errors.lines().next(), Some(first.as_str()));
+    assert!(errors.contains("caused by: Connection refused"), "{errors}");
 }

@@ -15,6 +15,7 @@ pub mod demo;
 #[cfg(feature = "train")]
 pub mod encoder;
 pub mod evaluate;
+pub mod healthcheck;
 mod images;
 pub mod plan;
 pub mod redrive;
@@ -56,6 +57,8 @@ pub enum Command {
     Redrive(redrive::RedriveArgs),
     /// Estimate the workers, cores, requests and partitions that a stream of images needs
     Plan(plan::PlanArgs),
+    /// Ask a worker whether it lives, or is ready: for health checks of a container without a shell
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Print the effective configuration with secrets masked
     Config(config::ConfigArgs),
     /// Caption sample photos with everything embedded: Kafka, S3 and the worker
@@ -83,7 +86,7 @@ impl Command {
     /// and sets up both at once, nor for what only prints.
     fn log_level(&self) -> Option<Level> {
         match self {
-            Self::Worker(_) | Self::Config(_) | Self::Plan(_) => None,
+            Self::Worker(_) | Self::Healthcheck(_) | Self::Config(_) | Self::Plan(_) => None,
             Self::Caption(_) | Self::Evaluate(_) | Self::Verify(_) | Self::Redrive(_) => {
                 Some(Level::Warn)
             }
@@ -124,6 +127,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Verify(args) => verify::run(args),
         Command::Redrive(args) => redrive::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Healthcheck(args) => healthcheck::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),

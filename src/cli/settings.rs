@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, Kafka, Overrides};
+use crate::config::{Config, Http, Kafka, Overrides};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where the configuration comes from: a file, below the environment, below these flags.
@@ -80,6 +80,31 @@ impl KafkaSettings {
             ("kafka.group", "--group", &self.group),
         ];
         Config::load_kafka(self.config.as_deref(), &overrides(&self.fields, &flags)?)
+    }
+}
+
+/// The same for what asks a worker and is none: nothing is required.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct HttpSettings {
+    /// Configuration file (YAML), the worker's own; every field can also be set in the environment
+    #[arg(long, value_name = "FILE", env = "FUSIONCAP_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Address of /livez, /readyz and /metrics (http.listen)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Any other field, as the worker was given it; may be repeated
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub fields: Vec<String>,
+}
+
+impl HttpSettings {
+    /// Reads, layers and checks the section `http`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
+    pub fn load(&self) -> Result<Http> {
+        let flags = [("http.listen", "--listen", &self.listen)];
+        Config::load_http(self.config.as_deref(), &overrides(&self.fields, &flags)?)
     }
 }
 

@@ -16,7 +16,7 @@ use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
 use super::line::line_of;
 use super::origin::Origin;
 use super::secret::{MASK, Properties};
-use super::{Config, Kafka, validate};
+use super::{Config, validate};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Fields set by flags: the last and strongest layer.
@@ -41,15 +41,6 @@ impl Config {
         Self::layered(path, std::env::vars_os(), flags)
     }
 
-    /// The section `kafka` alone, for what runs no model: no field of another section is required,
-    /// and each that is set is still checked by itself.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn load_kafka(path: Option<&Path>, flags: &Overrides) -> Result<Kafka> {
-        Layers::read(path, std::env::vars_os(), flags)?.finish_kafka()
-    }
-
     fn layered(
         path: Option<&Path>,
         environment: impl Iterator<Item = (OsString, OsString)>,
@@ -61,13 +52,13 @@ impl Config {
 
 /// What the sources have set so far.
 #[derive(Debug, Default)]
-struct Layers {
+pub(super) struct Layers {
     /// By field path and, below a map, key.
     values: BTreeMap<(&'static str, Option<String>), (Value, Origin)>,
 }
 
 impl Layers {
-    fn read(
+    pub(super) fn read(
         path: Option<&Path>,
         environment: impl Iterator<Item = (OsString, OsString)>,
         flags: &Overrides,
@@ -197,11 +188,10 @@ impl Layers {
         Ok(config)
     }
 
-    fn finish_kafka(self) -> Result<Kafka> {
-        let section = self.joined("kafka.")?.remove("kafka").unwrap_or_default();
-        let kafka: Kafka = self.deserialized(section)?;
-        validate::check_kafka(&kafka).map_err(|problem| self.located(problem))?;
-        Ok(kafka)
+    /// One section, where no required field of it is missing.
+    pub(super) fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let section = self.joined(&format!("{name}."))?.remove(name);
+        self.deserialized(section.unwrap_or_else(|| Mapping::new().into()))
     }
 
     fn deserialized<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
@@ -245,7 +235,7 @@ impl Layers {
     }
 
     /// A broken rule as an error that says where the field was set.
-    fn located(&self, problem: validate::Problem) -> Error {
+    pub(super) fn located(&self, problem: validate::Problem) -> Error {
         let error = refused(&problem.path, &problem.value, &problem.allowed);
         let known = CATALOGUE.resolve(&problem.path).and_then(|(field, map_key)| {
             self.values.get(&(field.path.as_str(), map_key.map(str::to_owned)))

@@ -15,6 +15,7 @@ mod load;
 mod origin;
 mod reference;
 mod secret;
+mod section;
 mod validate;
 
 use std::net::SocketAddr;

@@ -9,6 +9,7 @@ pub mod health;
 pub mod http;
 pub mod logs;
 pub mod metrics;
+pub mod probe;
 mod profile;
 
 use std::env;

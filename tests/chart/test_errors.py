@@ -106,6 +106,12 @@ class Errors(unittest.TestCase):
         self.refused({"terminationGracePeriodSeconds": 60, **runtime(termination_grace_ms=90000)},
                      "terminationGracePeriodSeconds is 60", "90000")
 
+    def test_a_pause_on_a_kubernetes_that_has_none(self):
+        with self.assertRaises(Refused) as caught:
+            render({"preStop": {"sleepSeconds": 5}}, kubernetes="1.29")
+        self.assertIn("preStop.sleepSeconds is 5, which needs Kubernetes 1.30", str(caught.exception))
+        render({"preStop": {"sleepSeconds": 5}}, kubernetes="1.30")
+
     def test_ids_that_differ_between_workers(self):
         for field in ("transactional_id", "group_instance_id"):
             self.refused(kafka(**{field: "x"}), f"config.kafka.{field} must differ between workers")

@@ -62,6 +62,9 @@
 {{- end -}}
 
 {{- define "fusioncap.checkGrace" -}}
+{{- if and .Values.preStop.sleepSeconds (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "preStop.sleepSeconds is %d, which needs Kubernetes 1.30 and this is %s: before, a pause was a program of the image, and there is none in it but the worker" (.Values.preStop.sleepSeconds | int64) .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
 {{- $drain := dig "runtime" "drain_timeout_ms" 20000 .Values.config | int64 -}}
 {{- $told := dig "runtime" "termination_grace_ms" 0 .Values.config | int64 -}}
 {{- $pause := .Values.preStop.sleepSeconds | int64 -}}

@@ -41,13 +41,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{/* Name of an image, of the values registry, repository, tag and digest. */}}
+{{/* The image for GPUs has the chart's version too, and `-cuda` behind it. */}}
 {{- define "fusioncap.image" -}}
 {{- $image := .Values.image -}}
 {{- with $image.registry }}{{ . | trimSuffix "/" }}/{{ end }}{{ $image.repository }}
 {{- if $image.digest -}}
 @{{ $image.digest }}
 {{- else -}}
-:{{ $image.tag | default .Chart.AppVersion }}
+:{{ $image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-cuda" "" (gt (.Values.gpu.count | int64) 0))) }}
 {{- end -}}
 {{- end -}}
 

@@ -48,8 +48,8 @@ containers:
     {{- if .Values.preStop.sleepSeconds }}
     lifecycle:
       preStop:
-        exec:
-          command: [sleep, {{ .Values.preStop.sleepSeconds | int64 | quote }}]
+        sleep:
+          seconds: {{ .Values.preStop.sleepSeconds | int64 }}
     {{- end }}
     resources:
       {{- include "fusioncap.resources" . | nindent 6 }}
