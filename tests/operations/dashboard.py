@@ -113,8 +113,9 @@ def play(run, load_, short):
     run.world.signal("store", signal.SIGCONT)
     run.happened("the store answers")
     if at(235):
+        run.happened("the broker goes away")
         run.world.broker("stop")
-        run.happened("the broker is away")
+        at(250)
         run.world.broker("start")
         run.happened("the broker is back")
     at(290, 48)

@@ -25,6 +25,7 @@ class Panel:
     place: dict
     unit: str
     least: float | None
+    decimals: int | None
     stacked: bool
     thresholds: list
     series: list = field(default_factory=list)
@@ -71,7 +72,8 @@ class Prometheus:
             defaults = one.get("fieldConfig", {}).get("defaults", {})
             panel = Panel(
                 title=one["title"], kind=one["type"], place=one["gridPos"], unit=defaults.get("unit", ""),
-                least=defaults.get("min"), stacked="stacking" in defaults.get("custom", {}),
+                least=defaults.get("min"), decimals=defaults.get("decimals"),
+                stacked="stacking" in defaults.get("custom", {}),
                 thresholds=defaults.get("thresholds", {}).get("steps", []))
             for target in one.get("targets", []):
                 expression = asked(target["expr"], rate_interval)

@@ -80,15 +80,17 @@ def stat(panel, frame):
     yield (f'<path d="{line(scale)}L{x + width - 8:.1f} {floor:.1f}L{x + 8:.1f} {floor:.1f}Z" '
            f'fill="{colour}" fill-opacity=".14"/>')
     yield f'<path d="{line(scale)}" fill="none" stroke="{colour}" stroke-width="1.2" stroke-opacity=".6"/>'
-    yield text(x + width / 2, y + height * 0.56, amount(points[-1], panel.unit), size=46, weight=600, fill=colour,
+    yield text(x + width / 2, y + height * 0.56, amount(points[-1], panel.unit) if panel.decimals is None
+               else f"{points[-1]:.{panel.decimals}f}", size=46, weight=600, fill=colour,
                anchor="middle")
 
 
 def chart(panel, frame, events, begin, end):
     x, y, width, height = frame
-    left, right, top, bottom = x + 56, x + width - 14, y + 36, y + height - 44
     series = stacked(panel.series) if panel.stacked else [
         (one.legend, one.points, None) for one in panel.series]
+    named = legend(series, width - 24)
+    left, right, top, bottom = x + 56, x + width - 14, y + 36, y + height - 29 - 15 * len(named)
     values = [value for _, points, _ in series for _, value in points if math.isfinite(value)]
     ticks = scale_of(min(values + ([panel.least] if panel.least is not None else [])), max(values), panel.unit)
     low, high = ticks[0], ticks[-1]
@@ -112,7 +114,13 @@ def chart(panel, frame, events, begin, end):
     coloured = [(one, COLOURS[index % len(COLOURS)]) for index, one in enumerate(series)]
     for (_, points, floor), colour in reversed(coloured):
         yield from curve(points, floor, colour, place)
-    yield from legend(coloured, x + 12, y + height - 11, width - 20)
+    for up, entries in enumerate(reversed(named)):
+        across = x + 12
+        for index, name in entries:
+            yield (f'<path d="M{across:.0f} {y + height - 15 - 15 * up:.0f}h11" stroke="{COLOURS[index % len(COLOURS)]}" '
+                   f'stroke-width="3" stroke-linecap="round"/>')
+            yield text(across + 16, y + height - 11 - 15 * up, name, fill="#b8bac4", size=10.5)
+            across += wide(name)
 
 
 def curve(points, floor, colour, place):
@@ -152,15 +160,21 @@ def pieces(points):
     return found
 
 
-def legend(coloured, x, y, room):
-    for (name, _, _), colour in coloured:
-        wide = 22 + 5.9 * len(name)
-        if room < wide:
-            yield text(x, y, "…", fill=FAINT)
-            return
-        yield f'<path d="M{x:.0f} {y - 4:.0f}h11" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'
-        yield text(x + 16, y, name, fill="#b8bac4", size=10.5)
-        x, room = x + wide + 6, room - wide - 6
+def wide(name):
+    """Room of a name in the legend, for any font."""
+    return 26 + 5.9 * len(name)
+
+
+def legend(series, room):
+    """Rows of (index, name) that fit."""
+    rows, left = [[]], room
+    for index, (name, _, _) in enumerate(series):
+        if left < wide(name):
+            rows.append([])
+            left = room
+        rows[-1].append((index, name))
+        left -= wide(name)
+    return rows
 
 
 def line(points):
