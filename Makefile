@@ -8,7 +8,7 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars bench bench-peer bench-train recovery chart-test guide-test dashboard lake-test canary clean
+	kafka-jars bench bench-peer bench-train recovery chart-test guide-test dashboard lake-test canary upgrade clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -51,6 +51,9 @@ lake-test: kafka-jars onnxruntime ## captions.out into DuckDB, Iceberg and Spark
 
 canary: kafka-jars onnxruntime ## Two bundles side by side, compared
 	@scripts/operations canary $(ARGS)
+
+upgrade: kafka-jars onnxruntime ## A rolling upgrade and back under load, every reference accounted for
+	@scripts/operations upgrade $(ARGS)
 
 simulate: ## A million random schedules of the commit protocol against a model of Kafka
 	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture

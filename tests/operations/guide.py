@@ -100,7 +100,7 @@ class Messages(unittest.TestCase):
         section = GUIDE.split("\nThese need ")[1]
         for words in ("a topic can't be used", "the object store is down: references wait",
                       "the object store refused the credentials", "another producer has this transactional id",
-                      "another running worker has the same transactional id"):
+                      "another running worker has the same transactional id", "ONNX Runtime refuses the configuration"):
             self.assertIn(words, section)
             self.assertIn(words, source)
 

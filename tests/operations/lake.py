@@ -13,7 +13,7 @@ import sys
 import time
 
 import duckdb
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 
 import load
 from lake_schema import LAKE, iceberg_schema
@@ -48,22 +48,7 @@ class Lake:
         producer.abort_transaction(30)
 
     def records(self):
-        """What a reader of committed captions sees."""
-        consumer = Consumer({"bootstrap.servers": self.world.kafka, "group.id": "check", "log_level": 0,
-                             "isolation.level": "read_committed", "auto.offset.reset": "earliest",
-                             "enable.auto.commit": False, "enable.partition.eof": True})
-        consumer.subscribe(["captions.out"])
-        found, ended = [], set()
-        while len(ended) < 6:
-            message = consumer.poll(10)
-            if message is None:
-                raise TimeoutError("captions.out can't be read to its end")
-            if message.error():
-                ended.add(message.partition())
-            else:
-                found.append(json.loads(message.value()))
-        consumer.close()
-        return found
+        return [json.loads(value) for value in self.world.records("captions.out")]
 
     def compare(self, rows):
         """`rows` against the topic, value for value."""

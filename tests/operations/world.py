@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,25 @@ class World(contextlib.AbstractContextManager):
         made = self.admin.create_topics([NewTopic(name, partitions, 1) for name in names])
         for future in made.values():
             future.result(30)
+
+    def records(self, topic):
+        """The values that a reader of committed records sees."""
+        consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": "check", "log_level": 0,
+                             "isolation.level": "read_committed", "auto.offset.reset": "earliest",
+                             "enable.auto.commit": False, "enable.partition.eof": True})
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        found, ended = [], set()
+        while len(ended) < len(partitions):
+            message = consumer.poll(10)
+            if message is None:
+                raise TimeoutError(f"{topic} can't be read to its end")
+            if message.error():
+                ended.add(message.partition())
+            else:
+                found.append(message.value().decode())
+        consumer.close()
+        return found
 
     def start(self, name, command, environment=None, ready=None):
         """Starts a process; where `ready` is an address, returns once it answers."""
