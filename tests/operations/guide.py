@@ -62,8 +62,7 @@ FAILURES = {
 def quoted():
     """First cells of the first table of "Common failures"."""
     section = GUIDE.split("\n## Common failures\n")[1].split("\nThese need ")[0]
-    # Two backticks stand for one within a quotation.
-    return [cell.replace("``", "`") for cell in re.findall(r"^\| `(error: .*?)` \|", section, re.MULTILINE)]
+    return [cell for _, cell in re.findall(r"^\| (``?)(error: .*?)\1 \|", section, re.MULTILINE)]
 
 
 def spoil(bundle, beginning):
