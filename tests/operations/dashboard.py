@@ -86,7 +86,7 @@ def rendered_rules():
     return yaml.safe_load(text)["spec"]["groups"]
 
 
-def play(run, load_, short):
+def play(run, sender, short):
     """Everything that happens; seconds from the beginning."""
     def at(seconds, short_seconds=None):
         if not short:
@@ -99,12 +99,12 @@ def play(run, load_, short):
     run.happened("two workers")
     at(50, 12)
     run.happened("a rush")
-    load_.rate = 60
+    sender.rate = 60
     at(75, 16)
     run.worker(2)
     run.happened("a third worker")
     at(105, 24)
-    load_.rate = 10
+    sender.rate = 10
     run.happened("the rush is over")
     at(180, 32)
     run.world.signal("store", signal.SIGSTOP)
@@ -144,7 +144,8 @@ def main():
         run.worker(1)
         sender = load.Load(world.kafka, 10)
         sender.start()
-        wait_for("a first caption", lambda: prometheus.get("query", query="sum(fusioncap_captions_total) > 0")["result"])
+        captioned = "sum(fusioncap_captions_total) > 0"
+        wait_for("a first caption", lambda: prometheus.get("query", query=captioned)["result"])
         begin, end = play(run, sender, chosen.short)
         sender.stop()
         panels = prometheus.panels(begin, end, SCRAPE_SECONDS)

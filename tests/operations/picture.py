@@ -117,8 +117,9 @@ def chart(panel, frame, events, begin, end):
     for up, entries in enumerate(reversed(named)):
         across = x + 12
         for index, name in entries:
-            yield (f'<path d="M{across:.0f} {y + height - 15 - 15 * up:.0f}h11" stroke="{COLOURS[index % len(COLOURS)]}" '
-                   f'stroke-width="3" stroke-linecap="round"/>')
+            colour = COLOURS[index % len(COLOURS)]
+            yield (f'<path d="M{across:.0f} {y + height - 15 - 15 * up:.0f}h11" stroke="{colour}" stroke-width="3" '
+                   f'stroke-linecap="round"/>')
             yield text(across + 16, y + height - 11 - 15 * up, name, fill="#b8bac4", size=10.5)
             across += wide(name)
 
@@ -191,7 +192,8 @@ def tenths(number):
 
 
 def text(x, y, words, size=11, fill=TEXT, anchor="start", weight=400):
-    more = (f' font-weight="{weight}"' if weight != 400 else "") + (f' text-anchor="{anchor}"' if anchor != "start" else "")
+    more = f' font-weight="{weight}"' if weight != 400 else ""
+    more += f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{fill}"{more}>{escape(words)}</text>'
 
 
