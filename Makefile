@@ -8,7 +8,8 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars bench bench-peer bench-train recovery chart-test container-test clean
+	kafka-jars bench bench-peer bench-train recovery chart-test container-test guide-test dashboard \
+	lake-test canary upgrade clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -42,6 +43,21 @@ chart-test: ## The Helm chart against schemas, the worker and its metrics; needs
 
 container-test: ## The image without Docker: its stages in a clean root, then its root; needs root
 	@scripts/container-test $(ARGS)
+
+guide-test: onnxruntime ## The messages and the tables that docs/operations.md and docs/lake.md name; seconds
+	@scripts/operations guide $(ARGS)
+
+dashboard: kafka-jars onnxruntime ## Every panel over six minutes of a real run; ARGS=--short for one
+	@scripts/operations dashboard $(or $(ARGS),--picture docs/dashboard.svg)
+
+lake-test: kafka-jars onnxruntime ## captions.out into DuckDB, Iceberg and Spark; minutes, fetches 600 MB
+	@scripts/operations lake $(ARGS)
+
+canary: kafka-jars onnxruntime ## Two bundles side by side, compared
+	@scripts/operations canary $(ARGS)
+
+upgrade: kafka-jars onnxruntime ## A rolling upgrade and back under load, every reference accounted for
+	@scripts/operations upgrade $(ARGS)
 
 simulate: ## A million random schedules of the commit protocol against a model of Kafka
 	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture

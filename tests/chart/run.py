@@ -3,7 +3,8 @@
 import sys
 import unittest
 
-FILES = ("test_chart", "test_errors", "test_manifests", "test_scaling", "test_telemetry", "test_worker")
+FILES = ("test_chart", "test_errors", "test_manifests", "test_rules", "test_scaling", "test_telemetry",
+         "test_worker")
 
 
 def main():
