@@ -1,17 +1,21 @@
-//! What the worker counts, and how it leaves the process: scraped as `/metrics` (Prometheus text)
-//! and, where an OpenTelemetry collector is configured, pushed.
+//! What the worker counts, and how it leaves the process: scraped as `/metrics` (Prometheus's text
+//! or OpenMetrics) and, where an OpenTelemetry collector is configured, pushed.
 
 use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider};
+use opentelemetry::trace::SpanContext;
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 
+use super::exemplars::Exemplars;
+use super::openmetrics;
 use crate::error::{Error, ErrorKind, Result};
 
+const LATENCY: &str = "fusioncap_latency_seconds";
 /// Upper bounds of the latency histogram's buckets, in seconds.
 const LATENCY_BOUNDARIES: [f64; 13] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -47,7 +51,8 @@ pub struct Metrics {
     /// (the stage before is slower) or `output` (the one behind is).
     pub waiting_seconds: Counter<f64>,
     /// Seconds from poll to commit.
-    pub latency_seconds: Histogram<f64>,
+    latency_seconds: Histogram<f64>,
+    latencies: Arc<Exemplars>,
     /// References in flight.
     pub in_flight: Gauge<u64>,
     /// Messages of the worker's partitions that are not answered yet.
@@ -98,10 +103,11 @@ impl Metrics {
                 .with_description("seconds a stage waited, summed over its threads, and for what")
                 .build(),
             latency_seconds: meter
-                .f64_histogram("fusioncap_latency_seconds")
+                .f64_histogram(LATENCY)
                 .with_description("seconds from poll to commit")
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
+            latencies: Arc::new(Exemplars::new(&LATENCY_BOUNDARIES)),
             in_flight: gauge("fusioncap_in_flight", "references in flight"),
             backlog_messages: gauge("fusioncap_backlog_messages", "messages not answered yet"),
             backlog_seconds: meter
@@ -115,6 +121,14 @@ impl Metrics {
                 .f64_gauge("fusioncap_slack_seconds")
                 .with_description("seconds left below a time limit, by the slowest so far")
                 .build(),
+        }
+    }
+
+    /// Notes the seconds from poll to commit of one reference, and its span where that is recorded.
+    pub fn latency(&self, seconds: f64, span: Option<&SpanContext>) {
+        self.latency_seconds.record(seconds, &[]);
+        if let Some(span) = span {
+            self.latencies.note(seconds, span);
         }
     }
 
@@ -176,6 +190,12 @@ impl Meters {
     }
 }
 
+/// Everything in `registry`, in the OpenMetrics text format, with the exemplars of `metrics`.
+pub(super) fn encode_openmetrics(registry: &Registry, metrics: &Metrics) -> Result<String> {
+    openmetrics::encode(&registry.gather(), (LATENCY, &metrics.latencies))
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
+}
+
 /// Everything in `registry`, in Prometheus's text format.
 pub(super) fn encode(registry: &Registry) -> Result<String> {
     TextEncoder::new()
@@ -194,7 +214,7 @@ mod tests {
         assert!(before.contains("fusioncap_captions_total 0"), "{before}");
         meters.metrics.captions.add(3, &[]);
         meters.metrics.dead_letters.add(1, &[KeyValue::new("code", "access_denied")]);
-        meters.metrics.latency_seconds.record(0.3, &[]);
+        meters.metrics.latency(0.3, None);
         meters.metrics.in_flight.record(7, &[]);
         let after = encode(&meters.registry).unwrap();
         for line in [

@@ -20,6 +20,8 @@ pub struct EncodedBatch {
     pub images: Vec<DecodedImage>,
     pub encoded: Encoded,
     pub began: Instant,
+    /// When encoding ended.
+    pub ended: Instant,
 }
 
 pub struct Encode {
@@ -56,10 +58,10 @@ impl Encode {
                 continue;
             };
             self.shared.busy(Step::Encode, began);
-            let full = Instant::now();
+            let ended = Instant::now();
             // Captioning ends before encoding only when the run has failed.
-            let _ = self.caption.blocking_send(EncodedBatch { images, encoded, began });
-            self.shared.waited(Step::Encode, Side::Output, full);
+            let _ = self.caption.blocking_send(EncodedBatch { images, encoded, began, ended });
+            self.shared.waited(Step::Encode, Side::Output, ended);
         }
     }
 }

@@ -1,0 +1,1 @@
+//! Spans, as they would be exported.
