@@ -82,7 +82,13 @@ fn write_family(
     for metric in family.get_metric() {
         match kind {
             MetricType::COUNTER => {
-                sample(text, &format!("{name}_total"), metric, None, metric.get_counter().get_value())?;
+                sample(
+                    text,
+                    &format!("{name}_total"),
+                    metric,
+                    None,
+                    metric.get_counter().get_value(),
+                )?;
                 text.push('\n');
             }
             MetricType::HISTOGRAM => write_histogram(text, name, metric, exemplars)?,

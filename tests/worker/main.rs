@@ -4,6 +4,7 @@ mod access;
 mod ambiguous;
 mod backlog;
 mod bucket;
+mod collector;
 mod compressed;
 mod faults;
 mod fences;
@@ -23,6 +24,7 @@ mod refusals;
 mod repeats;
 mod retries;
 mod secure;
+mod telemetry;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Weak};
