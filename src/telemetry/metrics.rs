@@ -15,6 +15,7 @@ use super::exemplars::Exemplars;
 use super::openmetrics;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The histogram that has exemplars.
 const LATENCY: &str = "fusioncap_latency_seconds";
 /// Upper bounds of the latency histogram's buckets, in seconds.
 const LATENCY_BOUNDARIES: [f64; 13] =
@@ -103,7 +104,7 @@ impl Metrics {
                 .with_description("seconds a stage waited, summed over its threads, and for what")
                 .build(),
             latency_seconds: meter
-                .f64_histogram(LATENCY)
+                .f64_histogram("fusioncap_latency_seconds")
                 .with_description("seconds from poll to commit")
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
@@ -206,6 +207,46 @@ pub(super) fn encode(registry: &Registry) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Something in every instrument.
+    fn touch(metrics: &Metrics) {
+        metrics.start_at_zero();
+        metrics.dead_letters.add(1, &[]);
+        metrics.busy_seconds.add(1.0, &[]);
+        metrics.waiting_seconds.add(1.0, &[]);
+        metrics.batch_images.record(1, &[]);
+        metrics.latency(1.0, None);
+        for gauge in [
+            &metrics.fetch_depth,
+            &metrics.in_flight,
+            &metrics.backlog_messages,
+            &metrics.paused,
+            &metrics.partitions,
+            &metrics.store_down,
+        ] {
+            gauge.record(1, &[]);
+        }
+        metrics.backlog_seconds.record(1.0, &[]);
+        metrics.slack_seconds.record(1.0, &[]);
+    }
+
+    #[test]
+    fn the_page_lists_every_metric() {
+        let meters = Meters::new(Resource::builder_empty().build(), None).unwrap();
+        touch(&meters.metrics);
+        let text = encode(&meters.registry).unwrap();
+        let page = include_str!("../../docs/telemetry.md");
+        let mut kinds = 0;
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE fusioncap_")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let row = format!("\n| `fusioncap_{name}` | {kind} | ");
+            assert!(page.contains(&row), "docs/telemetry.md lacks {row}");
+            kinds += 1;
+        }
+        assert_eq!(page.matches("\n| `fusioncap_").count(), kinds, "docs/telemetry.md has more");
+        let made = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
+        assert_eq!(made.matches("(\"fusioncap_").count(), kinds, "`touch` forgot one");
+    }
 
     #[test]
     fn counts_come_out_as_prometheus_text() {

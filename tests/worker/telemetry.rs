@@ -32,6 +32,15 @@ fn request(id: &str, uri: &str) -> Vec<u8> {
     json!({"id": id, "uri": uri}).to_string().into_bytes()
 }
 
+/// What one run left.
+struct Ran {
+    topics: Topics,
+    records: BTreeMap<String, Record>,
+    log: String,
+    /// As `/metrics` had it at the end.
+    metrics: String,
+}
+
 /// Runs a worker over `messages`, each a payload and a `traceparent`, until `answers` are there.
 async fn run(
     name: &str,
@@ -39,7 +48,7 @@ async fn run(
     answers: usize,
     configure: impl Fn(Configuration) -> Configuration,
     bucket: &Bucket,
-) -> (Topics, BTreeMap<String, Record>, String) {
+) -> Ran {
     let cluster = shared_cluster();
     let topics = cluster.topics(1).await;
     for (payload, traceparent) in messages {
@@ -50,10 +59,11 @@ async fn run(
     let mut worker = configure(configuration).start();
     let both = [topics.output.as_str(), &topics.dead_letters];
     let records = cluster.await_records(&both, answers, PATIENCE);
+    let metrics = worker.get("/metrics").unwrap();
     worker.signal("TERM");
     assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
     let by_id = records.into_iter().map(|record| (record.text("id").to_owned(), record));
-    (topics, by_id.collect(), worker.log())
+    Ran { topics, records: by_id.collect(), log: worker.log(), metrics }
 }
 
 /// The lines of a worker's log that say `message`.
@@ -66,6 +76,32 @@ fn lines(log: &str, message: &str) -> Vec<Value> {
 fn carried(record: &Record) -> (String, String, String) {
     let parts: Vec<&str> = record.header("traceparent").split('-').collect();
     (parts[1].to_owned(), parts[2].to_owned(), parts[3].to_owned())
+}
+
+/// Every label of every series is known, and so are its values: none comes from outside.
+fn assert_labels_are_bounded(metrics: &str) {
+    let codes = fusioncap::ErrorKind::DEAD_LETTERS.map(|kind| kind.code());
+    let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("code", &codes[..]),
+        ("outcome", &["committed", "aborted", "fatal"]),
+        ("stage", &["consume", "fetch", "decode", "batch", "encode", "caption", "publish"]),
+        ("for", &["input", "output"]),
+        ("deadline", &["transaction", "session", "max_poll_interval", "termination"]),
+    ]);
+    let series = metrics.lines().filter(|line| line.starts_with("fusioncap_"));
+    let mut seen = BTreeSet::new();
+    for line in series {
+        let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        for label in labels.map_or("", |(labels, _)| labels).split(',').filter(|l| !l.is_empty()) {
+            let (name, value) = label.split_once('=').unwrap();
+            let value = value.trim_matches('"');
+            seen.insert(name);
+            let is_bound = name == "le" && (value == "+Inf" || value.parse::<f64>().is_ok());
+            let is_known = known.get(name).is_some_and(|values| values.contains(&value));
+            assert!(is_bound || is_known, "{line}");
+        }
+    }
+    assert!(seen.len() == known.len() + 1, "{seen:?}");
 }
 
 /// One trace as an indented list.
@@ -102,7 +138,8 @@ async fn a_caption_has_a_trace_from_its_request_on() {
     let configure = |configuration: Configuration| {
         configuration.with_variable("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
     };
-    let (topics, records, log) = run("traced", &messages, 6, configure, &bucket).await;
+    let Ran { topics, records, log, metrics } =
+        run("traced", &messages, 6, configure, &bucket).await;
     collector.stop();
     let spans = collector.spans();
     let names: BTreeSet<&str> = spans.iter().map(|span| span.name.as_str()).collect();
@@ -174,7 +211,7 @@ async fn a_caption_has_a_trace_from_its_request_on() {
 
     // A repeat is linked to who worked for it.
     let again = "4".repeat(32);
-    assert_eq!(find(&again, "repeat").links, [root.id.clone()]);
+    assert_eq!(find(&again, "repeat").links, vec![root.id.clone()]);
     assert_eq!(find(&again, &process).attribute("fusioncap.outcome"), "captioned");
 
     // Dead letters.
@@ -213,6 +250,8 @@ async fn a_caption_has_a_trace_from_its_request_on() {
     let polled: BTreeSet<String> = parents.into_iter().chain([two]).collect();
     assert_eq!(linked(&format!("poll {}", topics.input)), polled);
 
+    assert_labels_are_bounded(&metrics);
+
     // The other signals.
     let metrics = collector.metrics();
     assert!(metrics.iter().any(|name| name == "fusioncap_captions"), "{metrics:?}");
@@ -248,7 +287,7 @@ async fn the_standard_variables_choose_protocol_sampler_and_signals() {
             .with_variable("OTEL_LOGS_EXPORTER", "none")
             .with_variable("OTEL_SERVICE_NAME", "captions")
     };
-    let (topics, records, _) = run("chosen", &messages, 2, configure, &bucket).await;
+    let Ran { topics, records, .. } = run("chosen", &messages, 2, configure, &bucket).await;
     collector.stop();
     let traces: BTreeSet<String> = collector.spans().into_iter().map(|span| span.trace).collect();
     assert_eq!(traces, BTreeSet::from(["1".repeat(32)]), "no root is sampled, batches neither");
@@ -268,7 +307,7 @@ async fn without_a_collector_the_context_is_passed_on_and_logged() {
         (request("one", &bucket.put("1.png", &bucket::picture(1))), Some(parent('1', "01"))),
         (request("missing", &bucket::uri("no.png")), Some(parent('2', "01"))),
     ];
-    let (_, records, log) = run("plain", &messages, 2, |plain| plain, &bucket).await;
+    let Ran { records, log, .. } = run("plain", &messages, 2, |plain| plain, &bucket).await;
     assert_eq!(records["one"].header("traceparent"), parent('1', "01"));
     assert_eq!(records["missing"].header("traceparent"), parent('2', "01"));
     let said = lines(&log, "dead letter committed");

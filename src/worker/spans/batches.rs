@@ -41,6 +41,11 @@ pub struct BatchTimes {
 }
 
 impl Poll {
+    #[cfg(test)]
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// One message, and the trace of its first record, if it was taken.
     pub fn note(&mut self, trace: Option<&Trace>) {
         let Some(polling) = &mut self.0 else {

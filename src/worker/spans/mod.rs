@@ -52,7 +52,7 @@ pub enum Trace {
     #[default]
     Off,
     /// Not recorded, by the choice of our own sampler: what is passed on says so.
-    Unsampled(TraceContext),
+    Unsampled(Arc<TraceContext>),
     Recorded(Arc<Recorded>),
 }
 
@@ -134,7 +134,9 @@ impl Spans {
             return match given {
                 // Also where a sampler drops what its parent has: who reads the caption may differ.
                 Some(_) => Trace::Off,
-                None if context.is_valid() => Trace::Unsampled(TraceContext::of(&context, None)),
+                None if context.is_valid() => {
+                    Trace::Unsampled(Arc::new(TraceContext::of(&context, None)))
+                }
                 None => Trace::Off,
             };
         }

@@ -44,6 +44,11 @@ pub struct Sent<'e> {
 }
 
 impl Sending {
+    #[cfg(test)]
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The context that the answer to `origin` carries to `topic`, and the spans behind it.
     /// `error` is what a dead letter is for.
     pub fn begin(
@@ -55,7 +60,7 @@ impl Sending {
         let given = || TraceContext::from_headers(&origin.message.original.headers);
         let recorded = match &origin.trace {
             Trace::Off => return (given().unwrap_or_else(TraceContext::fresh), Self(None)),
-            Trace::Unsampled(context) => return (context.clone(), Self(None)),
+            Trace::Unsampled(context) => return (TraceContext::clone(context), Self(None)),
             Trace::Recorded(recorded) => recorded,
         };
         let began = Instant::now();
