@@ -48,8 +48,13 @@ async fn serve(config: Config, model_dir: Option<PathBuf>, profile: Option<Profi
     let probes = http::serve(config.http.listen, Arc::clone(&health), scraped).await?;
     let shutdown = CancellationToken::new();
     let signals = stop_on_signals(shutdown.clone())?;
-    let (metrics, tracer) = (telemetry.metrics(), telemetry.tracer());
-    let instruments = Instruments { metrics, health, profile, tracer };
+    let instruments = Instruments {
+        metrics: telemetry.metrics(),
+        health,
+        profile,
+        tracer: telemetry.tracer(),
+        meter: telemetry.meter(),
+    };
     let outcome = work(config, model_dir, instruments, shutdown).await;
     signals.abort();
     probes.shutdown().await;

@@ -128,7 +128,13 @@ async fn caption(
     let work = worker::run(
         config(settings, kafka, store),
         engine,
-        Instruments { metrics, health: Arc::clone(&health), profile: None, tracer: None },
+        Instruments {
+            metrics,
+            health: Arc::clone(&health),
+            profile: None,
+            tracer: None,
+            meter: None,
+        },
         shutdown.clone(),
     );
     let worker = tokio::spawn(async move {

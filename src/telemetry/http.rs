@@ -198,6 +198,8 @@ mod tests {
         assert!(shown.contains(kind), "{shown}");
         let ids = "{trace_id=\"000000000000000000000000000000ab\",span_id=\"00000000000000cd\"}";
         for line in [
+            "# TYPE target info\n",
+            "\ntarget_info 1\n",
             "# TYPE fusioncap_captions counter\n",
             "\nfusioncap_captions_total 0\n",
             "# UNIT fusioncap_latency_seconds seconds\n",

@@ -9,6 +9,7 @@ use opentelemetry::trace::SpanContext;
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
 use super::exemplars::Exemplars;
@@ -160,6 +161,7 @@ pub struct Meters {
     /// What `/metrics` shows.
     pub registry: Registry,
     provider: SdkMeterProvider,
+    is_pushed: bool,
 }
 
 impl Meters {
@@ -173,6 +175,7 @@ impl Meters {
             .map_err(|error| {
                 Error::new(ErrorKind::Internal, "can't set up the metrics").because(error)
             })?;
+        let is_pushed = exporter.is_some();
         let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
         if let Some(otlp) = exporter {
             builder = builder.with_periodic_exporter(otlp);
@@ -180,7 +183,12 @@ impl Meters {
         let provider = builder.build();
         let metrics = Metrics::new(&provider.meter("fusioncap"));
         metrics.start_at_zero();
-        Ok(Self { metrics: Arc::new(metrics), registry, provider })
+        Ok(Self { metrics: Arc::new(metrics), registry, provider, is_pushed })
+    }
+
+    /// For what is pushed and not shown on `/metrics`, if anything is pushed.
+    pub(super) fn pushed(&self) -> Option<Meter> {
+        self.is_pushed.then(|| self.provider.meter("fusioncap"))
     }
 
     /// Pushes what was not pushed yet and stops. Blocks for a few seconds at worst.
@@ -191,16 +199,23 @@ impl Meters {
     }
 }
 
+/// What `/metrics` shows of `registry`: not what is for a collector alone.
+fn shown(registry: &Registry) -> Vec<MetricFamily> {
+    let mut families = registry.gather();
+    families.retain(|family| !family.name().starts_with("messaging_"));
+    families
+}
+
 /// Everything in `registry`, in the OpenMetrics text format, with the exemplars of `metrics`.
 pub(super) fn encode_openmetrics(registry: &Registry, metrics: &Metrics) -> Result<String> {
-    openmetrics::encode(&registry.gather(), (LATENCY, &metrics.latencies))
+    openmetrics::encode(&shown(registry), (LATENCY, &metrics.latencies))
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
 }
 
 /// Everything in `registry`, in Prometheus's text format.
 pub(super) fn encode(registry: &Registry) -> Result<String> {
     TextEncoder::new()
-        .encode_to_string(&registry.gather())
+        .encode_to_string(&shown(registry))
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
 }
 

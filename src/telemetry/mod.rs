@@ -17,6 +17,7 @@ mod profile;
 
 use std::sync::Arc;
 
+use opentelemetry::metrics::Meter;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry::{InstrumentationScope, Key, KeyValue};
 use opentelemetry_sdk::Resource;
@@ -40,6 +41,8 @@ pub struct Instruments {
     pub profile: Option<Profile>,
     /// Where spans are exported.
     pub tracer: Option<SdkTracer>,
+    /// Where metrics are pushed.
+    pub meter: Option<Meter>,
 }
 
 /// What one process tells about itself. Dropping it stops the exporters without waiting for the
@@ -63,6 +66,11 @@ impl Telemetry {
             .with_schema_url(SCHEMA_URL)
             .build();
         self.tracer.as_ref().map(|provider| provider.tracer_with_scope(scope))
+    }
+
+    /// Counts for a collector alone, where one is configured.
+    pub fn meter(&self) -> Option<Meter> {
+        self.meters.pushed()
     }
 
     /// What `/metrics` shows.

@@ -67,6 +67,10 @@ fn write_family(
         MetricType::COUNTER => {
             (family.name().strip_suffix("_total").unwrap_or(family.name()), "counter")
         }
+        // What is known about the process, in labels.
+        MetricType::GAUGE if family.name().ends_with("_info") => {
+            (family.name().trim_end_matches("_info"), "info")
+        }
         MetricType::GAUGE => (family.name(), "gauge"),
         MetricType::HISTOGRAM => (family.name(), "histogram"),
         // None is made here: OpenTelemetry has neither.
@@ -93,7 +97,7 @@ fn write_family(
             }
             MetricType::HISTOGRAM => write_histogram(text, name, metric, exemplars)?,
             _ => {
-                sample(text, name, metric, None, metric.get_gauge().get_value())?;
+                sample(text, family.name(), metric, None, metric.get_gauge().get_value())?;
                 text.push('\n');
             }
         }

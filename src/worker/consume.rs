@@ -86,7 +86,8 @@ impl Consume {
         let wait = if self.unhanded.is_empty() { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
-        let mut poll = self.shared.spans.poll(Instant::now());
+        let polling = Instant::now();
+        let mut poll = self.shared.spans.poll(polling);
         let polled = consumer.poll(wait);
         self.last_poll = Instant::now();
         let Some(first) = polled else {
@@ -97,12 +98,13 @@ impl Consume {
         // Before the record goes on: no transaction may carry it without the group's metadata.
         membership::refresh(consumer, &self.shared, &mut self.membership);
         let mut next = Some(first);
-        let mut taken = 0;
+        let (mut taken, mut messages) = (0, 0);
         while let Some(polled) = next {
             match polled {
                 Ok(message) => {
                     let trace = take(&self.shared, &self.publisher, &mut self.unhanded, &message);
                     poll.note(trace.as_ref());
+                    messages += 1;
                 }
                 Err(error) => self.survive(error)?,
             }
@@ -114,6 +116,7 @@ impl Consume {
             next = consumer.poll(Duration::ZERO);
         }
         poll.end();
+        self.shared.conventional.polled(messages, polling.elapsed());
         self.shared.busy(Step::Consume, started);
         Ok(())
     }

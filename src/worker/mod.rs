@@ -23,6 +23,7 @@ mod caption;
 pub(crate) mod client;
 mod client_log;
 mod consume;
+mod conventional;
 mod deadlines;
 mod decode;
 mod depth;

@@ -217,6 +217,8 @@ impl Publisher {
     fn end_spans(&self, commit: Commit, began: Instant, failed: Option<&Error>) {
         let messages = commit.finished.iter().map(|finished| finished.messages).sum();
         let (delivered, ended) = (self.transactor.delivered(), Instant::now());
+        let kind = failed.map(Error::kind);
+        self.shared.conventional.ended(&commit.records, ended - began, kind);
         let spans = commit.records.into_iter().map(|record| record.spans);
         self.shared.spans.ended(spans, messages, Sent { began, delivered, ended, failed });
     }
@@ -269,7 +271,7 @@ impl Publisher {
         }
         let dead_letters: u64 = codes.values().sum();
         let captions = commit.records.len() as u64 - dead_letters;
-        let Shared { tally, metrics, .. } = &*self.shared;
+        let Shared { tally, metrics, conventional, .. } = &*self.shared;
         tally.captions.fetch_add(captions, Ordering::Relaxed);
         tally.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);
         tally.transactions.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +282,9 @@ impl Publisher {
         metrics.transactions.add(1, &[KeyValue::new("outcome", "committed")]);
         let polled = commit.finished.iter().flat_map(|finished| &finished.outcomes);
         for (polled, record) in polled.zip(&commit.records) {
-            metrics.latency(polled.elapsed().as_secs_f64(), record.spans.process());
+            let took = polled.elapsed();
+            metrics.latency(took.as_secs_f64(), record.spans.process());
+            conventional.processed(took, record.code);
             if let Some(code) = record.code {
                 let _in_trace = record.in_trace();
                 let (partition, offset, index) = record.source;

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Health, Instruments, Metrics, Profile};
 use crate::worker::assignment::Assignment;
 use crate::worker::breaker::Breaker;
+use crate::worker::conventional::Conventional;
 use crate::worker::deadlines::Slowest;
 use crate::worker::flow::Origin;
 use crate::worker::spans::Spans;
@@ -81,6 +82,8 @@ pub struct Shared {
     profile: Option<Profile>,
     /// Makes the spans of references.
     pub spans: Spans,
+    /// What a collector gets under the conventions' names.
+    pub conventional: Conventional,
     pub tally: Tally,
     pub slowest: Slowest,
     /// Open while the object store is taken for down.
@@ -105,13 +108,14 @@ pub struct Tally {
 
 impl Shared {
     pub fn new(instruments: Instruments, kafka: &config::Kafka) -> Self {
-        let Instruments { metrics, health, profile, tracer } = instruments;
+        let Instruments { metrics, health, profile, tracer, meter } = instruments;
         Self {
             assignment: Assignment::default(),
             metrics,
             health,
             profile,
             spans: Spans::new(tracer, kafka),
+            conventional: Conventional::new(meter, kafka),
             tally: Tally::default(),
             slowest: Slowest::default(),
             breaker: Breaker::default(),
