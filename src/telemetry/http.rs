@@ -140,7 +140,8 @@ mod tests {
     }
 
     fn meters() -> Meters {
-        Meters::new(Resource::builder_empty().build(), None).unwrap()
+        let about = Resource::builder_empty().with_service_name("captions").build();
+        Meters::new(about, None).unwrap()
     }
 
     fn scraped(meters: &Meters) -> Scraped {
@@ -199,7 +200,7 @@ mod tests {
         let ids = "{trace_id=\"000000000000000000000000000000ab\",span_id=\"00000000000000cd\"}";
         for line in [
             "# TYPE target info\n",
-            "\ntarget_info 1\n",
+            "\ntarget_info{service_name=\"captions\"} 1\n",
             "# TYPE fusioncap_captions counter\n",
             "\nfusioncap_captions_total 0\n",
             "# UNIT fusioncap_latency_seconds seconds\n",
