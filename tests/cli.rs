@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use fusioncap::telemetry::{Health, http};
+use fusioncap::telemetry::{Health, Metrics, http};
 use prometheus::{Counter, Registry};
 use tempfile::TempDir;
 
@@ -278,8 +278,9 @@ impl Port {
     }
 
     fn serve(&self, listen: &str) -> http::Server {
-        let serve =
-            http::serve(listen.parse().unwrap(), Arc::clone(&self.health), self.registry.clone());
+        let metrics = Arc::new(Metrics::new(&opentelemetry::global::meter("test")));
+        let scraped = http::Scraped { registry: self.registry.clone(), metrics };
+        let serve = http::serve(listen.parse().unwrap(), Arc::clone(&self.health), scraped);
         self.runtime.block_on(serve).unwrap()
     }
 }

@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
-use crate::telemetry::{self, Health, Metrics, Profile, http};
+use crate::telemetry::http::{self, Scraped};
+use crate::telemetry::{self, Health, Instruments, Profile};
 use crate::worker;
 
 #[derive(Debug, Args)]
@@ -44,10 +45,18 @@ async fn serve(config: Config, model_dir: Option<PathBuf>, profile: Option<Profi
     let telemetry = telemetry::init()?;
     let health = Arc::new(Health::default());
     health.set_not_ready("loading the model");
-    let probes = http::serve(config.http.listen, Arc::clone(&health), telemetry.registry()).await?;
+    let scraped = Scraped { registry: telemetry.registry(), metrics: telemetry.metrics() };
+    let probes = http::serve(config.http.listen, Arc::clone(&health), scraped).await?;
     let shutdown = CancellationToken::new();
     let signals = stop_on_signals(shutdown.clone())?;
-    let outcome = work(config, model_dir, telemetry.metrics(), health, profile, shutdown).await;
+    let instruments = Instruments {
+        metrics: telemetry.metrics(),
+        health,
+        profile,
+        tracer: telemetry.tracer(),
+        meter: telemetry.meter(),
+    };
+    let outcome = work(config, model_dir, instruments, shutdown).await;
     signals.abort();
     probes.shutdown().await;
     telemetry.shutdown().await;
@@ -57,9 +66,7 @@ async fn serve(config: Config, model_dir: Option<PathBuf>, profile: Option<Profi
 async fn work(
     config: Config,
     model_dir: Option<PathBuf>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    profile: Option<Profile>,
+    instruments: Instruments,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let bundle = open(&config, model_dir).await?;
@@ -70,8 +77,8 @@ async fn work(
     .await
     .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
     tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
-    health.set_not_ready("joining the consumer group");
-    worker::run(config, engine, metrics, health, profile, shutdown).await?;
+    instruments.health.set_not_ready("joining the consumer group");
+    worker::run(config, engine, instruments, shutdown).await?;
     Ok(())
 }
 

@@ -40,8 +40,9 @@ const TAIL: &str = "
 | `FUSIONCAP_LOG` | What is logged, as `tracing-subscriber` filters: `info` (default), `debug`, `fusioncap::worker=debug,warn`. |
 | `FUSIONCAP_LOG_FORMAT` | `text` (default on a terminal) or `json` (default elsewhere). |
 | `ORT_DYLIB_PATH` | ONNX Runtime's shared library, where `runtime.library` is not set. |
-| `OTEL_EXPORTER_OTLP_ENDPOINT` | An OpenTelemetry collector (gRPC); without it no trace and no metric is pushed. |
-| `OTEL_*` | The other standard names: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_METRIC_EXPORT_INTERVAL`, ... |
+| `OTEL_EXPORTER_OTLP_ENDPOINT` | An OpenTelemetry collector; without it no trace, no metric and no log record is pushed. |
+| `OTEL_EXPORTER_OTLP_PROTOCOL` | `grpc` (default) or `http/protobuf`. |
+| `OTEL_*` | The other standard names: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_LOGS_EXPORTER`, ... |
 ";
 
 /// The whole page, in Markdown.

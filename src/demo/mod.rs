@@ -30,7 +30,7 @@ use crate::demo::report::DemoReport;
 use crate::demo::s3::{Credentials, EmbeddedS3};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Instruments, Metrics};
 use crate::worker;
 
 /// Longest wait for the worker to join its group.
@@ -128,9 +128,13 @@ async fn caption(
     let work = worker::run(
         config(settings, kafka, store),
         engine,
-        metrics,
-        Arc::clone(&health),
-        None,
+        Instruments {
+            metrics,
+            health: Arc::clone(&health),
+            profile: None,
+            tracer: None,
+            meter: None,
+        },
         shutdown.clone(),
     );
     let worker = tokio::spawn(async move {

@@ -1,5 +1,5 @@
 //! Logs: for people on a terminal, one JSON object a line elsewhere; always on stderr, since
-//! stdout is for results.
+//! stdout is for results. Where a collector is configured it gets the same events.
 //!
 //! `FUSIONCAP_LOG` holds `tracing-subscriber` filters (`debug`, `fusioncap::worker=trace,warn`),
 //! `FUSIONCAP_LOG_FORMAT` is `text` or `json`.
@@ -7,13 +7,15 @@
 use std::env;
 use std::io::{self, IsTerminal};
 
-use opentelemetry::trace::TracerProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use tracing::Metadata;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+use super::lines::Traced;
 use crate::error::{Error, ErrorKind, Result};
 
 const FILTER: &str = "FUSIONCAP_LOG";
@@ -25,7 +27,11 @@ const QUIET: &str = "librdkafka=warn,rdkafka=warn,rdkafka::consumer::base_consum
                      aws_config=warn,aws_runtime=warn,\
                      aws_sdk_s3=warn,aws_smithy_runtime=warn,hyper=warn,hyper_util=warn,h2=warn,\
                      tonic=warn,tower=warn,s3s=warn,s3s_fs=warn,opentelemetry=warn,\
-                     opentelemetry_sdk=warn,opentelemetry-otlp=warn";
+                     opentelemetry_sdk=warn,opentelemetry-otlp=warn,reqwest=warn";
+
+/// What pushes logs itself, or is under it: its own events would feed on themselves.
+const EXPORTERS: [&str; 7] =
+    ["opentelemetry", "tonic", "h2", "hyper", "hyper_util", "tower", "reqwest"];
 
 /// What is logged where `FUSIONCAP_LOG` is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,24 +49,45 @@ pub fn init(level: Level) -> Result<()> {
     install(level, None)
 }
 
-/// Sets up logs and, if there is a tracer, the spans that it exports.
-pub(super) fn install(level: Level, tracer: Option<&SdkTracerProvider>) -> Result<()> {
-    let filter = filter(level, env::var(FILTER).ok().as_deref())?;
+/// Sets up logs, for a collector too if there is a `logger`.
+pub(super) fn install(level: Level, logger: Option<&SdkLoggerProvider>) -> Result<()> {
+    let given = env::var(FILTER).ok();
+    let wanted = || filter(level, given.as_deref());
     let is_json = is_json(env::var(FORMAT).ok().as_deref(), io::stderr().is_terminal())?;
-    // Only our own spans leave the process: the exporter's own would feed on themselves.
-    let spans = tracer.map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer("fusioncap"))
-            .with_filter(Targets::new().with_target("fusioncap", LevelFilter::INFO))
-    });
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let pushed = match logger {
+        None => None,
+        Some(provider) => Some(
+            OpenTelemetryTracingBridge::new(provider)
+                .with_filter(filter_fn(may_be_pushed))
+                .with_filter(wanted()?),
+        ),
+    };
+    let has_colours = io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(has_colours);
+    let format = fmt::format().with_ansi(has_colours);
     let lines = match is_json {
-        true => lines.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed(),
-        false => lines.with_filter(filter).boxed(),
+        true => {
+            let format = format.json().flatten_event(true).with_span_list(false);
+            let lines = lines.json().event_format(Traced { format, is_json });
+            lines.with_filter(wanted()?).boxed()
+        }
+        false => lines.event_format(Traced { format, is_json }).with_filter(wanted()?).boxed(),
     };
     // Fails only where a subscriber is already set, as in a test or an embedding program.
-    let _ = tracing_subscriber::registry().with(spans).with(lines).try_init();
+    let _ = tracing_subscriber::registry().with(pushed).with(lines).try_init();
     Ok(())
+}
+
+fn may_be_pushed(event: &Metadata<'_>) -> bool {
+    is_pushed(event.target())
+}
+
+fn is_pushed(target: &str) -> bool {
+    let is_of = |name: &&str| {
+        let rest = target.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '-', '_']))
+    };
+    !EXPORTERS.iter().any(is_of)
 }
 
 fn filter(level: Level, given: Option<&str>) -> Result<EnvFilter> {
@@ -102,6 +129,17 @@ mod tests {
         let error = filter(Level::Info, Some("a=b=c")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().starts_with("FUSIONCAP_LOG can't be 'a=b=c'"));
+    }
+
+    #[test]
+    fn what_exporters_say_is_not_exported() {
+        for target in ["opentelemetry_sdk", "opentelemetry-otlp", "h2::codec", "hyper_util::client"]
+        {
+            assert!(!is_pushed(target), "{target}");
+        }
+        for target in ["fusioncap::worker::publish", "librdkafka", "h2o", "ort"] {
+            assert!(is_pushed(target), "{target}");
+        }
     }
 
     #[test]

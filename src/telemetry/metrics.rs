@@ -1,17 +1,23 @@
-//! What the worker counts, and how it leaves the process: scraped as `/metrics` (Prometheus text)
-//! and, where an OpenTelemetry collector is configured, pushed.
+//! What the worker counts, and how it leaves the process: scraped as `/metrics` (Prometheus's text
+//! or OpenMetrics) and, where an OpenTelemetry collector is configured, pushed.
 
 use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider};
+use opentelemetry::trace::SpanContext;
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
+use super::exemplars::Exemplars;
+use super::openmetrics;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The histogram that has exemplars.
+const LATENCY: &str = "fusioncap_latency_seconds";
 /// Upper bounds of the latency histogram's buckets, in seconds.
 const LATENCY_BOUNDARIES: [f64; 13] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -47,7 +53,8 @@ pub struct Metrics {
     /// (the stage before is slower) or `output` (the one behind is).
     pub waiting_seconds: Counter<f64>,
     /// Seconds from poll to commit.
-    pub latency_seconds: Histogram<f64>,
+    latency_seconds: Histogram<f64>,
+    latencies: Arc<Exemplars>,
     /// References in flight.
     pub in_flight: Gauge<u64>,
     /// Messages of the worker's partitions that are not answered yet.
@@ -106,6 +113,7 @@ impl Metrics {
                 .with_description("seconds from poll to commit")
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
+            latencies: Arc::new(Exemplars::new(&LATENCY_BOUNDARIES)),
             in_flight: gauge("fusioncap_in_flight", "references in flight"),
             backlog_messages: gauge("fusioncap_backlog_messages", "messages not answered yet"),
             backlog_seconds: meter
@@ -124,6 +132,14 @@ impl Metrics {
         }
     }
 
+    /// Notes the seconds from poll to commit of one reference, and its span where that is recorded.
+    pub fn latency(&self, seconds: f64, span: Option<&SpanContext>) {
+        self.latency_seconds.record(seconds, &[]);
+        if let Some(span) = span {
+            self.latencies.note(seconds, span);
+        }
+    }
+
     /// Shows every count from the start: a rate over a series that begins late misses its first
     /// step.
     fn start_at_zero(&self) {
@@ -139,6 +155,9 @@ impl Metrics {
             counter.add(0, &[]);
         }
         self.model_refused.record(0, &[]);
+        for kind in ErrorKind::DEAD_LETTERS {
+            self.dead_letters.add(0, &[KeyValue::new("code", kind.code())]);
+        }
         for outcome in ["committed", "aborted", "fatal"] {
             self.transactions.add(0, &[KeyValue::new("outcome", outcome)]);
         }
@@ -152,6 +171,7 @@ pub struct Meters {
     /// What `/metrics` shows.
     pub registry: Registry,
     provider: SdkMeterProvider,
+    is_pushed: bool,
 }
 
 impl Meters {
@@ -165,6 +185,7 @@ impl Meters {
             .map_err(|error| {
                 Error::new(ErrorKind::Internal, "can't set up the metrics").because(error)
             })?;
+        let is_pushed = exporter.is_some();
         let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
         if let Some(otlp) = exporter {
             builder = builder.with_periodic_exporter(otlp);
@@ -172,7 +193,12 @@ impl Meters {
         let provider = builder.build();
         let metrics = Metrics::new(&provider.meter("fusioncap"));
         metrics.start_at_zero();
-        Ok(Self { metrics: Arc::new(metrics), registry, provider })
+        Ok(Self { metrics: Arc::new(metrics), registry, provider, is_pushed })
+    }
+
+    /// For what is pushed and not shown on `/metrics`, if anything is pushed.
+    pub(super) fn pushed(&self) -> Option<Meter> {
+        self.is_pushed.then(|| self.provider.meter("fusioncap"))
     }
 
     /// Pushes what was not pushed yet and stops. Blocks for a few seconds at worst.
@@ -183,16 +209,69 @@ impl Meters {
     }
 }
 
+/// What `/metrics` shows of `registry`: not what is for a collector alone.
+fn shown(registry: &Registry) -> Vec<MetricFamily> {
+    let mut families = registry.gather();
+    families.retain(|family| !family.name().starts_with("messaging_"));
+    families
+}
+
+/// Everything in `registry`, in the OpenMetrics text format, with the exemplars of `metrics`.
+pub(super) fn encode_openmetrics(registry: &Registry, metrics: &Metrics) -> Result<String> {
+    openmetrics::encode(&shown(registry), (LATENCY, &metrics.latencies))
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
+}
+
 /// Everything in `registry`, in Prometheus's text format.
 pub(super) fn encode(registry: &Registry) -> Result<String> {
     TextEncoder::new()
-        .encode_to_string(&registry.gather())
+        .encode_to_string(&shown(registry))
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Something in every instrument.
+    fn touch(metrics: &Metrics) {
+        metrics.start_at_zero();
+        metrics.dead_letters.add(1, &[]);
+        metrics.busy_seconds.add(1.0, &[]);
+        metrics.waiting_seconds.add(1.0, &[]);
+        metrics.batch_images.record(1, &[]);
+        metrics.latency(1.0, None);
+        for gauge in [
+            &metrics.fetch_depth,
+            &metrics.in_flight,
+            &metrics.backlog_messages,
+            &metrics.paused,
+            &metrics.partitions,
+            &metrics.store_down,
+        ] {
+            gauge.record(1, &[]);
+        }
+        metrics.backlog_seconds.record(1.0, &[]);
+        metrics.slack_seconds.record(1.0, &[]);
+    }
+
+    #[test]
+    fn the_page_lists_every_metric() {
+        let meters = Meters::new(Resource::builder_empty().build(), None).unwrap();
+        touch(&meters.metrics);
+        let text = encode(&meters.registry).unwrap();
+        let page = include_str!("../../docs/telemetry.md");
+        let mut kinds = 0;
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE fusioncap_")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let row = format!("\n| `fusioncap_{name}` | {kind} | ");
+            assert!(page.contains(&row), "docs/telemetry.md lacks {row}");
+            kinds += 1;
+        }
+        assert_eq!(page.matches("\n| `fusioncap_").count(), kinds, "docs/telemetry.md has more");
+        let made = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
+        assert_eq!(made.matches("(\"fusioncap_").count(), kinds, "`touch` forgot one");
+    }
 
     #[test]
     fn counts_come_out_as_prometheus_text() {
@@ -201,7 +280,7 @@ mod tests {
         assert!(before.contains("fusioncap_captions_total 0"), "{before}");
         meters.metrics.captions.add(3, &[]);
         meters.metrics.dead_letters.add(1, &[KeyValue::new("code", "access_denied")]);
-        meters.metrics.latency_seconds.record(0.3, &[]);
+        meters.metrics.latency(0.3, None);
         meters.metrics.in_flight.record(7, &[]);
         let after = encode(&meters.registry).unwrap();
         for line in [

@@ -1,32 +1,50 @@
 //! Logs, OpenTelemetry traces and metrics, and the health that the probes read.
 //!
 //! [`init`] sets all of it up for a process that serves; [`logs::init`] alone is for the others.
-//! Traces and metrics are pushed over gRPC where `OTEL_EXPORTER_OTLP_ENDPOINT` (or the name for
-//! one signal) says so; the other standard `OTEL_*` names hold too. The exporters live on the
-//! tokio runtime that [`init`] is called in: [`Telemetry::shutdown`] comes before its end.
+//! Traces, metrics and logs are pushed where `OTEL_EXPORTER_OTLP_ENDPOINT` (or the name for one
+//! signal) says so (`otlp`). The exporters live on the tokio runtime that [`init`] is called in:
+//! [`Telemetry::shutdown`] comes before its end.
 
+mod exemplars;
 pub mod health;
 pub mod http;
+mod lines;
 pub mod logs;
 pub mod metrics;
+mod openmetrics;
+mod otlp;
 pub mod probe;
 mod profile;
 
-use std::env;
 use std::sync::Arc;
 
-use opentelemetry::{Key, KeyValue, global};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter};
+use opentelemetry::metrics::Meter;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::{InstrumentationScope, Key, KeyValue};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_semantic_conventions::SCHEMA_URL;
 use prometheus::Registry;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 pub use health::Health;
 use metrics::Meters;
 pub use metrics::Metrics;
+use otlp::Otlp;
 pub use profile::Profile;
+
+/// What a worker tells about itself with.
+#[derive(Debug)]
+pub struct Instruments {
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    pub profile: Option<Profile>,
+    /// Where spans are exported.
+    pub tracer: Option<SdkTracer>,
+    /// Where metrics are pushed.
+    pub meter: Option<Meter>,
+}
 
 /// What one process tells about itself. Dropping it stops the exporters without waiting for the
 /// last of their data; [`Telemetry::shutdown`] waits.
@@ -34,6 +52,7 @@ pub use profile::Profile;
 pub struct Telemetry {
     meters: Meters,
     tracer: Option<SdkTracerProvider>,
+    logger: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
@@ -41,18 +60,36 @@ impl Telemetry {
         Arc::clone(&self.meters.metrics)
     }
 
+    /// Makes spans, where a collector is configured.
+    pub fn tracer(&self) -> Option<SdkTracer> {
+        let scope = InstrumentationScope::builder("fusioncap")
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_schema_url(SCHEMA_URL)
+            .build();
+        self.tracer.as_ref().map(|provider| provider.tracer_with_scope(scope))
+    }
+
+    /// Counts for a collector alone, where one is configured.
+    pub fn meter(&self) -> Option<Meter> {
+        self.meters.pushed()
+    }
+
     /// What `/metrics` shows.
     pub fn registry(&self) -> Registry {
         self.meters.registry.clone()
     }
 
-    /// Pushes the last spans and metrics and stops, within a few seconds.
+    /// Pushes the last spans, metrics and log records and stops, within a few seconds.
     pub async fn shutdown(self) {
         // The exporters' threads need the runtime's workers: they may not be blocked meanwhile.
         let flush = tokio::task::spawn_blocking(move || {
             self.meters.shutdown();
             if let Some(Err(error)) = self.tracer.as_ref().map(SdkTracerProvider::shutdown) {
                 tracing::debug!(%error, "the last spans were not pushed");
+            }
+            // The last of all, so that it has what the others said.
+            if let Some(Err(error)) = self.logger.as_ref().map(SdkLoggerProvider::shutdown) {
+                tracing::debug!(%error, "the last log records were not pushed");
             }
         });
         if let Err(error) = flush.await {
@@ -61,33 +98,17 @@ impl Telemetry {
     }
 }
 
-/// Sets up logs (a subscriber that is already there stays), traces and metrics.
-///
-/// Called within a tokio runtime. Installs the W3C propagator (`traceparent`, `tracestate`).
+/// Sets up logs (a subscriber that is already there stays), traces and metrics. Called within a
+/// tokio runtime.
 ///
 /// # Errors
 /// `ErrorKind::Config`, naming the environment variable that is wrong.
 pub fn init() -> Result<Telemetry> {
-    global::set_text_map_propagator(TraceContextPropagator::new());
     let about = resource();
-    let tracer = match pushes("TRACES") {
-        false => None,
-        true => {
-            let exporter = SpanExporter::builder().with_tonic().build().map_err(no_exporter)?;
-            let provider = SdkTracerProvider::builder()
-                .with_resource(about.clone())
-                .with_batch_exporter(exporter)
-                .build();
-            Some(provider)
-        }
-    };
-    let exporter = match pushes("METRICS") {
-        false => None,
-        true => Some(MetricExporter::builder().with_tonic().build().map_err(no_exporter)?),
-    };
-    let meters = Meters::new(about, exporter)?;
-    logs::install(logs::Level::Info, tracer.as_ref())?;
-    Ok(Telemetry { meters, tracer })
+    let Otlp { tracer, metrics, logger } = Otlp::from_environment(&about)?;
+    let meters = Meters::new(about, metrics)?;
+    logs::install(logs::Level::Info, logger.as_ref())?;
+    Ok(Telemetry { meters, tracer, logger })
 }
 
 /// `service.name` (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, else `fusioncap`) and version.
@@ -101,49 +122,9 @@ fn resource() -> Resource {
     if is_given { builder.build() } else { builder.with_service_name("fusioncap").build() }
 }
 
-/// Whether the standard variables ask for `signal` (`TRACES`, `METRICS`) to be pushed.
-fn pushes(signal: &str) -> bool {
-    pushes_as_set(signal, |name| env::var(name).ok())
-}
-
-fn pushes_as_set(signal: &str, variable: impl Fn(&str) -> Option<String>) -> bool {
-    let is = |name: &str, value: &str| {
-        variable(name).is_some_and(|found| found.trim().eq_ignore_ascii_case(value))
-    };
-    if is("OTEL_SDK_DISABLED", "true") || is(&format!("OTEL_{signal}_EXPORTER"), "none") {
-        return false;
-    }
-    let names =
-        ["OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")];
-    names.iter().any(|name| variable(name).is_some_and(|value| !value.trim().is_empty()))
-}
-
-fn no_exporter(error: ExporterBuildError) -> Error {
-    Error::new(ErrorKind::Config, "can't push telemetry as OTEL_EXPORTER_OTLP_ENDPOINT says")
-        .with("allowed", "http://host:port of a gRPC collector")
-        .because(error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_standard_names_turn_pushing_on_and_off() {
-        let asks = |signal: &str, set: &[(&str, &str)]| {
-            pushes_as_set(signal, |name| {
-                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
-            })
-        };
-        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317");
-        assert!(!asks("TRACES", &[]));
-        assert!(!asks("TRACES", &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]));
-        assert!(asks("TRACES", &[all]) && asks("METRICS", &[all]));
-        assert!(!asks("TRACES", &[all, ("OTEL_TRACES_EXPORTER", "none")]));
-        assert!(!asks("METRICS", &[all, ("OTEL_SDK_DISABLED", "true")]));
-        let one = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://collector:4317");
-        assert!(asks("METRICS", &[one]) && !asks("TRACES", &[one]));
-    }
 
     #[test]
     fn the_service_has_a_name() {

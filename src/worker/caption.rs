@@ -12,6 +12,7 @@ use crate::worker::encode::EncodedBatch;
 use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome};
 use crate::worker::models::Half;
 use crate::worker::shared::{Shared, Side, Step};
+use crate::worker::spans::BatchTimes;
 
 pub struct Captioner {
     pub writer: Half<Writer>,
@@ -43,7 +44,7 @@ impl Captioner {
 
     fn one(&mut self, batch: EncodedBatch) -> Result<Vec<Outcome>> {
         let started = Instant::now();
-        let EncodedBatch { images, model, encoded, began } = batch;
+        let EncodedBatch { images, model, encoded, began, ended } = batch;
         let captions = self.writer.of(&model)?.write(encoded)?;
         self.shared.busy(Step::Caption, started);
         self.shared.slowest.batch(began.elapsed());
@@ -52,6 +53,8 @@ impl Captioner {
                 .with("images", images.len())
                 .with("captions", captions.len()));
         }
+        let times = BatchTimes { began, encoded: ended, writing: started, written: Instant::now() };
+        self.shared.spans.inferred(images.iter().map(|image| &image.origin.trace), times);
         tracing::debug!(images = images.len(), elapsed = ?began.elapsed(), "batch captioned");
         let pairs = images.into_iter().zip(captions);
         Ok(pairs.flat_map(|(image, caption)| captioned(image, caption)).collect())

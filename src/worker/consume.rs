@@ -32,6 +32,7 @@ use crate::worker::membership::{self, Membership};
 use crate::worker::message::{self, SourcePosition, Stage};
 use crate::worker::rebalance::Rebalancer;
 use crate::worker::shared::{Shared, Step};
+use crate::worker::spans::Trace;
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// While records wait for the fetchers.
@@ -85,6 +86,8 @@ impl Consume {
         let wait = if self.unhanded.is_empty() { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
+        let polling = Instant::now();
+        let mut poll = self.shared.spans.poll(polling);
         let polled = consumer.poll(wait);
         self.last_poll = Instant::now();
         let Some(first) = polled else {
@@ -95,10 +98,14 @@ impl Consume {
         // Before the record goes on: no transaction may carry it without the group's metadata.
         membership::refresh(consumer, &self.shared, &mut self.membership);
         let mut next = Some(first);
-        let mut taken = 0;
+        let (mut taken, mut messages) = (0, 0);
         while let Some(polled) = next {
             match polled {
-                Ok(message) => take(&self.shared, &self.publisher, &mut self.unhanded, &message),
+                Ok(message) => {
+                    let trace = take(&self.shared, &self.publisher, &mut self.unhanded, &message);
+                    poll.note(trace.as_ref());
+                    messages += 1;
+                }
                 Err(error) => self.survive(error)?,
             }
             taken += 1;
@@ -108,6 +115,8 @@ impl Consume {
             }
             next = consumer.poll(Duration::ZERO);
         }
+        poll.end();
+        self.shared.conventional.polled(messages, polling.elapsed());
         self.shared.busy(Step::Consume, started);
         Ok(())
     }
@@ -322,23 +331,24 @@ impl Consume {
     }
 }
 
-/// Detaches a message, tells the publisher of it, and queues its records.
+/// Detaches a message, tells the publisher of it, and queues its records. The trace of the first
+/// one; None where the message was dropped.
 fn take(
     shared: &Shared,
     publisher: &Sender<Event>,
     unhanded: &mut VecDeque<Referenced>,
     borrowed: &BorrowedMessage<'_>,
-) {
+) -> Option<Trace> {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
     let epoch = match shared.assignment.polled(partition, offset) {
         Polled::Taken { epoch } => epoch,
         Polled::Dropped => {
             tracing::debug!(partition, offset, "dropped a message that will be read again");
-            return;
+            return None;
         }
         Polled::WentBack => {
             tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
-            return;
+            return None;
         }
     };
     let message = Arc::new(detach(borrowed, epoch));
@@ -354,22 +364,31 @@ fn take(
     shared.enter(references(records));
     // The publisher ends before this thread only when the run has failed.
     let _ = publisher.send(Event::Tracked { partition, epoch, offset, records });
+    let mut first = None;
     match parsed {
         Ok(requests) => {
+            if requests.images.is_empty() {
+                first = Some(shared.spans.skipped(&message, requests.skipped));
+            }
             let skipped = requests.skipped as u64;
             shared.tally.skipped.fetch_add(skipped, Ordering::Relaxed);
             shared.metrics.skipped.add(skipped, &[]);
             unhanded.extend(requests.images.into_iter().enumerate().map(|(index, request)| {
-                let origin = Origin { message: Arc::clone(&message), index };
+                let trace = shared.spans.process(&message, index, Some(&request));
+                first.get_or_insert_with(|| trace.clone());
+                let origin = Origin { message: Arc::clone(&message), index, trace };
                 Referenced { origin, request, lead: Lead::default() }
             }));
         }
         Err(error) => {
-            let origin = Origin { message, index: 0 };
+            let trace = shared.spans.process(&message, 0, None);
+            first = Some(trace.clone());
+            let origin = Origin { message, index: 0, trace };
             let outcome = Outcome::failed(origin, None, Stage::Consume, error, 1);
             let _ = publisher.send(Event::Finished(vec![outcome]));
         }
     }
+    first
 }
 
 fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {

@@ -148,7 +148,9 @@ impl Decode {
             return;
         }
         let FetchedImage { origin, request, object, bytes, taken, attempts, lead } = image;
+        origin.trace.step("decode wait", Instant::now());
         let decoded = self.pixels(bytes, &model, &place).await;
+        origin.trace.step_of("decode", decoded.as_ref().err());
         // A decoder that hangs keeps its bytes, but must not keep the others from theirs.
         drop(taken);
         match decoded {
@@ -161,6 +163,7 @@ impl Decode {
             }
             Err(error) => {
                 if error.kind() == ErrorKind::DecodeTimeout {
+                    let _in_trace = origin.in_trace();
                     tracing::warn!(uri = request.uri(), "an image takes too long to decode");
                 }
                 let outcome =

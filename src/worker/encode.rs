@@ -22,6 +22,8 @@ pub struct EncodedBatch {
     pub model: Arc<Model>,
     pub encoded: Encoded,
     pub began: Instant,
+    /// When encoding ended.
+    pub ended: Instant,
 }
 
 pub struct Encode {
@@ -55,10 +57,11 @@ impl Encode {
                 continue;
             };
             self.shared.busy(Step::Encode, began);
-            let full = Instant::now();
+            let ended = Instant::now();
             // Captioning ends before encoding only when the run has failed.
-            let _ = self.caption.blocking_send(EncodedBatch { images, model, encoded, began });
-            self.shared.waited(Step::Encode, Side::Output, full);
+            let batch = EncodedBatch { images, model, encoded, began, ended };
+            let _ = self.caption.blocking_send(batch);
+            self.shared.waited(Step::Encode, Side::Output, ended);
         }
     }
 }

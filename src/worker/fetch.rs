@@ -18,7 +18,7 @@ use crate::retry::{GaveUp, Policy, retry};
 use crate::s3::{Object, ObjectRef, Room, Store, Taken};
 use crate::worker::breaker::{Asker, Rounds, Told, Verdict};
 use crate::worker::depth::{Depth, Place};
-use crate::worker::flow::{Event, FetchedImage, ObjectState, Outcome, Referenced};
+use crate::worker::flow::{Event, FetchedImage, ObjectState, Origin, Outcome, Referenced};
 use crate::worker::hedge::Hedge;
 use crate::worker::lead::{Joined, Lead, Leads};
 use crate::worker::message::{ImageRequest, Stage};
@@ -131,8 +131,10 @@ impl Fetch {
         }
         let wanted = || self.shared.is_current(&origin) && !self.shared.has_failed();
         let began = Instant::now();
-        match self.read(&request, &lead, wanted).await {
+        origin.trace.step("queue", began);
+        match self.read(&origin, &request, &lead, wanted).await {
             Ok(((object, taken), attempts)) => {
+                origin.trace.fetched(&request, attempts, Ok(object.bytes.len()));
                 self.shared.metrics.fetched_bytes.add(object.bytes.len() as u64, &[]);
                 let state = ObjectState { etag: object.etag, version_id: object.version_id };
                 let bytes = object.bytes;
@@ -143,7 +145,9 @@ impl Fetch {
             // It was given up because of its owner, not of the object: who waits for it goes on.
             Err(_) if !self.shared.is_current(&origin) => {}
             Err(GaveUp { error, attempts }) => {
+                origin.trace.fetched(&request, attempts, Err(&error));
                 if error.kind() == ErrorKind::AccessDenied {
+                    let _in_trace = origin.in_trace();
                     tracing::warn!(
                         error = error.chain(),
                         "the object store refused access: check the s3 credentials and the \
@@ -170,6 +174,7 @@ impl Fetch {
 
     async fn read(
         &self,
+        origin: &Origin,
         request: &ImageRequest,
         lead: &Lead,
         wanted: impl Fn() -> bool,
@@ -178,7 +183,7 @@ impl Fetch {
             return Err(GaveUp { error, attempts: 0 });
         }
         let asker = self.askers.fetch_add(1, Ordering::Relaxed);
-        let read = self.rounds(asker, (request, lead), wanted).await;
+        let read = self.rounds(asker, (origin, request, lead), wanted).await;
         self.shared.breaker.settled(asker);
         read
     }
@@ -187,7 +192,7 @@ impl Fetch {
     async fn rounds(
         &self,
         asker: Asker,
-        (request, lead): (&ImageRequest, &Lead),
+        (origin, request, lead): (&Origin, &ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
     ) -> Result<(Fetched, u32), GaveUp> {
         let breaker = &self.shared.breaker;
@@ -198,7 +203,7 @@ impl Fetch {
                 return Err(GaveUp { error, attempts: before });
             }
             let began = Instant::now();
-            let gave_up = match self.round(asker, (request, lead), &wanted).await {
+            let gave_up = match self.round(asker, (origin, request, lead), &wanted).await {
                 Ok((object, attempts)) => return Ok((object, before + attempts)),
                 Err(gave_up) => gave_up,
             };
@@ -223,7 +228,7 @@ impl Fetch {
     async fn round(
         &self,
         asker: Asker,
-        (request, lead): (&ImageRequest, &Lead),
+        (origin, request, lead): (&Origin, &ImageRequest, &Lead),
         wanted: impl Fn() -> bool,
     ) -> Result<(Fetched, u32), GaveUp> {
         let breaker = &self.shared.breaker;
@@ -252,6 +257,7 @@ impl Fetch {
             },
             |error, attempts, pause| {
                 self.shared.metrics.fetch_retries.add(1, &[]);
+                let _in_trace = origin.in_trace();
                 tracing::debug!(error = error.chain(), attempts, ?pause, "fetching again");
                 wanted() && !breaker.is_open()
             },

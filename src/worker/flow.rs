@@ -14,6 +14,7 @@ use crate::s3::Taken;
 use crate::worker::lead::Lead;
 use crate::worker::message::{ImageRequest, Original, SourcePosition, Stage};
 use crate::worker::models::Model;
+use crate::worker::spans::Trace;
 
 /// A message of the input topic, detached from the consumer's memory.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Origin {
     pub message: Arc<SourceMessage>,
     /// Position among the message's records.
     pub index: usize,
+    /// Its spans.
+    pub trace: Trace,
 }
 
 impl Origin {

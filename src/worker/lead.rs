@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc;
 
 use crate::bundle::Identity;
@@ -37,9 +38,15 @@ pub struct Leads {
 
 type Table = Repeats<(Origin, ImageRequest), Arc<Answer>>;
 
-/// An outcome in nobody's name.
+/// An outcome in nobody's name, and the span of who led to it.
 #[derive(Clone, Debug)]
-enum Answer {
+struct Answer {
+    outcome: Nameless,
+    led_by: Option<SpanContext>,
+}
+
+#[derive(Clone, Debug)]
+enum Nameless {
     Captioned {
         object: ObjectState,
         content_type: &'static str,
@@ -174,12 +181,13 @@ impl Drop for Lead {
 
 impl Answer {
     fn of(outcome: &Outcome, embeddings: bool) -> Self {
-        match outcome {
+        let led_by = outcome.origin().trace.context().cloned();
+        let outcome = match outcome {
             Outcome::Captioned(captioned) => {
                 let Captioned { object, content_type, width, height, caption, model, .. } =
                     &**captioned;
                 let embedding = if embeddings { caption.embedding.clone() } else { Vec::new() };
-                Self::Captioned {
+                Nameless::Captioned {
                     object: object.clone(),
                     content_type,
                     width: *width,
@@ -195,18 +203,20 @@ impl Answer {
             }
             Outcome::Failed(failed) => {
                 let Failed { stage, error, attempts, .. } = &**failed;
-                Self::Failed { stage: *stage, error: error.clone(), attempts: *attempts }
+                Nameless::Failed { stage: *stage, error: error.clone(), attempts: *attempts }
             }
-        }
+        };
+        Self { outcome, led_by }
     }
 
     fn is_caption(&self) -> bool {
-        matches!(self, Self::Captioned { .. })
+        matches!(self.outcome, Nameless::Captioned { .. })
     }
 
     fn to(&self, origin: Origin, request: ImageRequest) -> Outcome {
-        match self.clone() {
-            Self::Captioned { object, content_type, width, height, caption, model } => {
+        origin.trace.repeats(self.led_by.as_ref());
+        match self.outcome.clone() {
+            Nameless::Captioned { object, content_type, width, height, caption, model } => {
                 Outcome::Captioned(Box::new(Captioned {
                     origin,
                     request,
@@ -218,7 +228,7 @@ impl Answer {
                     model,
                 }))
             }
-            Self::Failed { stage, error, attempts } => {
+            Nameless::Failed { stage, error, attempts } => {
                 Outcome::failed(origin, Some(request), stage, error, attempts)
             }
         }

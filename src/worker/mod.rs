@@ -23,6 +23,7 @@ mod caption;
 pub(crate) mod client;
 mod client_log;
 mod consume;
+mod conventional;
 mod deadlines;
 mod decode;
 mod depth;
@@ -47,6 +48,7 @@ mod rollout;
 mod shared;
 #[cfg(test)]
 mod simulation;
+mod spans;
 mod transaction;
 mod watchdog;
 
@@ -68,7 +70,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
-use crate::telemetry::{Health, Metrics, Profile};
+use crate::telemetry::Instruments;
 use crate::worker::backlog::Backlog;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
@@ -108,16 +110,14 @@ pub struct Report {
 pub async fn run(
     config: Config,
     engine: Engine,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    profile: Option<Profile>,
+    instruments: Instruments,
     shutdown: CancellationToken,
 ) -> Result<Report> {
     let started = Instant::now();
     // Dropping this future ends the threads too.
     let stop = shutdown.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let shared = Arc::new(Shared::new(metrics, health, profile));
+    let shared = Arc::new(Shared::new(instruments, &config.kafka));
     let store = Store::connect(&config.s3).await?;
     let (publisher, inbox) = std::sync::mpsc::channel();
     let clients = Clients::new(&config.kafka)?;

@@ -8,13 +8,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use opentelemetry::ContextGuard;
+
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::flow::{Captioned, Failed, Origin, Outcome};
 use crate::worker::message::{
-    CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
+    self, CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
 };
 use crate::worker::models::Models;
+use crate::worker::spans::{Sending, attach};
 
 /// librdkafka's default of `message.max.bytes`, below the broker's own.
 const MAX_BYTES: usize = 1_000_000;
@@ -35,6 +38,20 @@ pub struct Record {
     pub headers: Vec<(&'static str, Vec<u8>)>,
     /// What a dead letter is for; None for a caption.
     pub code: Option<ErrorKind>,
+    pub spans: Sending,
+}
+
+impl Record {
+    /// What is logged until the guard is dropped belongs to the trace that this record carries.
+    pub fn in_trace(&self) -> ContextGuard {
+        let carried = self.headers.iter().find(|(name, _)| *name == message::TRACEPARENT);
+        let text = carried.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
+        attach(
+            text.map(|traceparent| {
+                TraceContext { traceparent, tracestate: None }.to_span_context()
+            }),
+        )
+    }
 }
 
 /// Knows the topics and the models.
@@ -65,6 +82,7 @@ impl RecordWriter {
     /// Notes that the topic of `record` does not take a record of its size: the next one for the
     /// same reference will be smaller.
     pub fn refuse(&mut self, record: &Record) {
+        let _in_trace = record.in_trace();
         let (partition, offset, index) = record.source;
         tracing::warn!(
             partition,
@@ -128,13 +146,15 @@ impl RecordWriter {
             };
             return self.dead_letter(&origin, Some(&request), &error, (Stage::Caption, 1));
         }
-        let mut headers = header::of(position, origin.index, &trace(&origin));
+        let sent = (key.as_deref(), payload.len());
+        let (trace, spans) = Sending::begin(&origin, &self.captions, sent, None);
+        let mut headers = header::of(position, origin.index, &trace);
         if let Some(tag) = etag {
             headers.push((header::ETAG, tag.into_bytes()));
         }
         headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));
-        let source = source(&origin);
-        Ok(Record { source, topic: Arc::clone(&self.captions), key, payload, headers, code: None })
+        let (source, topic) = (source(&origin), Arc::clone(&self.captions));
+        Ok(Record { source, topic, key, payload, headers, code: None, spans })
     }
 
     fn dead_letter(
@@ -159,12 +179,15 @@ impl RecordWriter {
                 key = None;
             }
         }
-        let mut headers = header::of(&message.position, origin.index, &trace(origin));
+        let sent = (key.as_deref(), payload.len());
+        let (trace, spans) = Sending::begin(origin, &self.dead_letters, sent, Some(error));
+        let mut headers = header::of(&message.position, origin.index, &trace);
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
         let digest = self.models.serving().identity.digest.as_bytes().to_vec();
         headers.push((header::MODEL_DIGEST, digest));
         let (source, code) = (source(origin), Some(error.kind()));
-        Ok(Record { source, topic: Arc::clone(&self.dead_letters), key, payload, headers, code })
+        let topic = Arc::clone(&self.dead_letters);
+        Ok(Record { source, topic, key, payload, headers, code, spans })
     }
 
     fn fits(&self, key: Option<&[u8]>, payload: &[u8]) -> bool {
@@ -175,8 +198,4 @@ impl RecordWriter {
 
 fn source(origin: &Origin) -> Source {
     (origin.partition(), origin.offset(), origin.index)
-}
-
-fn trace(origin: &Origin) -> TraceContext {
-    TraceContext::from_headers(&origin.message.original.headers).unwrap_or_else(TraceContext::fresh)
 }

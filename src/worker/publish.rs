@@ -24,6 +24,7 @@ use crate::worker::ledger::Finished;
 use crate::worker::output::{Record, RecordWriter};
 use crate::worker::protocol::{self, Outcome as Ending, Protocol, Ready};
 use crate::worker::shared::{Shared, Side, Step};
+use crate::worker::spans::Sent;
 use crate::worker::transaction::{Failure, Transactor};
 
 /// Failures in a row after which the worker says that it is not ready.
@@ -198,6 +199,7 @@ impl Publisher {
                 }
                 self.shared.slowest.commit(started.elapsed());
                 self.account(&commit, started);
+                self.end_spans(commit, started, None);
                 Ok(())
             }
             Err(failure) => {
@@ -206,9 +208,19 @@ impl Publisher {
                         self.writer.refuse(record);
                     }
                 }
+                self.end_spans(commit, started, Some(&failure.error));
                 self.recover(failure)
             }
         }
+    }
+
+    fn end_spans(&self, commit: Commit, began: Instant, failed: Option<&Error>) {
+        let messages = commit.finished.iter().map(|finished| finished.messages).sum();
+        let (delivered, ended) = (self.transactor.delivered(), Instant::now());
+        let kind = failed.map(Error::kind);
+        self.shared.conventional.ended(&commit.records, ended - began, kind);
+        let spans = commit.records.into_iter().map(|record| record.spans);
+        self.shared.spans.ended(spans, messages, Sent { began, delivered, ended, failed });
     }
 
     /// Takes what is finished and still owned, and makes records of it.
@@ -259,7 +271,7 @@ impl Publisher {
         }
         let dead_letters: u64 = codes.values().sum();
         let captions = commit.records.len() as u64 - dead_letters;
-        let Shared { tally, metrics, .. } = &*self.shared;
+        let Shared { tally, metrics, conventional, .. } = &*self.shared;
         tally.captions.fetch_add(captions, Ordering::Relaxed);
         tally.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);
         tally.transactions.fetch_add(1, Ordering::Relaxed);
@@ -268,8 +280,22 @@ impl Publisher {
             metrics.dead_letters.add(count, &[KeyValue::new("code", code)]);
         }
         metrics.transactions.add(1, &[KeyValue::new("outcome", "committed")]);
-        for polled in commit.finished.iter().flat_map(|finished| &finished.outcomes) {
-            metrics.latency_seconds.record(polled.elapsed().as_secs_f64(), &[]);
+        let polled = commit.finished.iter().flat_map(|finished| &finished.outcomes);
+        for (polled, record) in polled.zip(&commit.records) {
+            let took = polled.elapsed();
+            metrics.latency(took.as_secs_f64(), record.spans.process());
+            conventional.processed(took, record.code);
+            if let Some(code) = record.code {
+                let _in_trace = record.in_trace();
+                let (partition, offset, index) = record.source;
+                tracing::info!(
+                    partition,
+                    offset,
+                    index,
+                    code = code.code(),
+                    "dead letter committed"
+                );
+            }
         }
         let offsets: BTreeMap<i32, i64> = commit
             .finished

@@ -8,12 +8,15 @@ use opentelemetry::KeyValue;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio_util::sync::CancellationToken;
 
+use crate::config;
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::{Health, Metrics, Profile};
+use crate::telemetry::{Health, Instruments, Metrics, Profile};
 use crate::worker::assignment::Assignment;
 use crate::worker::breaker::Breaker;
+use crate::worker::conventional::Conventional;
 use crate::worker::deadlines::Slowest;
 use crate::worker::flow::Origin;
+use crate::worker::spans::Spans;
 
 /// The steps of the flow, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +80,10 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
     profile: Option<Profile>,
+    /// Makes the spans of references.
+    pub spans: Spans,
+    /// What a collector gets under the conventions' names.
+    pub conventional: Conventional,
     pub tally: Tally,
     pub slowest: Slowest,
     /// Open while the object store is taken for down.
@@ -100,12 +107,15 @@ pub struct Tally {
 }
 
 impl Shared {
-    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, profile: Option<Profile>) -> Self {
+    pub fn new(instruments: Instruments, kafka: &config::Kafka) -> Self {
+        let Instruments { metrics, health, profile, tracer, meter } = instruments;
         Self {
             assignment: Assignment::default(),
             metrics,
             health,
             profile,
+            spans: Spans::new(tracer, kafka),
+            conventional: Conventional::new(meter, kafka),
             tally: Tally::default(),
             slowest: Slowest::default(),
             breaker: Breaker::default(),

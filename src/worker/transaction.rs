@@ -12,6 +12,7 @@
 //! refusal one transaction is tried with each record alone in its batch: whatever is refused then
 //! is too large itself.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -75,6 +76,8 @@ pub struct Transactor {
     /// Each record in a batch of its own.
     alone: bool,
     too_large: Vec<usize>,
+    /// When the last transaction's records were all acknowledged.
+    delivered: Cell<Option<Instant>>,
     /// None while there is no usable one.
     producer: Option<Served>,
 }
@@ -98,6 +101,7 @@ impl Transactor {
             fencings: Fencings::default(),
             alone: false,
             too_large: Vec::new(),
+            delivered: Cell::default(),
             producer: None,
         };
         transactor.build_within(FIRST_BUILD_LIMIT, stop)?;
@@ -185,6 +189,7 @@ impl Transactor {
         let Some(producer) = self.producer.take() else {
             return Err(Failure::unknown(Error::new(ErrorKind::Kafka, "there is no producer")));
         };
+        self.delivered.take();
         let began = Instant::now();
         let mut ended = self.attempt(&producer, records, offsets, group, still_owned);
         producer.catch_up();
@@ -220,6 +225,11 @@ impl Transactor {
         &self.too_large
     }
 
+    /// When the records of the last transaction were all acknowledged, if they were.
+    pub fn delivered(&self) -> Option<Instant> {
+        self.delivered.get()
+    }
+
     /// Whether there is a producer that can begin a transaction.
     pub fn is_ready(&self) -> bool {
         self.producer.is_some()
@@ -245,7 +255,8 @@ impl Transactor {
                     producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT)
                 })
             })
-            .and_then(|()| self.await_deliveries(producer));
+            .and_then(|()| self.await_deliveries(producer))
+            .inspect(|()| self.delivered.set(Some(Instant::now())));
         if let Err(error) = sent {
             if classify(&error) == Fault::Fatal {
                 return Err(Failure::fatal("the producer failed", error));

@@ -4,6 +4,7 @@ mod access;
 mod ambiguous;
 mod backlog;
 mod bucket;
+mod collector;
 mod compressed;
 mod faults;
 mod fences;
@@ -24,6 +25,7 @@ mod repeats;
 mod retries;
 mod rollout;
 mod secure;
+mod telemetry;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Weak};

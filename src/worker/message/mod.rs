@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub use original::{Kept, Original, RawHeader};
 pub use record::{CaptionRecord, DeadLetter, Stage, header};
 pub use redriven::{Marker, Place};
-pub use trace::TraceContext;
+pub use trace::{TRACEPARENT, TraceContext};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::name;

@@ -1,5 +1,8 @@
 //! W3C trace context (w3.org/TR/trace-context) carried from a reference to its caption.
 
+use std::str::FromStr;
+
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use uuid::Uuid;
 
 use super::RawHeader;
@@ -29,6 +32,26 @@ impl TraceContext {
         let traceparent = find(TRACEPARENT).filter(|text| is_valid(text))?;
         let tracestate = find(TRACESTATE).filter(|state| state.len() <= MAX_STATE);
         Some(Self { traceparent, tracestate })
+    }
+
+    /// The context of a span of our own, with the state that came with its parent.
+    pub fn of(span: &SpanContext, tracestate: Option<String>) -> Self {
+        let (trace, id) = (span.trace_id(), span.span_id());
+        // Of the other flags none may be passed on that is not understood (3.2.2.5).
+        let flags = u8::from(span.trace_flags().is_sampled());
+        Self { traceparent: format!("00-{trace}-{id}-{flags:02x}"), tracestate }
+    }
+
+    /// The span that `traceparent` names, somewhere else.
+    pub fn to_span_context(&self) -> SpanContext {
+        let mut parts = self.traceparent.split('-').skip(1);
+        let (trace, id, flags) = (parts.next(), parts.next(), parts.next());
+        let trace = trace.and_then(|hex| TraceId::from_hex(hex).ok()).unwrap_or(TraceId::INVALID);
+        let id = id.and_then(|hex| SpanId::from_hex(hex).ok()).unwrap_or(SpanId::INVALID);
+        let flags = flags.and_then(|hex| u8::from_str_radix(hex, 16).ok()).unwrap_or_default();
+        let state = self.tracestate.as_deref().map(TraceState::from_str);
+        let state = state.and_then(Result::ok).unwrap_or_default();
+        SpanContext::new(trace, id, TraceFlags::new(flags) & TraceFlags::SAMPLED, true, state)
     }
 
     /// A new, sampled trace.
@@ -72,6 +95,20 @@ mod tests {
             assert_eq!(TraceContext::from_headers(&headers(wrong)), None, "{wrong}");
         }
         assert!(is_valid(&TraceContext::fresh().traceparent));
+    }
+
+    #[test]
+    fn a_context_becomes_a_span_and_comes_back() {
+        let mut sent = headers("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03");
+        sent.push(RawHeader::new(TRACESTATE, "vendor=a"));
+        let given = TraceContext::from_headers(&sent).unwrap();
+        let span = given.to_span_context();
+        assert!(span.is_sampled() && span.is_remote());
+        assert_eq!(span.trace_state().get("vendor"), Some("a"));
+        let back = TraceContext::of(&span, given.tracestate.clone());
+        assert_eq!(back.traceparent, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let unsampled = headers("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
+        assert!(!TraceContext::from_headers(&unsampled).unwrap().to_span_context().is_sampled());
     }
 
     #[test]
