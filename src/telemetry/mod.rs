@@ -79,21 +79,26 @@ impl Telemetry {
         self.meters.registry.clone()
     }
 
-    /// Pushes the last spans, metrics and log records and stops, within a few seconds.
+    /// Pushes the last spans, metrics and log records and stops, within a few seconds: one signal
+    /// does not wait for another where the collector does not answer.
     pub async fn shutdown(self) {
+        let Self { meters, tracer, logger } = self;
         // The exporters' threads need the runtime's workers: they may not be blocked meanwhile.
-        let flush = tokio::task::spawn_blocking(move || {
-            self.meters.shutdown();
-            if let Some(Err(error)) = self.tracer.as_ref().map(SdkTracerProvider::shutdown) {
+        let metrics = tokio::task::spawn_blocking(move || meters.shutdown());
+        let spans = tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = tracer.as_ref().map(SdkTracerProvider::shutdown) {
                 tracing::debug!(%error, "the last spans were not pushed");
             }
-            // The last of all, so that it has what the others said.
-            if let Some(Err(error)) = self.logger.as_ref().map(SdkLoggerProvider::shutdown) {
+        });
+        let logs = tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = logger.as_ref().map(SdkLoggerProvider::shutdown) {
                 tracing::debug!(%error, "the last log records were not pushed");
             }
         });
-        if let Err(error) = flush.await {
-            tracing::warn!(%error, "telemetry did not stop cleanly");
+        for stopped in [metrics, spans, logs] {
+            if let Err(error) = stopped.await {
+                tracing::warn!(%error, "telemetry did not stop cleanly");
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a worker tells of itself, as a real OpenTelemetry Collector gets it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ struct Ran {
     log: String,
     /// As `/metrics` had it at the end.
     metrics: String,
+    /// From SIGTERM to the process's end.
+    ending: Duration,
 }
 
 /// Runs a worker over `messages`, each a payload and a `traceparent`, until `answers` are there.
@@ -60,10 +63,12 @@ async fn run(
     let both = [topics.output.as_str(), &topics.dead_letters];
     let records = cluster.await_records(&both, answers, PATIENCE);
     let metrics = worker.get("/metrics").unwrap();
+    let told = Instant::now();
     worker.signal("TERM");
     assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
+    let ending = told.elapsed();
     let by_id = records.into_iter().map(|record| (record.text("id").to_owned(), record));
-    Ran { topics, records: by_id.collect(), log: worker.log(), metrics }
+    Ran { topics, records: by_id.collect(), log: worker.log(), metrics, ending }
 }
 
 /// The lines of a worker's log that say `message`.
@@ -141,7 +146,7 @@ async fn a_caption_has_a_trace_from_its_request_on() {
     let configure = |configuration: Configuration| {
         configuration.with_variable("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
     };
-    let Ran { topics, records, log, metrics } =
+    let Ran { topics, records, log, metrics, .. } =
         run("traced", &messages, 6, configure, &bucket).await;
     collector.stop();
     let spans = collector.spans();
@@ -326,4 +331,19 @@ async fn without_a_collector_the_context_is_passed_on_and_logged() {
     assert_eq!(said[0]["trace_id"], "2".repeat(32));
     let committed = lines(&log, "transaction committed");
     assert!(!committed.is_empty() && committed.iter().all(|line| line["trace_id"].is_null()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_never_answers_holds_nothing_up() {
+    let bucket = Bucket::start();
+    // The system accepts connections to it, and no one reads them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let messages = [(request("one", &bucket.put("1.png", &bucket::picture(1))), None)];
+    let configure = |configuration: Configuration| {
+        configuration.with_variable("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+    };
+    let Ran { records, ending, .. } = run("silent", &messages, 1, configure, &bucket).await;
+    assert_eq!(carried(&records["one"]).2, "01");
+    assert!(ending < Duration::from_secs(12), "{ending:?} from SIGTERM to the end");
 }
