@@ -16,7 +16,7 @@ use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
 use super::line::line_of;
 use super::origin::Origin;
 use super::secret::{MASK, Properties};
-use super::{Config, Kafka, validate};
+use super::{Config, Topics, validate};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Fields set by flags: the last and strongest layer.
@@ -41,13 +41,13 @@ impl Config {
         Self::layered(path, std::env::vars_os(), flags)
     }
 
-    /// The section `kafka` alone, for what runs no model: no field of another section is required,
-    /// and each that is set is still checked by itself.
+    /// The sections `kafka` and `registry` alone, for what runs no model: no field of another one is
+    /// required, and each that is set is still checked by itself.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn load_kafka(path: Option<&Path>, flags: &Overrides) -> Result<Kafka> {
-        Layers::read(path, std::env::vars_os(), flags)?.finish_kafka()
+    pub fn load_topics(path: Option<&Path>, flags: &Overrides) -> Result<Topics> {
+        Layers::read(path, std::env::vars_os(), flags)?.finish_topics()
     }
 
     fn layered(
@@ -197,11 +197,10 @@ impl Layers {
         Ok(config)
     }
 
-    fn finish_kafka(self) -> Result<Kafka> {
-        let section = self.joined("kafka.")?.remove("kafka").unwrap_or_default();
-        let kafka: Kafka = self.deserialized(section)?;
-        validate::check_kafka(&kafka).map_err(|problem| self.located(problem))?;
-        Ok(kafka)
+    fn finish_topics(self) -> Result<Topics> {
+        let topics: Topics = self.deserialized(self.joined("kafka.")?)?;
+        validate::check_topics(&topics).map_err(|problem| self.located(problem))?;
+        Ok(topics)
     }
 
     fn deserialized<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {

@@ -14,6 +14,7 @@ mod line;
 mod load;
 mod origin;
 mod reference;
+mod registry;
 mod secret;
 mod validate;
 
@@ -27,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use load::Overrides;
 pub use reference::reference;
+pub use registry::{Format, Registry, SubjectNameStrategy, Topics};
 pub use secret::{Properties, Secret};
 pub use validate::{LEAVING_MS, protected};
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub limits: Limits,
     #[serde(default)]
     pub http: Http,
+    #[serde(default)]
+    pub registry: Registry,
 }
 
 /// Where references come from, and where captions and dead letters go.

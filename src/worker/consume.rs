@@ -26,10 +26,11 @@ use crate::worker::backlog::Backlog;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::headers;
+use crate::worker::intake::Intake;
 use crate::worker::lead::Lead;
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
-use crate::worker::message::{self, SourcePosition, Stage};
+use crate::worker::message::{Requests, SourcePosition, Stage};
 use crate::worker::rebalance::Rebalancer;
 use crate::worker::shared::{Shared, Step};
 
@@ -52,6 +53,8 @@ pub struct Consume {
     pub max_in_flight: usize,
     pub deadlines: Deadlines,
     pub shutdown: CancellationToken,
+    /// Messages that can't be read yet.
+    pub intake: Intake,
     /// Records that the fetchers have no room for yet.
     pub unhanded: VecDeque<Referenced>,
     pub backlog: Backlog,
@@ -79,10 +82,12 @@ impl Consume {
 
     fn turn(&mut self) -> Result<()> {
         self.rewind();
+        read(&self.shared, &self.publisher, &mut self.intake, &mut self.unhanded);
         self.hand_over();
         self.balance()?;
         self.measure();
-        let wait = if self.unhanded.is_empty() { IDLE_POLL } else { BUSY_POLL };
+        let is_idle = self.unhanded.is_empty() && self.intake.is_empty();
+        let wait = if is_idle { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
         let polled = consumer.poll(wait);
@@ -98,12 +103,16 @@ impl Consume {
         let mut taken = 0;
         while let Some(polled) = next {
             match polled {
-                Ok(message) => take(&self.shared, &self.publisher, &mut self.unhanded, &message),
+                Ok(message) => {
+                    receive(&self.shared, &mut self.intake, &message);
+                    read(&self.shared, &self.publisher, &mut self.intake, &mut self.unhanded);
+                }
                 Err(error) => self.survive(error)?,
             }
             taken += 1;
             // Asked before the next poll: what is polled must be taken, or its offset is skipped.
-            if taken == BURST || self.shared.in_flight() >= self.max_in_flight {
+            let held = self.shared.in_flight().saturating_add(self.intake.len());
+            if taken == BURST || held >= self.max_in_flight {
                 break;
             }
             next = consumer.poll(Duration::ZERO);
@@ -135,7 +144,7 @@ impl Consume {
     fn balance(&self) -> Result<()> {
         let in_flight = self.shared.in_flight();
         let suspended = self.shared.assignment.is_suspended();
-        let waits = suspended || self.shared.breaker.is_open();
+        let waits = suspended || self.shared.breaker.is_open() || !self.intake.is_empty();
         let enough = in_flight >= self.max_in_flight || !self.unhanded.is_empty() || waits;
         let little = in_flight <= self.max_in_flight / 2 && !waits;
         if enough {
@@ -322,29 +331,40 @@ impl Consume {
     }
 }
 
-/// Detaches a message, tells the publisher of it, and queues its records.
-fn take(
-    shared: &Shared,
-    publisher: &Sender<Event>,
-    unhanded: &mut VecDeque<Referenced>,
-    borrowed: &BorrowedMessage<'_>,
-) {
+/// Takes a polled message in, if it is to be taken.
+fn receive(shared: &Shared, intake: &mut Intake, borrowed: &BorrowedMessage<'_>) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
-    let epoch = match shared.assignment.polled(partition, offset) {
-        Polled::Taken { epoch } => epoch,
+    match shared.assignment.polled(partition, offset) {
+        Polled::Taken { epoch } => intake.add(Arc::new(detach(borrowed, epoch))),
         Polled::Dropped => {
             tracing::debug!(partition, offset, "dropped a message that will be read again");
-            return;
         }
         Polled::WentBack => {
             tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
-            return;
         }
-    };
-    let message = Arc::new(detach(borrowed, epoch));
-    let original = &message.original;
-    let payload = original.payload.as_deref().unwrap_or_default();
-    let parsed = message::parse(payload, &original.headers, &message.position);
+    }
+}
+
+/// Reads messages as far as their schemas are known.
+fn read(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    intake: &mut Intake,
+    unhanded: &mut VecDeque<Referenced>,
+) {
+    while let Some((message, parsed)) = intake.next(shared) {
+        track(shared, publisher, unhanded, message, parsed);
+    }
+}
+
+/// Tells the publisher of a message and queues its records.
+fn track(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    unhanded: &mut VecDeque<Referenced>,
+    message: Arc<SourceMessage>,
+    parsed: Result<Requests>,
+) {
     let records = match &parsed {
         Ok(requests) => requests.images.len(),
         Err(_) => 1,
@@ -352,8 +372,9 @@ fn take(
     shared.tally.messages.fetch_add(1, Ordering::Relaxed);
     shared.metrics.messages.add(1, &[]);
     shared.enter(references(records));
+    let (partition, offset) = (message.position.partition, message.position.offset);
     // The publisher ends before this thread only when the run has failed.
-    let _ = publisher.send(Event::Tracked { partition, epoch, offset, records });
+    let _ = publisher.send(Event::Tracked { partition, epoch: message.epoch, offset, records });
     match parsed {
         Ok(requests) => {
             let skipped = requests.skipped as u64;

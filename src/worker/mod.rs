@@ -32,6 +32,7 @@ mod fetch;
 mod flow;
 pub mod headers;
 mod hedge;
+mod intake;
 mod lead;
 mod ledger;
 mod membership;
@@ -58,6 +59,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use rdkafka::consumer::BaseConsumer;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +67,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::registry::{Kind, Registry};
 use crate::s3::Store;
 use crate::telemetry::{Health, Metrics, Profile};
 use crate::worker::backlog::Backlog;
@@ -77,7 +80,8 @@ use crate::worker::decode::Decode;
 use crate::worker::encode::Encode;
 use crate::worker::fetch::Fetch;
 use crate::worker::flow::Event;
-use crate::worker::output::RecordWriter;
+use crate::worker::intake::Intake;
+use crate::worker::output::{Encoders, RecordWriter};
 use crate::worker::publish::Publisher;
 use crate::worker::rebalance::Rebalancer;
 use crate::worker::shared::{Shared, panicked, spawn_thread};
@@ -115,6 +119,9 @@ pub async fn run(
     let _stop_when_dropped = stop.clone().drop_guard();
     let shared = Arc::new(Shared::new(metrics, health, profile));
     let store = Store::connect(&config.s3).await?;
+    let registry = Registry::new(&config.registry)?;
+    let encoders = Encoders::settle(&registry, &config.kafka).await?;
+    let intake = Intake::new(registry.decoder(Kind::Request, Handle::current()));
     let (publisher, inbox) = std::sync::mpsc::channel();
     let clients = Clients::new(&config.kafka)?;
     let deadlines = Deadlines::new(&config, clients.timeouts)?;
@@ -130,6 +137,7 @@ pub async fn run(
         engine,
         store,
         clients,
+        (intake, encoders),
         (publisher, inbox),
         &shared,
         stop,
@@ -205,6 +213,7 @@ impl Stages {
         engine: Engine,
         store: Store,
         (consumer, transactor): (BaseConsumer<Rebalancer>, Transactor),
+        (intake, encoders): (Intake, Encoders),
         (publisher, inbox): (Sender<Event>, Receiver<Event>),
         shared: &Arc<Shared>,
         stop: CancellationToken,
@@ -221,7 +230,7 @@ impl Stages {
         let (to_caption, captioned) = mpsc::channel(1);
         let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
 
-        let records = RecordWriter::new(&config, engine.bundle().clone());
+        let records = RecordWriter::new(&config, engine.bundle().clone(), encoders);
         let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
         let publish = spawn_thread("publish", shared, move || {
             let outcome = publish.run();
@@ -267,6 +276,7 @@ impl Stages {
             max_in_flight: config.limits.max_in_flight.max(1),
             deadlines,
             shutdown: stop,
+            intake,
             unhanded: VecDeque::new(),
             backlog: Backlog::new(),
             membership: None,

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
+use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::flow::{Captioned, Failed, Origin, Outcome};
 use crate::worker::message::{
     CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
@@ -37,11 +38,30 @@ pub struct Record {
     pub code: Option<ErrorKind>,
 }
 
+/// How captions and dead letters are written.
+#[derive(Debug)]
+pub struct Encoders {
+    captions: Encoder,
+    dead_letters: Encoder,
+}
+
+impl Encoders {
+    /// # Errors
+    /// As [`Registry::encoder`].
+    pub async fn settle(registry: &Registry, kafka: &Kafka) -> Result<Self> {
+        Ok(Self {
+            captions: registry.encoder(Kind::Caption, &kafka.output_topic).await?,
+            dead_letters: registry.encoder(Kind::DeadLetter, &kafka.dead_letter_topic).await?,
+        })
+    }
+}
+
 /// Knows the topics and the model.
 #[derive(Debug)]
 pub struct RecordWriter {
     captions: Arc<str>,
     dead_letters: Arc<str>,
+    encoders: Encoders,
     bundle: Bundle,
     embeddings: bool,
     max_bytes: usize,
@@ -50,11 +70,12 @@ pub struct RecordWriter {
 }
 
 impl RecordWriter {
-    pub fn new(config: &Config, bundle: Bundle) -> Self {
+    pub fn new(config: &Config, bundle: Bundle, encoders: Encoders) -> Self {
         let limit = config.kafka.properties.get("message.max.bytes");
         Self {
             captions: config.kafka.output_topic.as_str().into(),
             dead_letters: config.kafka.dead_letter_topic.as_str().into(),
+            encoders,
             bundle,
             embeddings: config.model.embeddings,
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
@@ -111,7 +132,7 @@ impl RecordWriter {
             embedding: self.embeddings.then_some(caption.embedding),
             ..CaptionRecord::new(position, &request, &self.bundle)
         };
-        let payload = record.to_json()?;
+        let payload = self.encoders.captions.encode(&record)?;
         let key = origin.message.original.key.clone();
         let fits = self.fits(key.as_deref(), &payload);
         if !fits || self.refusals(&origin) > 0 {
@@ -148,12 +169,12 @@ impl RecordWriter {
         let mut letter =
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
         let mut key = original.key.clone();
-        let mut payload = letter.to_json()?;
+        let mut payload = self.encoders.dead_letters.encode(&letter)?;
         // The first refusal of a caption's reference was the caption's.
         let refused = self.refusals(origin) > u32::from(error.kind() == ErrorKind::RecordTooLarge);
         if refused || !self.fits(key.as_deref(), &payload) {
             letter.leave_out_original();
-            payload = letter.to_json()?;
+            payload = self.encoders.dead_letters.encode(&letter)?;
             if refused || !self.fits(key.as_deref(), &payload) {
                 key = None;
             }
