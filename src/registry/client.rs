@@ -16,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Longest answer that an error repeats, in characters.
 const MAX_QUOTE: usize = 300;
+/// The kind of schemas of which none is told.
+pub const AVRO: &str = "AVRO";
 
 /// Asks one registry.
 #[derive(Debug)]
@@ -37,12 +39,18 @@ enum Login {
 #[serde(rename_all = "camelCase")]
 pub struct Schema {
     pub schema: String,
-    /// `AVRO` where it is absent.
+    /// [`AVRO`] where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_type: Option<String>,
     /// Other schemas that it names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<serde_json::Value>,
+}
+
+impl Schema {
+    pub fn kind(&self) -> &str {
+        self.schema_type.as_deref().unwrap_or(AVRO)
+    }
 }
 
 /// A schema under a subject.
@@ -152,10 +160,16 @@ impl Client {
         Ok(Self { http, base, login })
     }
 
-    /// The version of `subject` that is this very schema.
+    /// The version of `subject` that is this very schema, or the same one written otherwise: with
+    /// other blanks, or its keys in another order.
     pub async fn lookup(&self, subject: &str, schema: &Schema) -> Result<Option<Version>> {
-        let request = self.http.post(self.url(&["subjects", subject])).json(schema);
-        self.ask(request).await?.or_absent()
+        let mut url = self.url(&["subjects", subject]);
+        let exact = self.ask(self.http.post(url.clone()).json(schema)).await?.or_absent()?;
+        if exact.is_some() {
+            return Ok(exact);
+        }
+        url.set_query(Some("normalize=true"));
+        self.ask(self.http.post(url).json(schema)).await?.or_absent()
     }
 
     /// Registers a schema, or finds it: its id.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use apache_avro::Schema as Avro;
 use tokio::runtime::{Handle, Runtime};
 
-use super::client::{Client, Schema};
+use super::client::{AVRO, Client, Schema};
 use super::schemas::Kind;
 use super::settle::PATIENCE;
 use super::{Registry, avro, wire};
@@ -107,7 +107,9 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn new(registry: &Registry, kind: Kind) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Connections are shared between readers: they live on, whoever waits.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime
             .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
         let Decoder { cache, kind, .. } =
@@ -224,12 +226,12 @@ async fn ask(cache: Weak<Cache>, id: u32) {
 impl Written {
     fn new(schema: &Schema) -> Self {
         let unusable = |reason: &'static str| Error::new(ErrorKind::InvalidMessage, reason);
-        match schema.schema_type.as_deref().unwrap_or("AVRO") {
+        match schema.kind() {
             "JSON" => Self::Json,
-            "AVRO" if !schema.references.is_empty() => {
+            AVRO if !schema.references.is_empty() => {
                 Self::Unusable(unusable("its schema names schemas of other subjects"))
             }
-            "AVRO" => match Avro::parse_str(&schema.schema) {
+            AVRO => match Avro::parse_str(&schema.schema) {
                 Ok(parsed) if avro::is_recursive(&parsed) => {
                     Self::Unusable(unusable("its schema contains itself"))
                 }

@@ -2,12 +2,12 @@
 
 use std::sync::LazyLock;
 
-use apache_avro::Schema as Avro;
-use serde_json::Value;
-
-use super::client::Schema;
+use super::client::{AVRO, Schema};
 use crate::config::{Format, SubjectNameStrategy};
+use apache_avro::Schema as Avro;
 
+/// What the files say of themselves.
+const WRITTEN_FOR: &str = "https://json-schema.org/draft/2020-12/schema";
 /// The draft that registries understand; the files use nothing of a newer one.
 const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
 
@@ -67,8 +67,8 @@ impl Kind {
         let (avro, json) = self.texts();
         let (text, schema_type) = match format {
             Format::Json => return None,
-            Format::Avro => (compact(avro, None), "AVRO"),
-            Format::JsonSchema => (compact(json, Some(DRAFT)), "JSON"),
+            Format::Avro => (avro.to_owned(), AVRO),
+            Format::JsonSchema => (json.replace(WRITTEN_FOR, DRAFT), "JSON"),
         };
         Some(Schema {
             schema: text,
@@ -90,17 +90,11 @@ impl Kind {
     }
 }
 
-fn compact(text: &str, draft: Option<&str>) -> String {
-    let mut value: Value = serde_json::from_str(text).unwrap_or_default();
-    if let Some(draft) = draft {
-        value["$schema"] = draft.into();
-    }
-    value.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use serde_json::Value;
 
     use super::*;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use apache_avro::Schema as Avro;
 use apache_avro::schema_compatibility::SchemaCompatibility;
 
-use super::client::{Client, Schema, Version};
+use super::client::{AVRO, Client, Schema, Version};
 use super::schemas::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
@@ -79,28 +79,28 @@ async fn check(client: &Client, wanted: &Wanted<'_>) -> Result<()> {
             .with("version", latest.version)
             .with("reason", reason)
     };
+    let (found, ours) = (latest.schema.kind(), schema.kind());
+    // What a registry says to that differs.
+    if found != ours {
+        return Err(incompatible(format!("it is {found}, and ours {ours}")));
+    }
     let verdict = client.compatibility(subject, schema).await?;
     if let Some(verdict) = verdict.filter(|verdict| !verdict.is_compatible) {
         return Err(incompatible(verdict.reason()));
     }
-    differs(&latest, wanted).map_or(Ok(()), |reason| Err(incompatible(reason)))
+    unreadable(&latest, wanted.kind).map_or(Ok(()), |reason| Err(incompatible(reason)))
 }
 
 /// Why our schema can't read what `latest` has written, as far as that can be known here.
-fn differs(latest: &Version, wanted: &Wanted<'_>) -> Option<String> {
-    let kind = |schema: &Schema| schema.schema_type.clone().unwrap_or_else(|| "AVRO".to_owned());
-    let (found, ours) = (kind(&latest.schema), kind(wanted.schema));
-    if found != ours {
-        return Some(format!("it is {found}, and ours {ours}"));
-    }
-    if ours != "AVRO" {
+fn unreadable(latest: &Version, kind: Kind) -> Option<String> {
+    if latest.schema.kind() != AVRO {
         return None;
     }
     let written = match Avro::parse_str(&latest.schema.schema) {
         Ok(schema) => schema,
         Err(error) => return Some(error.to_string()),
     };
-    SchemaCompatibility::can_read(&written, wanted.kind.avro()).err().map(|error| error.to_string())
+    SchemaCompatibility::can_read(&written, kind.avro()).err().map(|error| error.to_string())
 }
 
 /// Says so where the registry would let anything follow.

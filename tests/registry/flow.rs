@@ -31,7 +31,7 @@ async fn requests(server: &Server, topics: &Topics) -> (Vec<Vec<u8>>, [&'static 
     let subject = format!("{}-value", topics.input);
     let avro = server.register(&subject, "AVRO", REQUEST).await;
     let name = topics.input.replace(['.', '-'], "_");
-    let json_schema = format!(r#"{{"type": "object", "title": "{name}"}}"#);
+    let json_schema = format!(r#"{{"title": "{name}", "type": "object", "properties": {{}}}}"#);
     let json_schema = server.register(&format!("{name}-json"), "JSON", &json_schema).await;
     let text = format!(r#"syntax = "proto3"; message M{name} {{ string uri = 1; }}"#);
     let protobuf = server.register(&format!("{name}-protobuf"), "PROTOBUF", &text).await;

@@ -17,7 +17,8 @@ async fn requests_wait_for_a_registry_that_is_away() {
     let (cluster, bucket, server) = (shared_cluster(), Bucket::start(), Server::start());
     let topics = cluster.topics(2).await;
     bucket.put("0.png", &picture(0));
-    let schema = |title: &str| json!({"type": "object", "title": title}).to_string();
+    let schema =
+        |title: &str| json!({"type": "object", "title": title, "properties": {}}).to_string();
     let known = server.register("known", "JSON", &schema("known")).await;
     let late = server.register("late", "JSON", &schema("late")).await;
     let request = |id: &str| json!({"uri": uri("0.png"), "id": id}).to_string().into_bytes();
@@ -73,7 +74,7 @@ async fn what_waits_is_left_to_a_successor() {
     let (cluster, bucket, server) = (shared_cluster(), Bucket::start(), Server::start());
     let topics = cluster.topics(1).await;
     bucket.put("0.png", &picture(0));
-    let late = server.register("late", "JSON", "{\"type\": \"object\"}").await;
+    let late = server.register("late", "JSON", r#"{"type": "object", "properties": {}}"#).await;
     let request = json!({"uri": uri("0.png")}).to_string().into_bytes();
     // Plain captions: nothing is asked at the start.
     let configuration = configuration(&cluster, &topics, &bucket, &server.url, "");
