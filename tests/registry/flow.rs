@@ -84,7 +84,7 @@ fn assert_answers(
         let caption = &captions[id];
         assert_eq!(caption["uri"], uri("0.png"));
         assert!(!caption["caption"].as_str().unwrap().is_empty());
-        assert_eq!(caption["embedding"].as_array().unwrap().len(), 64, "{caption}");
+        assert_eq!(caption["embedding"].as_array().unwrap().len(), 32, "{caption}");
     }
     assert_eq!(captions["avro"]["attributes"], json!({"album": "x"}));
     let letters = by_id(letters);
