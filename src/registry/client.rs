@@ -180,9 +180,7 @@ impl Client {
         let url = self.url(&["subjects", subject, "versions"]);
         match self.ask::<Id>(self.http.post(url).json(schema)).await? {
             Answer::Found(Id { id }) => Ok(id),
-            Answer::Refused(status, refusal)
-                if matches!(status, StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY) =>
-            {
+            Answer::Refused(StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY, refusal) => {
                 Err(Error::new(ErrorKind::Config, "the registry does not take a schema")
                     .with("subject", subject)
                     .with("answer", quote(&refusal.message)))

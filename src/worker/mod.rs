@@ -136,8 +136,7 @@ pub async fn run(
         (config, deadlines),
         engine,
         store,
-        clients,
-        (intake, encoders),
+        (clients, intake, encoders),
         (publisher, inbox),
         &shared,
         stop,
@@ -173,7 +172,7 @@ async fn connect(
     clients: Clients,
     context: Rebalancer,
     stop: &CancellationToken,
-) -> Result<(BaseConsumer<Rebalancer>, Transactor)> {
+) -> Result<Connected> {
     let kafka = config.kafka.clone();
     let stop = stop.clone();
     let connecting = tokio::task::spawn_blocking(move || {
@@ -196,6 +195,7 @@ async fn connect(
 }
 
 type Heard = tokio::sync::oneshot::Receiver<()>;
+type Connected = (BaseConsumer<Rebalancer>, Transactor);
 
 /// The running stages.
 struct Stages {
@@ -212,8 +212,7 @@ impl Stages {
         (config, deadlines): (Config, Deadlines),
         engine: Engine,
         store: Store,
-        (consumer, transactor): (BaseConsumer<Rebalancer>, Transactor),
-        (intake, encoders): (Intake, Encoders),
+        ((consumer, transactor), intake, encoders): (Connected, Intake, Encoders),
         (publisher, inbox): (Sender<Event>, Receiver<Event>),
         shared: &Arc<Shared>,
         stop: CancellationToken,
