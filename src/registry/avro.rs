@@ -148,3 +148,81 @@ fn to_json(value: Value) -> Result<Json> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::Kind;
+    use super::*;
+
+    fn parse(schema: &Json) -> Schema {
+        Schema::parse(schema).unwrap()
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let letter = json!({
+            "id": "a", "uri": null, "code": "invalid_message", "reason": "r", "stage": "consume",
+            "attempts": 1, "source_topic": "t", "source_partition": 3,
+            "source_offset": 5_000_000_000_i64, "source_index": 4_294_967_295_u32,
+            "failed_at": "2026-11-25T12:00:00.000001Z", "original": "whole",
+            "payload_base64": "", "key_base64": "aw==",
+            "headers": [{"name": "n", "name_base64": null, "value_base64": "dg=="}],
+        });
+        let schema = Kind::DeadLetter.avro();
+        let bytes = encode(&letter, schema).unwrap();
+        assert_eq!(decode(&bytes, schema, schema).unwrap(), letter);
+        for end in 0..bytes.len() {
+            let error = decode(&bytes[..end], schema, schema).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+        }
+    }
+
+    #[test]
+    fn what_is_absent_is_null_and_what_is_no_number_is_kept_so() {
+        let schema = parse(&json!({"type": "record", "name": "R", "fields": [
+            {"name": "score", "type": "float"},
+            {"name": "more", "type": ["null", {"type": "array", "items": "float"}]},
+        ]}));
+        let bytes = encode(&json!({"score": null}), &schema).unwrap();
+        assert_eq!(bytes[..4], f32::NAN.to_le_bytes());
+        assert_eq!(decode(&bytes, &schema, &schema).unwrap(), json!({"score": null, "more": null}));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_that_names_the_field() {
+        let schema = parse(&json!({"type": "record", "name": "R", "fields": [
+            {"name": "number", "type": "int"}]}));
+        for wrong in [json!({"number": "1"}), json!({"number": 2_147_483_648_i64}), json!({})] {
+            let error = encode(&wrong, &schema).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Internal);
+            assert!(error.to_string().contains("field: number"), "{error}");
+        }
+    }
+
+    #[test]
+    fn schemas_that_contain_themselves_are_known() {
+        let list = json!({"type": "record", "name": "L", "fields": [
+            {"name": "next", "type": ["null", "L"]}]});
+        assert!(is_recursive(&parse(&list)));
+        let twice = json!({"type": "record", "name": "R", "fields": [
+            {"name": "a", "type": {"type": "record", "name": "I", "fields": []}},
+            {"name": "b", "type": {"type": "map", "values": "I"}}]});
+        assert!(!is_recursive(&parse(&twice)), "a name may be used again");
+        for kind in Kind::ALL {
+            assert!(!is_recursive(kind.avro()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_end_the_process(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            for kind in Kind::ALL {
+                let _ = decode(&bytes, kind.avro(), Kind::Request.avro());
+                let _ = decode(&bytes, kind.avro(), kind.avro());
+            }
+        }
+    }
+}

@@ -278,3 +278,98 @@ fn refused(status: StatusCode, refusal: Refusal) -> Error {
 fn quote(text: &str) -> String {
     text.chars().take(MAX_QUOTE).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What one request for a schema looks like to a server, and what becomes of its answer.
+    async fn exchange(
+        settings: config::Registry,
+        answer: &str,
+    ) -> (String, Result<Option<Schema>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/base", listener.local_addr().unwrap());
+        let client = Client::new(&settings, &url).unwrap();
+        let served = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            String::from_utf8(request).unwrap()
+        };
+        tokio::join!(served, client.schema(7))
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn with_password() -> config::Registry {
+        config::Registry {
+            username: Some("worker".into()),
+            password: Some(Secret::new("hush-hush")),
+            ..config::Registry::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_sent_and_never_told() {
+        let (request, told) = exchange(with_password(), &answer("401 Unauthorized", "no")).await;
+        assert!(request.starts_with("GET /base/schemas/ids/7 HTTP/1.1"), "{request}");
+        // worker:hush-hush
+        assert!(request.contains("Basic d29ya2VyOmh1c2gtaHVzaA=="), "{request}");
+        let error = told.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Registry);
+        assert!(error.to_string().contains("registry.username"), "{error}");
+        assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        let token = config::Registry {
+            bearer_token: Some(Secret::new("hush-token")),
+            ..config::Registry::default()
+        };
+        let (request, told) = exchange(token, &answer("403 Forbidden", "{}")).await;
+        assert!(request.to_lowercase().contains("authorization: bearer hush-token"), "{request}");
+        assert_eq!(told.unwrap_err().kind(), ErrorKind::Registry);
+    }
+
+    /// Only the registry itself can say that there is no such schema: a page of some proxy can't.
+    #[tokio::test]
+    async fn absence_is_told_by_the_registry_alone() {
+        let absent = answer("404 Not Found", r#"{"error_code": 40403, "message": "none"}"#);
+        let (_, told) = exchange(config::Registry::default(), &absent).await;
+        assert_eq!(told.unwrap(), None);
+        let found = answer("200 OK", r#"{"schema": "\"string\""}"#);
+        let (_, told) = exchange(config::Registry::default(), &found).await;
+        assert_eq!(told.unwrap().unwrap().kind(), AVRO);
+        for other in [
+            answer("404 Not Found", "<html>no such page</html>"),
+            answer("404 Not Found", r#"{"error_code": 404, "message": "HTTP 404 Not Found"}"#),
+            answer("500 Oops", r#"{"error_code": 40403}"#),
+            answer("200 OK", "<html>log in</html>"),
+            answer("429 Too Many Requests", "{}"),
+            String::new(),
+        ] {
+            let (_, told) = exchange(config::Registry::default(), &other).await;
+            assert_eq!(told.unwrap_err().kind(), ErrorKind::Registry, "{other}");
+        }
+    }
+
+    #[test]
+    fn certificates_that_are_none_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("ca.pem");
+        std::fs::write(&empty, "no certificate").unwrap();
+        for path in [empty, folder.path().join("absent.pem")] {
+            let settings = config::Registry { ca_file: Some(path), ..config::Registry::default() };
+            let error = Client::new(&settings, "https://registry").unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("registry.ca_file"), "{error}");
+        }
+    }
+}
