@@ -3,8 +3,11 @@
 //!
 //! `client` speaks the API, `wire` the prefix, `avro` the records; `schemas` has what is
 //! registered. An [`Encoder`] is made at the start, when the schema's id is found ([`settle`]), and
-//! never asks again. A [`Decoder`] asks for each id that it has not seen. Without `registry.url`
-//! both do as if there were no registries.
+//! never asks again. A [`Decoder`] asks for each id that it has not seen, and a [`Reader`] waits
+//! for the answer. Without `registry.url` there is plain JSON alone.
+//!
+//! The crate `schema_registry_converter` has the wire format too, but no compatibility checks, and
+//! it keeps failed look-ups until it is told to forget them.
 //!
 //! The one thing to know: a registry that does not answer is no message's fault. Whoever reads
 //! waits for it, and nothing is dead-lettered meanwhile.

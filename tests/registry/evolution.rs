@@ -125,3 +125,36 @@ async fn requests_of_other_versions_are_read() {
     worker.signal("TERM");
     assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
 }
+
+/// The same in JSON Schema, in the one direction that a closed schema has.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_json_schemas_grow_backward() {
+    let server = shared_server();
+    for (number, text) in [
+        include_str!("../../schemas/caption.v1.schema.json"),
+        include_str!("../../schemas/dead-letter.v1.schema.json"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut schema: Value = serde_json::from_str(text).unwrap();
+        schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
+        let subject = format!("grows-{number}-{}", uuid::Uuid::new_v4());
+        server.register(&subject, "JSON", &schema.to_string()).await;
+        let compatibility = format!("/compatibility/subjects/{subject}/versions/latest");
+        let is_compatible = async |schema: &Value| {
+            let body = json!({"schemaType": "JSON", "schema": schema.to_string()});
+            let (status, answer) = server.send("POST", &compatibility, &body).await;
+            assert_eq!(status, 200, "{answer}");
+            answer["is_compatible"].as_bool().unwrap()
+        };
+        let mut narrower = schema.clone();
+        narrower["properties"].as_object_mut().unwrap().remove("id");
+        narrower["required"].as_array_mut().unwrap().retain(|name| name != "id");
+        assert!(!is_compatible(&narrower).await, "it has no room for a field that was written");
+        schema["properties"]["language"] = json!({"type": ["string", "null"]});
+        assert!(is_compatible(&schema).await);
+        server.register(&subject, "JSON", &schema.to_string()).await;
+        assert_eq!(server.get(&format!("/subjects/{subject}/versions")).await, json!([1, 2]));
+    }
+}

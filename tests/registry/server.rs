@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -91,12 +92,30 @@ pub fn framed(id: u32, record: &[u8]) -> Vec<u8> {
     [&[0], &id.to_be_bytes()[..], record].concat()
 }
 
-fn java(arguments: &[String], lines: Vec<String>) -> Vec<String> {
+/// Where Java finds the program, compiled once.
+static CLASSES: LazyLock<String> = LazyLock::new(|| {
     let jars = script("classpath", Path::new("/")).output().unwrap();
-    let jars = String::from_utf8(jars.stdout).unwrap();
-    let mut child = Command::new("java")
-        .args(["-cp", jars.trim()])
+    let jars = String::from_utf8(jars.stdout).unwrap().trim().to_owned();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("avro-records");
+    let compiled = Command::new("javac")
+        .args(["-cp", &jars, "-d"])
+        .arg(&folder)
         .arg(root().join("tests/registry/AvroRecords.java"))
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    format!("{}:{jars}", folder.display())
+});
+
+fn java(arguments: &[String], lines: Vec<String>) -> Vec<String> {
+    let mut child = Command::new("java")
+        .args([
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            CLASSES.as_str(),
+            "AvroRecords",
+        ])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
