@@ -58,6 +58,8 @@ pub struct Metrics {
     pub paused: Gauge<u64>,
     /// Partitions assigned.
     pub partitions: Gauge<u64>,
+    /// Messages polled that wait for the schema registry; not in flight yet.
+    pub awaiting_schema: Gauge<u64>,
     /// 1 while the object store is taken for down, else 0.
     pub store_down: Gauge<u64>,
     /// Seconds left below a time limit, by the slowest so far; attribute `deadline`: transaction,
@@ -110,6 +112,10 @@ impl Metrics {
                 .build(),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
+            awaiting_schema: gauge(
+                "fusioncap_awaiting_schema",
+                "messages that wait for the schema registry",
+            ),
             store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
             slack_seconds: meter
                 .f64_gauge("fusioncap_slack_seconds")

@@ -245,6 +245,7 @@ impl Consume {
         self.backlog.measure(&self.consumer, &self.topic, &self.shared);
         let metrics = &self.shared.metrics;
         metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
+        metrics.awaiting_schema.record(self.intake.len() as u64, &[]);
         metrics.paused.record(u64::from(!self.consumer.context().paused().is_empty()), &[]);
         metrics.partitions.record(self.shared.assignment.partitions().len() as u64, &[]);
         for (deadline, seconds) in self.deadlines.slack(&self.shared.slowest) {
