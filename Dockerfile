@@ -38,6 +38,7 @@ FROM dependencies AS build
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY src src
+COPY schemas schemas
 RUN cargo build --release --locked --no-default-features
 
 # Of the dependencies only `ort` differs.
@@ -45,6 +46,7 @@ FROM dependencies AS build-cuda
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY src src
+COPY schemas schemas
 RUN cargo build --release --locked --no-default-features --features cuda
 
 # --- What else is in the image.

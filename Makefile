@@ -8,8 +8,8 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars collector bench bench-peer bench-train recovery chart-test container-test guide-test \
-	dashboard lake-test canary upgrade clean
+	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test container-test \
+	guide-test dashboard lake-test canary upgrade clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -18,7 +18,7 @@ demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captio
 	cargo build --release --quiet
 	$(target)/release/fusioncap demo $(ARGS)
 
-test: kafka-jars onnxruntime packages collector ## Everything that can be tested, on real parts
+test: kafka-jars registry-jars onnxruntime packages collector ## Everything that can be tested, on real parts
 	FUSIONCAP_TEST_PACKAGES=$(CURDIR)/.cache/packages cargo test --features train
 
 # A seed, a report: FUSIONCAP_TEST_CHAOS_*, as tests/chaos/settings.rs has them.
@@ -121,6 +121,9 @@ kafka-jars: setup-test
 
 collector:
 	@scripts/otel-collector >/dev/null
+
+registry-jars: setup-test
+	@scripts/schema-registry jars
 
 .PHONY: setup setup-test
 setup:

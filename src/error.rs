@@ -67,6 +67,8 @@ pub enum ErrorKind {
     Runtime,
     /// Kafka failed in a way the worker can't recover from by itself.
     Kafka,
+    /// The schema registry did not answer, or refuses to. Never a message's fault.
+    Registry,
     /// A file could not be read or written.
     Io,
     /// Anything else: a broken invariant.
@@ -119,6 +121,7 @@ impl ErrorKind {
             Self::Bundle => "bundle",
             Self::Runtime => "runtime",
             Self::Kafka => "kafka",
+            Self::Registry => "registry",
             Self::Io => "io",
             Self::Internal => "internal",
         }
@@ -130,7 +133,8 @@ impl ErrorKind {
             Self::FetchTimeout
             | Self::FetchThrottled
             | Self::FetchUnavailable
-            | Self::CredentialsRefused => Disposition::Retry,
+            | Self::CredentialsRefused
+            | Self::Registry => Disposition::Retry,
             Self::Config
             | Self::Bundle
             | Self::Runtime

@@ -13,6 +13,7 @@ pub mod image;
 pub mod plan;
 pub mod reader;
 pub mod redrive;
+pub mod registry;
 pub mod retry;
 pub mod runtime;
 pub mod s3;

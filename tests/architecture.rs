@@ -9,12 +9,13 @@ const LONGEST: usize = 500;
 const SERVING: [&str; 2] = ["worker", "engine"];
 const TRAINING: [&str; 4] = ["model", "train", "onnx", "encoder"];
 /// What every room may use; it uses no room itself.
-const COMMON: [&str; 10] = [
+const COMMON: [&str; 11] = [
     "bundle",
     "config",
     "error",
     "html",
     "image",
+    "registry",
     "retry",
     "runtime",
     "s3",

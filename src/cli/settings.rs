@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, Http, Kafka, Overrides};
+use crate::config::{Config, Http, Overrides, Topics};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where the configuration comes from: a file, below the environment, below these flags.
@@ -52,7 +52,8 @@ impl Settings {
     }
 }
 
-/// The same for what needs Kafka alone: other sections may stand in the file, and none is needed.
+/// The same for what needs Kafka and the schema registry alone: other sections may stand in the
+/// file, and none is needed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct KafkaSettings {
     /// Configuration file (YAML), the worker's own; every field can also be set in the environment
@@ -70,16 +71,16 @@ pub struct KafkaSettings {
 }
 
 impl KafkaSettings {
-    /// Reads, layers and checks the section `kafka`.
+    /// Reads, layers and checks the sections `kafka` and `registry`.
     ///
     /// # Errors
     /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
-    pub fn load(&self) -> Result<Kafka> {
+    pub fn load(&self) -> Result<Topics> {
         let flags = [
             ("kafka.brokers", "--brokers", &self.brokers),
             ("kafka.group", "--group", &self.group),
         ];
-        Config::load_kafka(self.config.as_deref(), &overrides(&self.fields, &flags)?)
+        Config::load_topics(self.config.as_deref(), &overrides(&self.fields, &flags)?)
     }
 }
 

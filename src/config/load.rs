@@ -317,21 +317,22 @@ mod tests {
     }
 
     #[test]
-    fn kafka_alone_needs_no_model() {
-        let kafka = |text: &str| {
+    fn the_topics_need_no_model() {
+        let topics = |text: &str| {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("worker.yaml");
             std::fs::write(&file, text).unwrap();
-            Layers::read(Some(&file), std::iter::empty(), &Overrides::default())?.finish_kafka()
+            Layers::read(Some(&file), std::iter::empty(), &Overrides::default())?.finish_topics()
         };
-        let loaded = kafka("kafka: {brokers: 'a:1', group: g}\ns3: {concurrency: 4}\n").unwrap();
+        let loaded = topics("{kafka: {brokers: 'a:1', group: g}, s3: {region: r}}").unwrap().kafka;
         assert_eq!((loaded.brokers.as_str(), loaded.group.as_str()), ("a:1", "g"));
         for (text, part) in [
             ("s3: {concurrency: 4}\n", "kafka.brokers is required"),
-            ("kafka: {brokers: a}\n", "kafka.brokers can't be"),
             ("kafka: {brokers: 'a:1'}\nbatch: {size: 0}\n", "batch.size"),
+            ("kafka: {brokers: a}\n", "kafka.brokers can't be"),
+            ("kafka: {brokers: 'a:1'}\nregistry: {url: r}\n", "registry.url"),
         ] {
-            let told = kafka(text).unwrap_err();
+            let told = topics(text).unwrap_err();
             assert_eq!(told.kind(), ErrorKind::Config);
             assert!(told.chain().contains(part), "{told}");
         }

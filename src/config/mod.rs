@@ -14,6 +14,7 @@ mod line;
 mod load;
 mod origin;
 mod reference;
+mod registry;
 mod secret;
 mod section;
 mod validate;
@@ -28,6 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use load::Overrides;
 pub use reference::reference;
+pub use registry::{Format, Registry, SubjectNameStrategy, Topics};
 pub use secret::{Properties, Secret};
 pub use validate::{LEAVING_MS, protected};
 
@@ -52,6 +54,8 @@ pub struct Config {
     pub limits: Limits,
     #[serde(default)]
     pub http: Http,
+    #[serde(default)]
+    pub registry: Registry,
 }
 
 /// Where references come from, and where captions and dead letters go.

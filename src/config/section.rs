@@ -1,19 +1,19 @@
-//! One section alone, for what runs no model: fields of the other sections are checked, and none of
+//! Some sections alone, for what runs no model: fields of the other sections are checked, and none of
 //! them is required. May use `load` and `validate`.
 
 use std::path::Path;
 
 use super::load::Layers;
-use super::{Config, Http, Kafka, Overrides, validate};
+use super::{Config, Http, Overrides, Topics, validate};
 use crate::error::Result;
 
 impl Config {
-    /// The section `kafka`; the rules that join fields are the section's own.
+    /// The sections `kafka` and `registry`; the rules that join fields are these sections' own.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn load_kafka(path: Option<&Path>, flags: &Overrides) -> Result<Kafka> {
-        Layers::read(path, std::env::vars_os(), flags)?.finish_kafka()
+    pub fn load_topics(path: Option<&Path>, flags: &Overrides) -> Result<Topics> {
+        Layers::read(path, std::env::vars_os(), flags)?.finish_topics()
     }
 
     /// The section `http`.
@@ -26,9 +26,9 @@ impl Config {
 }
 
 impl Layers {
-    pub(super) fn finish_kafka(self) -> Result<Kafka> {
-        let kafka: Kafka = self.section("kafka")?;
-        validate::check_kafka(&kafka).map_err(|problem| self.located(problem))?;
-        Ok(kafka)
+    pub(super) fn finish_topics(self) -> Result<Topics> {
+        let topics = Topics { kafka: self.section("kafka")?, registry: self.section("registry")? };
+        validate::check_topics(&topics).map_err(|problem| self.located(problem))?;
+        Ok(topics)
     }
 }

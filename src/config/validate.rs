@@ -4,7 +4,7 @@
 use url::Url;
 
 use super::field::shown;
-use super::{Config, Kafka, Runtime, S3};
+use super::{Config, Format, Kafka, Registry, Runtime, S3, Topics};
 use crate::s3::name;
 
 /// What leaving the group may take after a drain.
@@ -61,6 +61,7 @@ impl Problem {
 /// Finds the first rule that `config` breaks.
 pub fn check(config: &Config) -> Result<(), Problem> {
     check_kafka(&config.kafka)?;
+    check_registry(&config.registry)?;
     check_s3(&config.s3)?;
     check_model_path(&config.model.path)?;
     if config.limits.max_in_flight < config.batch.size {
@@ -103,7 +104,13 @@ pub fn check(config: &Config) -> Result<(), Problem> {
     Ok(())
 }
 
-pub fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
+/// The rules of what commands read that work on the topics alone.
+pub fn check_topics(topics: &Topics) -> Result<(), Problem> {
+    check_kafka(&topics.kafka)?;
+    check_registry(&topics.registry)
+}
+
+fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
     if !kafka.brokers.split(',').all(|broker| is_host_and_port(broker.trim())) {
         return Err(Problem::new(
             "kafka.brokers",
@@ -149,7 +156,7 @@ pub fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
 
 fn check_s3(s3: &S3) -> Result<(), Problem> {
     if let Some(endpoint) = &s3.endpoint {
-        check_endpoint(endpoint)?;
+        check_url("s3.endpoint", endpoint)?;
     }
     let pairs = [
         ("s3.access_key_id", s3.access_key_id.is_some(), "s3.secret_access_key"),
@@ -190,6 +197,38 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
     Ok(())
 }
 
+fn check_registry(registry: &Registry) -> Result<(), Problem> {
+    let alone = |path: &str, allowed: &str| Problem {
+        path: path.into(),
+        value: "set alone".into(),
+        allowed: allowed.into(),
+    };
+    match &registry.url {
+        Some(url) => check_url("registry.url", url)?,
+        None if registry.format == Format::Json => {}
+        None => {
+            let allowed = "json, where registry.url is not set";
+            let value = serde_yaml_ng::to_value(registry.format).unwrap_or_default();
+            return Err(Problem::new("registry.format", value, allowed));
+        }
+    }
+    if registry.username.is_some() != registry.password.is_some() {
+        let (path, other) = match registry.username {
+            Some(_) => ("registry.username", "registry.password"),
+            None => ("registry.password", "registry.username"),
+        };
+        return Err(alone(path, &format!("both {path} and {other}, or neither")));
+    }
+    if registry.bearer_token.is_some() && registry.username.is_some() {
+        return Err(Problem {
+            path: "registry.bearer_token".into(),
+            value: "set beside registry.username".into(),
+            allowed: "one of the two".into(),
+        });
+    }
+    Ok(())
+}
+
 /// `bucket`, or `bucket/prefix/`.
 fn check_allowed(entry: &str) -> Result<(), Problem> {
     let problem = |allowed: &str| Problem::new("s3.allowed_buckets", vec![entry], allowed);
@@ -207,11 +246,11 @@ fn check_allowed(entry: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_endpoint(endpoint: &str) -> Result<(), Problem> {
+fn check_url(path: &str, endpoint: &str) -> Result<(), Problem> {
     const ALLOWED: &str = "an http:// or https:// URL, without user, query or fragment";
     // A URL with a user may hold a password: it is not repeated.
     let shown = if endpoint.contains('@') { "a URL with a user" } else { endpoint };
-    let problem = || Problem::new("s3.endpoint", shown, ALLOWED);
+    let problem = || Problem::new(path, shown, ALLOWED);
     let url = Url::parse(endpoint).map_err(|_| problem())?;
     let is_plain = url.username().is_empty()
         && url.password().is_none()
@@ -308,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn s3_rules_hold() {
+    fn joined_rules_hold() {
         for (extra, path) in [
             ("s3: {endpoint: 'localhost:9000'}", "s3.endpoint"),
             ("s3: {endpoint: 'ftp://a'}", "s3.endpoint"),
@@ -324,6 +363,14 @@ mod tests {
             ("limits: {fetch_bytes: 67108863}", "limits.fetch_bytes"),
             ("s3: {hedge_after_ms: 10000}", "s3.hedge_after_ms"),
             ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
+            ("registry: {url: 'registry:8081'}", "registry.url"),
+            ("registry: {format: avro}", "registry.format"),
+            ("registry: {url: 'http://r', username: a}", "registry.username"),
+            ("registry: {url: 'http://r', password: a}", "registry.password"),
+            (
+                "registry: {url: 'http://r', username: a, password: b, bearer_token: c}",
+                "registry.bearer_token",
+            ),
         ] {
             assert_eq!(path_of(&config(&format!(", {extra}"))).as_deref(), Some(path), "{extra}");
         }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
-use crate::config::{Batch, Config, Decode, Http, Limits, Model, Runtime};
+use crate::config::{Batch, Config, Decode, Http, Limits, Model, Registry, Runtime};
 use crate::demo::kafka::{Answer, DemoKafka};
 use crate::demo::photos::Photo;
 use crate::demo::progress::Progress;
@@ -222,5 +222,6 @@ fn config(settings: &Settings, kafka: &DemoKafka, store: &EmbeddedS3) -> Config 
         limits: Limits::default(),
         // Any free port: nobody asks.
         http: Http { listen: ([127, 0, 0, 1], 0).into() },
+        registry: Registry::default(),
     }
 }

@@ -11,6 +11,7 @@
 //! producer (see `worker/transaction`). After one the producer is replaced, and because another
 //! run may have come in between, everything is surveyed again.
 
+mod formats;
 mod rebuild;
 mod summary;
 mod survey;
@@ -24,9 +25,10 @@ use rdkafka::message::Message as _;
 
 pub use summary::{Counts, NotRedrivable, Summary};
 
-use crate::config::Kafka;
+use crate::config::{Kafka, Topics};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reader::{End, Ranges, Reader};
+use crate::redrive::formats::Formats;
 use crate::redrive::rebuild::{Rebuilder, Rebuilt};
 use crate::redrive::survey::Survey;
 use crate::redrive::transaction::{Committed, Redriver};
@@ -77,9 +79,12 @@ pub struct Plan {
 ///
 /// # Errors
 /// `ErrorKind::Config` for settings that are refused; `ErrorKind::Kafka` when a topic can't be
-/// read, a transaction fails, or another run has taken over. What was committed before stays, and
+/// read, a transaction fails, or another run has taken over; `ErrorKind::Registry` when the schema
+/// registry does not answer. What was committed before stays, and
 /// is known by its markers to the next run.
-pub fn run(kafka: &Kafka, plan: &Plan) -> Result<Summary> {
+pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
+    let kafka = &topics.kafka;
+    let formats = Formats::connect(topics, plan.dry_run)?;
     let reader = Reader::new(kafka)?;
     let letters = reader.partitions("kafka.dead_letter_topic", &kafka.dead_letter_topic)?;
     let inputs = reader.partitions("kafka.input_topic", &kafka.input_topic)?;
@@ -92,7 +97,7 @@ pub fn run(kafka: &Kafka, plan: &Plan) -> Result<Summary> {
         // At the latest end, so that nothing is passed over behind another's open transaction.
         let ranges = reader.ranges(topic, &letters, End::Latest)?;
         reader.await_stable(topic, &ranges)?;
-        let survey = Survey::read(&reader, kafka, &plan.choice, &ranges)?;
+        let survey = Survey::read(&reader, &formats, kafka, &plan.choice, &ranges)?;
         if is_first {
             survey.count(&mut summary);
             is_first = false;
@@ -101,8 +106,10 @@ pub fn run(kafka: &Kafka, plan: &Plan) -> Result<Summary> {
             return Ok(summary);
         };
         summary.not_redrivable = NotRedrivable::default();
-        let rebuilder = Rebuilder::new(kafka, &inputs)?;
-        let pass = Pass { reader: &reader, kafka, plan, redriver, rebuilder, batch: Vec::new() };
+        let rebuilder = Rebuilder::new(kafka, &formats, &inputs)?;
+        let batch = Vec::new();
+        let pass =
+            Pass { reader: &reader, formats: &formats, kafka, plan, redriver, rebuilder, batch };
         if pass.run(&survey.ranges(), &survey, &mut summary)?.is_continue() {
             return Ok(summary);
         }
@@ -113,10 +120,11 @@ pub fn run(kafka: &Kafka, plan: &Plan) -> Result<Summary> {
 /// One reading of the letters, with one producer.
 struct Pass<'r> {
     reader: &'r Reader,
+    formats: &'r Formats,
     kafka: &'r Kafka,
     plan: &'r Plan,
     redriver: Redriver,
-    rebuilder: Rebuilder,
+    rebuilder: Rebuilder<'r>,
     batch: Vec<Rebuilt>,
 }
 
@@ -140,10 +148,9 @@ impl Pass<'_> {
                 offset: record.offset(),
             };
             let payload = record.payload().unwrap_or_default();
-            let letter: DeadLetter = serde_json::from_slice(payload).map_err(|error| {
+            let letter = self.formats.letter(payload)?.ok_or_else(|| {
                 Error::new(ErrorKind::Internal, "a dead letter changed while it was read")
                     .with("place", &place)
-                    .because(error)
             })?;
             match self.rebuilder.rebuild(&letter, place)? {
                 Ok(rebuilt) => {

@@ -2,12 +2,16 @@
 //! byte, with the headers that mark it as redriven; or, of a message with several images, a
 //! request for the one that failed, since the whole message would caption the others twice.
 
-use rdkafka::message::Message as _;
+use std::borrow::Cow;
 use std::ops::ControlFlow;
+
+use rdkafka::message::Message as _;
 
 use crate::config::Kafka;
 use crate::error::Result;
 use crate::reader::{End, Ranges, Reader};
+use crate::redrive::formats::Formats;
+use crate::registry::Encoder;
 use crate::worker::headers;
 use crate::worker::message::{
     self, DeadLetter, ImageRequest, Marker, Original, Place, RawHeader, header,
@@ -47,17 +51,19 @@ impl Rebuilt {
 }
 
 /// Rebuilds references; looks up at their source the ones that were left out.
-pub struct Rebuilder {
+pub struct Rebuilder<'f> {
+    formats: &'f Formats,
     topic: String,
     partitions: Vec<i32>,
     max_bytes: usize,
     source: Reader,
 }
 
-impl Rebuilder {
-    pub fn new(kafka: &Kafka, partitions: &[i32]) -> Result<Self> {
+impl<'f> Rebuilder<'f> {
+    pub fn new(kafka: &Kafka, formats: &'f Formats, partitions: &[i32]) -> Result<Self> {
         let limit = kafka.properties.get("message.max.bytes");
         Ok(Self {
+            formats,
             topic: kafka.input_topic.clone(),
             partitions: partitions.to_vec(),
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
@@ -65,7 +71,7 @@ impl Rebuilder {
         })
     }
 
-    /// The outer error is Kafka's.
+    /// The outer error is Kafka's, or the schema registry's.
     pub fn rebuild(&self, letter: &DeadLetter, place: Place) -> Result<Result<Rebuilt, Reason>> {
         let original = match letter.original() {
             Ok(Some(original)) => original,
@@ -77,7 +83,11 @@ impl Rebuilder {
         };
         let is_there = self.partitions.contains(&letter.source_partition);
         let partition = is_there.then_some(letter.source_partition);
-        Ok(rebuilt(letter, original, partition, place).and_then(|rebuilt| {
+        let opened = self.formats.request(original.payload.as_deref().unwrap_or_default())?;
+        let read = opened.map(Cow::into_owned);
+        let markers = &self.formats.markers;
+        let made = rebuilt(letter, (original, read), partition, place, markers);
+        Ok(made.and_then(|rebuilt| {
             let fits = size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
             if fits { Ok(rebuilt) } else { Err(Reason::TooLarge) }
         }))
@@ -105,18 +115,19 @@ impl Rebuilder {
     }
 }
 
-/// Pure: the records for one letter.
+/// Pure: the records for one letter, of its message as it stood and as it can be read.
 fn rebuilt(
     letter: &DeadLetter,
-    mut original: Original,
+    (mut original, read): (Original, Option<Vec<u8>>),
     partition: Option<i32>,
     place: Place,
+    markers: &Encoder,
 ) -> Result<Rebuilt, Reason> {
     let times = RawHeader::find(&original.headers, header::REDRIVEN_TIMES)
         .and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok())
         .unwrap_or(0)
         .saturating_add(1);
-    if let Some(image) = one_of_several(letter, &original)? {
+    if let Some(image) = one_of_several(letter, read.as_deref(), &original.headers)? {
         original.payload = Some(image.to_json());
         // The request is what stands here now, and no event.
         original.headers.retain(|header| !header.name.starts_with(b"ce_"));
@@ -131,7 +142,7 @@ fn rebuilt(
     let marker = Marker::new(letter, &place, times);
     let marker = Original {
         key: original.key.clone(),
-        payload: Some(marker.to_json().map_err(|_| Reason::Damaged)?),
+        payload: Some(markers.encode(&marker).map_err(|_| Reason::Damaged)?),
         headers: vec![
             RawHeader::new(header::REDRIVEN, place.to_string()),
             RawHeader::new(header::ERROR_CODE, letter.code.as_str()),
@@ -144,10 +155,12 @@ fn rebuilt(
 /// The image that failed, where the message has others as well.
 fn one_of_several(
     letter: &DeadLetter,
-    original: &Original,
+    read: Option<&[u8]>,
+    headers: &[RawHeader],
 ) -> Result<Option<ImageRequest>, Reason> {
-    let (source, payload) = (letter.source(), original.payload.as_deref().unwrap_or_default());
-    let Ok(mut requests) = message::parse(payload, &original.headers, &source) else {
+    let source = letter.source();
+    let parsed = read.and_then(|payload| message::parse(payload, headers, &source).ok());
+    let Some(mut requests) = parsed else {
         return Ok(None);
     };
     let index = usize::try_from(letter.source_index).map_err(|_| Reason::Damaged)?;
@@ -196,7 +209,8 @@ mod tests {
     }
 
     fn put_back(original: &Original, index: usize, offset: i64) -> Rebuilt {
-        rebuilt(&letter(original, index), original.clone(), Some(1), place(offset)).unwrap()
+        let message = (original.clone(), original.payload.clone());
+        rebuilt(&letter(original, index), message, Some(1), place(offset), &Encoder::Json).unwrap()
     }
 
     fn of(payload: &str, headers: Vec<RawHeader>) -> Original {
@@ -257,7 +271,8 @@ mod tests {
             assert_eq!((back.key.as_deref(), &back.headers[0]), (Some(&b"k"[..]), &kept));
         }
         let beyond = letter(&original, 2);
-        let told = rebuilt(&beyond, original, None, place(3)).unwrap_err();
+        let read = original.payload.clone();
+        let told = rebuilt(&beyond, (original, read), None, place(3), &Encoder::Json).unwrap_err();
         assert_eq!(told, Reason::Damaged);
     }
 }

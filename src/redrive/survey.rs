@@ -7,12 +7,13 @@ use std::ops::ControlFlow;
 
 use rdkafka::message::Message as _;
 
+use super::formats::Formats;
 use super::{Choice, Summary};
 use crate::config::Kafka;
 use crate::error::Result;
 use crate::reader::{Ranges, Reader};
 use crate::worker::headers;
-use crate::worker::message::{DeadLetter, Marker};
+use crate::worker::message::Marker;
 
 /// Partition and offset of a letter.
 type Spot = (i32, i64);
@@ -31,7 +32,13 @@ pub struct Survey {
 }
 
 impl Survey {
-    pub fn read(reader: &Reader, kafka: &Kafka, choice: &Choice, ranges: &Ranges) -> Result<Self> {
+    pub fn read(
+        reader: &Reader,
+        formats: &Formats,
+        kafka: &Kafka,
+        choice: &Choice,
+        ranges: &Ranges,
+    ) -> Result<Self> {
         let mut survey = Self::default();
         let mut chosen: BTreeMap<String, BTreeSet<Spot>> = BTreeMap::new();
         let mut marked: BTreeSet<Spot> = BTreeSet::new();
@@ -45,7 +52,7 @@ impl Survey {
                 return Ok(ControlFlow::Continue(()));
             }
             let payload = record.payload().unwrap_or_default();
-            let Ok(letter) = serde_json::from_slice::<DeadLetter>(payload) else {
+            let Some(letter) = formats.letter(payload)? else {
                 survey.unreadable += 1;
                 return Ok(ControlFlow::Continue(()));
             };

@@ -69,6 +69,8 @@ pub struct Metrics {
     pub paused: Gauge<u64>,
     /// Partitions assigned.
     pub partitions: Gauge<u64>,
+    /// Messages polled that wait for the schema registry; not in flight yet.
+    pub awaiting_schema: Gauge<u64>,
     /// 1 while the object store is taken for down, else 0.
     pub store_down: Gauge<u64>,
     /// Seconds left below a time limit, by the slowest so far; attribute `deadline`: transaction,
@@ -124,6 +126,10 @@ impl Metrics {
             model_refused: gauge("fusioncap_model_refused", "1 while a changed model is refused"),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
+            awaiting_schema: gauge(
+                "fusioncap_awaiting_schema",
+                "messages that wait for the schema registry",
+            ),
             store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
             slack_seconds: meter
                 .f64_gauge("fusioncap_slack_seconds")
@@ -236,7 +242,6 @@ mod tests {
     /// Something in every instrument.
     fn touch(metrics: &Metrics) {
         metrics.start_at_zero();
-        metrics.dead_letters.add(1, &[]);
         metrics.busy_seconds.add(1.0, &[]);
         metrics.waiting_seconds.add(1.0, &[]);
         metrics.batch_images.record(1, &[]);
@@ -244,6 +249,8 @@ mod tests {
         for gauge in [
             &metrics.fetch_depth,
             &metrics.in_flight,
+            &metrics.awaiting_schema,
+            &metrics.model_info,
             &metrics.backlog_messages,
             &metrics.paused,
             &metrics.partitions,

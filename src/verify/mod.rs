@@ -28,9 +28,10 @@ use std::ops::ControlFlow;
 
 pub use report::{Example, Examples, PartitionReport, Report, Total, Unknown};
 
-use crate::config::Kafka;
+use crate::config::Topics;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reader::{End, Offsets, Ranges, Reader};
+use crate::registry::{self, Kind, Registry};
 use crate::verify::account::{Account, Answer, Image, Stranger};
 use crate::verify::report::Output;
 use crate::worker::headers;
@@ -60,8 +61,11 @@ pub struct Scope {
 ///
 /// # Errors
 /// `ErrorKind::Config` for offsets or partitions that are not there; `ErrorKind::Kafka` when a
-/// topic can't be read, or the group has committed nothing.
-pub fn run(kafka: &Kafka, scope: &Scope) -> Result<Report> {
+/// topic can't be read, or the group has committed nothing; `ErrorKind::Registry` when the schema
+/// registry does not answer.
+pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
+    let kafka = &topics.kafka;
+    let requests = Registry::new(&topics.registry)?.reader(Kind::Request)?;
     let reader = Reader::new(kafka)?;
     let input = &kafka.input_topic;
     let partitions = reader.partitions("kafka.input_topic", input)?;
@@ -100,7 +104,7 @@ pub fn run(kafka: &Kafka, scope: &Scope) -> Result<Report> {
         let end = ends.get(&partition).map_or(range.end, |known| known.end);
         account.open(partition, range.clone(), end);
     }
-    ask(&reader, input, &asked, &mut account)?;
+    ask((&reader, &requests), input, &asked, &mut account)?;
     for (output, topic, ranges) in &answered {
         answer(&reader, (*output, topic), input, ranges, &mut account)?;
     }
@@ -143,15 +147,26 @@ fn narrowed(
     Ok(known)
 }
 
-fn ask(reader: &Reader, topic: &str, ranges: &Ranges, account: &mut Account) -> Result<()> {
+fn ask(
+    (reader, requests): (&Reader, &registry::Reader),
+    topic: &str,
+    ranges: &Ranges,
+    account: &mut Account,
+) -> Result<()> {
     use rdkafka::message::Message as _;
     reader.read(topic, ranges, |record| {
         let (partition, offset) = (record.partition(), record.offset());
         let source = SourcePosition { topic: topic.into(), partition, offset };
         let payload = record.payload().unwrap_or_default();
-        // What can't be read is answered with one dead letter.
-        let images = message::parse(payload, &headers::of(record), &source)
-            .map_or(1, |requests| requests.images.len());
+        let parsed = requests
+            .open(payload)
+            .and_then(|opened| message::parse(&opened, &headers::of(record), &source));
+        let images = match parsed {
+            Ok(requests) => requests.images.len(),
+            Err(error) if error.kind() == ErrorKind::Registry => return Err(error),
+            // What can't be read is answered with one dead letter.
+            Err(_) => 1,
+        };
         account.ask(partition, offset, images);
         Ok(ControlFlow::Continue(()))
     })

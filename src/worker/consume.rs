@@ -26,10 +26,11 @@ use crate::worker::backlog::Backlog;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::flow::{Event, Origin, Outcome, Referenced, SourceMessage};
 use crate::worker::headers;
+use crate::worker::intake::Intake;
 use crate::worker::lead::Lead;
 use crate::worker::ledger::references;
 use crate::worker::membership::{self, Membership};
-use crate::worker::message::{self, SourcePosition, Stage};
+use crate::worker::message::{Requests, SourcePosition, Stage};
 use crate::worker::rebalance::Rebalancer;
 use crate::worker::shared::{Shared, Step};
 use crate::worker::spans::Trace;
@@ -53,6 +54,8 @@ pub struct Consume {
     pub max_in_flight: usize,
     pub deadlines: Deadlines,
     pub shutdown: CancellationToken,
+    /// Messages that can't be read yet.
+    pub intake: Intake,
     /// Records that the fetchers have no room for yet.
     pub unhanded: VecDeque<Referenced>,
     pub backlog: Backlog,
@@ -80,10 +83,12 @@ impl Consume {
 
     fn turn(&mut self) -> Result<()> {
         self.rewind();
+        read(&self.shared, &self.publisher, &mut self.intake, &mut self.unhanded, |_| {});
         self.hand_over();
         self.balance()?;
         self.measure();
-        let wait = if self.unhanded.is_empty() { IDLE_POLL } else { BUSY_POLL };
+        let is_idle = self.unhanded.is_empty() && self.intake.is_empty();
+        let wait = if is_idle { IDLE_POLL } else { BUSY_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
         let polling = Instant::now();
@@ -102,15 +107,20 @@ impl Consume {
         while let Some(polled) = next {
             match polled {
                 Ok(message) => {
-                    let trace = take(&self.shared, &self.publisher, &mut self.unhanded, &message);
-                    poll.note(trace.as_ref());
+                    receive(&self.shared, &mut self.intake, &message);
+                    poll.message();
+                    let (unhanded, intake) = (&mut self.unhanded, &mut self.intake);
+                    read(&self.shared, &self.publisher, intake, unhanded, |trace| {
+                        poll.link(trace);
+                    });
                     messages += 1;
                 }
                 Err(error) => self.survive(error)?,
             }
             taken += 1;
             // Asked before the next poll: what is polled must be taken, or its offset is skipped.
-            if taken == BURST || self.shared.in_flight() >= self.max_in_flight {
+            let held = self.shared.in_flight().saturating_add(self.intake.len());
+            if taken == BURST || held >= self.max_in_flight {
                 break;
             }
             next = consumer.poll(Duration::ZERO);
@@ -144,7 +154,7 @@ impl Consume {
     fn balance(&self) -> Result<()> {
         let in_flight = self.shared.in_flight();
         let suspended = self.shared.assignment.is_suspended();
-        let waits = suspended || self.shared.breaker.is_open();
+        let waits = suspended || self.shared.breaker.is_open() || !self.intake.is_empty();
         let enough = in_flight >= self.max_in_flight || !self.unhanded.is_empty() || waits;
         let little = in_flight <= self.max_in_flight / 2 && !waits;
         if enough {
@@ -245,6 +255,7 @@ impl Consume {
         self.backlog.measure(&self.consumer, &self.topic, &self.shared);
         let metrics = &self.shared.metrics;
         metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
+        metrics.awaiting_schema.record(self.intake.len() as u64, &[]);
         metrics.paused.record(u64::from(!self.consumer.context().paused().is_empty()), &[]);
         metrics.partitions.record(self.shared.assignment.partitions().len() as u64, &[]);
         for (deadline, seconds) in self.deadlines.slack(&self.shared.slowest) {
@@ -331,30 +342,43 @@ impl Consume {
     }
 }
 
-/// Detaches a message, tells the publisher of it, and queues its records. The trace of the first
-/// one; None where the message was dropped.
-fn take(
-    shared: &Shared,
-    publisher: &Sender<Event>,
-    unhanded: &mut VecDeque<Referenced>,
-    borrowed: &BorrowedMessage<'_>,
-) -> Option<Trace> {
+/// Takes a polled message in, if it is to be taken.
+fn receive(shared: &Shared, intake: &mut Intake, borrowed: &BorrowedMessage<'_>) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
-    let epoch = match shared.assignment.polled(partition, offset) {
-        Polled::Taken { epoch } => epoch,
+    match shared.assignment.polled(partition, offset) {
+        Polled::Taken { epoch } => intake.add(Arc::new(detach(borrowed, epoch))),
         Polled::Dropped => {
             tracing::debug!(partition, offset, "dropped a message that will be read again");
-            return None;
         }
         Polled::WentBack => {
             tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
-            return None;
         }
-    };
-    let message = Arc::new(detach(borrowed, epoch));
-    let original = &message.original;
-    let payload = original.payload.as_deref().unwrap_or_default();
-    let parsed = message::parse(payload, &original.headers, &message.position);
+    }
+}
+
+/// Reads messages as far as their schemas are known; `each` is told of each one's trace.
+fn read(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    intake: &mut Intake,
+    unhanded: &mut VecDeque<Referenced>,
+    mut each: impl FnMut(&Trace),
+) {
+    while let Some((message, parsed)) = intake.next(shared) {
+        if let Some(trace) = track(shared, publisher, unhanded, message, parsed) {
+            each(&trace);
+        }
+    }
+}
+
+/// Tells the publisher of a message and queues its records; the trace of the first one.
+fn track(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    unhanded: &mut VecDeque<Referenced>,
+    message: Arc<SourceMessage>,
+    parsed: Result<Requests>,
+) -> Option<Trace> {
     let records = match &parsed {
         Ok(requests) => requests.images.len(),
         Err(_) => 1,
@@ -362,8 +386,9 @@ fn take(
     shared.tally.messages.fetch_add(1, Ordering::Relaxed);
     shared.metrics.messages.add(1, &[]);
     shared.enter(references(records));
+    let (partition, offset) = (message.position.partition, message.position.offset);
     // The publisher ends before this thread only when the run has failed.
-    let _ = publisher.send(Event::Tracked { partition, epoch, offset, records });
+    let _ = publisher.send(Event::Tracked { partition, epoch: message.epoch, offset, records });
     let mut first = None;
     match parsed {
         Ok(requests) => {

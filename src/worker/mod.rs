@@ -33,6 +33,7 @@ mod fetch;
 mod flow;
 pub mod headers;
 mod hedge;
+mod intake;
 mod lead;
 mod ledger;
 mod membership;
@@ -62,6 +63,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use rdkafka::consumer::BaseConsumer;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +71,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::registry::{Kind, Registry};
 use crate::s3::Store;
 use crate::telemetry::Instruments;
 use crate::worker::backlog::Backlog;
@@ -81,8 +84,9 @@ use crate::worker::decode::Decode;
 use crate::worker::encode::Encode;
 use crate::worker::fetch::Fetch;
 use crate::worker::flow::Event;
+use crate::worker::intake::Intake;
 use crate::worker::models::{Half, Model, Models};
-use crate::worker::output::RecordWriter;
+use crate::worker::output::{Encoders, RecordWriter};
 use crate::worker::publish::Publisher;
 use crate::worker::rebalance::Rebalancer;
 use crate::worker::rollout::Rollout;
@@ -119,6 +123,9 @@ pub async fn run(
     let _stop_when_dropped = stop.clone().drop_guard();
     let shared = Arc::new(Shared::new(instruments, &config.kafka));
     let store = Store::connect(&config.s3).await?;
+    let registry = Registry::new(&config.registry)?;
+    let encoders = Encoders::settle(&registry, &config.kafka).await?;
+    let intake = Intake::new(registry.decoder(Kind::Request, Handle::current()));
     let (publisher, inbox) = std::sync::mpsc::channel();
     let clients = Clients::new(&config.kafka)?;
     let deadlines = Deadlines::new(&config, clients.timeouts)?;
@@ -133,7 +140,7 @@ pub async fn run(
         (config, deadlines),
         engine,
         store,
-        clients,
+        (clients, intake, encoders),
         (publisher, inbox),
         &shared,
         stop,
@@ -169,7 +176,7 @@ async fn connect(
     clients: Clients,
     context: Rebalancer,
     stop: &CancellationToken,
-) -> Result<(BaseConsumer<Rebalancer>, Transactor)> {
+) -> Result<Connected> {
     let kafka = config.kafka.clone();
     let stop = stop.clone();
     let connecting = tokio::task::spawn_blocking(move || {
@@ -192,6 +199,7 @@ async fn connect(
 }
 
 type Heard = tokio::sync::oneshot::Receiver<()>;
+type Connected = (BaseConsumer<Rebalancer>, Transactor);
 
 /// The running stages.
 struct Stages {
@@ -208,7 +216,7 @@ impl Stages {
         (config, deadlines): (Config, Deadlines),
         engine: Engine,
         store: Store,
-        (consumer, transactor): (BaseConsumer<Rebalancer>, Transactor),
+        ((consumer, transactor), intake, encoders): (Connected, Intake, Encoders),
         (publisher, inbox): (Sender<Event>, Receiver<Event>),
         shared: &Arc<Shared>,
         stop: CancellationToken,
@@ -229,7 +237,7 @@ impl Stages {
         let (to_caption, captioned) = mpsc::channel(1);
         let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
 
-        let records = RecordWriter::new(&config, Arc::clone(&models));
+        let records = RecordWriter::new(&config, Arc::clone(&models), encoders);
         let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
         let publish = spawn_thread("publish", shared, move || {
             let outcome = publish.run();
@@ -282,6 +290,7 @@ impl Stages {
             max_in_flight: config.limits.max_in_flight.max(1),
             deadlines,
             shutdown: stop,
+            intake,
             unhanded: VecDeque::new(),
             backlog: Backlog::new(),
             membership: None,

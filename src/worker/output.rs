@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use opentelemetry::ContextGuard;
 
-use crate::config::Config;
+use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
+use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::flow::{Captioned, Failed, Origin, Outcome};
 use crate::worker::message::{
     self, CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header,
@@ -54,12 +55,31 @@ impl Record {
     }
 }
 
+/// How captions and dead letters are written.
+#[derive(Debug)]
+pub struct Encoders {
+    captions: Encoder,
+    dead_letters: Encoder,
+}
+
+impl Encoders {
+    /// # Errors
+    /// As [`Registry::encoder`].
+    pub async fn settle(registry: &Registry, kafka: &Kafka) -> Result<Self> {
+        Ok(Self {
+            captions: registry.encoder(Kind::Caption, &kafka.output_topic).await?,
+            dead_letters: registry.encoder(Kind::DeadLetter, &kafka.dead_letter_topic).await?,
+        })
+    }
+}
+
 /// Knows the topics and the models.
 #[derive(Debug)]
 pub struct RecordWriter {
     captions: Arc<str>,
     dead_letters: Arc<str>,
     models: Arc<Models>,
+    encoders: Encoders,
     embeddings: bool,
     max_bytes: usize,
     /// How often a record for this reference was too large for its topic.
@@ -67,12 +87,13 @@ pub struct RecordWriter {
 }
 
 impl RecordWriter {
-    pub fn new(config: &Config, models: Arc<Models>) -> Self {
+    pub fn new(config: &Config, models: Arc<Models>, encoders: Encoders) -> Self {
         let limit = config.kafka.properties.get("message.max.bytes");
         Self {
             captions: config.kafka.output_topic.as_str().into(),
             dead_letters: config.kafka.dead_letter_topic.as_str().into(),
             models,
+            encoders,
             embeddings: config.model.embeddings,
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
             refused: BTreeMap::new(),
@@ -130,7 +151,7 @@ impl RecordWriter {
             embedding: self.embeddings.then_some(caption.embedding),
             ..CaptionRecord::new(position, &request, &model)
         };
-        let payload = record.to_json()?;
+        let payload = self.encoders.captions.encode(&record)?;
         let key = origin.message.original.key.clone();
         let fits = self.fits(key.as_deref(), &payload);
         if !fits || self.refusals(&origin) > 0 {
@@ -169,12 +190,12 @@ impl RecordWriter {
         let mut letter =
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
         let mut key = original.key.clone();
-        let mut payload = letter.to_json()?;
+        let mut payload = self.encoders.dead_letters.encode(&letter)?;
         // The first refusal of a caption's reference was the caption's.
         let refused = self.refusals(origin) > u32::from(error.kind() == ErrorKind::RecordTooLarge);
         if refused || !self.fits(key.as_deref(), &payload) {
             letter.leave_out_original();
-            payload = letter.to_json()?;
+            payload = self.encoders.dead_letters.encode(&letter)?;
             if refused || !self.fits(key.as_deref(), &payload) {
                 key = None;
             }

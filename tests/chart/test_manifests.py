@@ -112,6 +112,19 @@ class Manifests(unittest.TestCase):
                         self.assertIn("authParams", fields["kafka"].get(reference["parameter"], ""), reference)
         self.assertEqual(used, set(fields))
 
+    def test_the_registry_is_reached_where_there_is_one(self):
+        def ports(url=None, given=()):
+            config = {"registry": {"url": url}} if url else {}
+            policy = {"enabled": True, "registry": {"ports": list(given)}}
+            found = one(render({"config": config, "networkPolicy": policy}), "NetworkPolicy")
+            return sorted(int(port["port"]) for rule in found["spec"]["egress"] for port in rule["ports"])
+
+        without = ports()
+        for url, port in (("http://registry:8081", 8081), ("https://registry/apis/ccompat/v7", 443),
+                          ("http://registry", 80)):
+            self.assertEqual(ports(url), sorted([*without, port]))
+        self.assertEqual(ports("http://registry:8081", [9000]), sorted([*without, 9000]))
+
     def test_pods_are_restricted(self):
         for path in EXAMPLES:
             for name, spec in pods(render_file(path)):

@@ -110,6 +110,10 @@ CASES = {
         loud=[[series("fusioncap_fetch_retries_total", rising(3)), series("fusioncap_messages_total", rising(10))]],
         quiet=[[series("fusioncap_fetch_retries_total", rising(1)), series("fusioncap_messages_total", rising(10))]],
         labels={}),
+    "FusionCapAwaitingSchema": Case(
+        loud=[[series("fusioncap_awaiting_schema", still(3))]],
+        quiet=[[series("fusioncap_awaiting_schema", still(0))]],
+        labels=POD),
     "FusionCapModelRefused": Case(
         loud=[[series("fusioncap_model_refused", still(1))]],
         quiet=[[series("fusioncap_model_refused", still(0))]],

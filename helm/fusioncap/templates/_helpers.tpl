@@ -147,6 +147,11 @@ namespace="{{ .Release.Namespace }}",pod=~"{{ include "fusioncap.name" . }}-[0-9
 {{- $ports | uniq | join "," -}}
 {{- end -}}
 
+{{- define "fusioncap.registryPort" -}}
+{{- $url := dig "registry" "url" "" .Values.config | default "" | trimSuffix "/" -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" (regexReplaceAll "^(https?://[^/]+).*" $url "${1}")) | default (ternary "80" "443" (hasPrefix "http://" $url)) -}}
+{{- end -}}
+
 {{- define "fusioncap.s3Port" -}}
 {{- $endpoint := dig "s3" "endpoint" "" .Values.config | default "" | trimSuffix "/" -}}
 {{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" (regexReplaceAll "^(https?://[^/]+).*" $endpoint "${1}")) | default (ternary "80" "443" (hasPrefix "http://" $endpoint)) -}}

@@ -253,7 +253,7 @@ pub(super) fn now() -> String {
     format!("{:.6}", Timestamp::now())
 }
 
-pub(super) fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(record)
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").because(error))
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{header, now, to_json};
+use super::record::{header, now};
 use super::{DeadLetter, MAX_FIELD_BYTES, RawHeader};
 use crate::error::Result;
 
@@ -68,10 +68,6 @@ impl Marker {
             redriven_times: times,
             redriven_at: now(),
         }
-    }
-
-    pub fn to_json(&self) -> Result<Vec<u8>> {
-        to_json(self)
     }
 
     /// Whether a record of `images.dlq` with these headers is a marker rather than a dead letter.

@@ -46,13 +46,16 @@ impl Poll {
         self.0.is_none()
     }
 
-    /// One message, and the trace of its first record, if it was taken.
-    pub fn note(&mut self, trace: Option<&Trace>) {
-        let Some(polling) = &mut self.0 else {
-            return;
-        };
-        polling.messages += 1;
-        if let Some(Trace::Recorded(recorded)) = trace {
+    /// One message.
+    pub fn message(&mut self) {
+        if let Some(polling) = &mut self.0 {
+            polling.messages += 1;
+        }
+    }
+
+    /// The trace of a message's first record, once that is read.
+    pub fn link(&mut self, trace: &Trace) {
+        if let (Some(polling), Trace::Recorded(recorded)) = (&mut self.0, trace) {
             polling.links.push(Link::with_context(recorded.creation.clone()));
         }
     }

@@ -91,7 +91,8 @@ fn an_unsampled_parent_leaves_no_spans() {
     let unsampled = origin(&spans, Some(&given));
     assert!(matches!(unsampled.trace, Trace::Off));
     let mut poll = spans.poll(Instant::now());
-    poll.note(Some(&unsampled.trace));
+    poll.message();
+    poll.link(&unsampled.trace);
     poll.end();
     let (carried, sending) = send(&unsampled);
     assert_eq!(carried.traceparent, given);
