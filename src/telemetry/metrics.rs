@@ -126,10 +126,7 @@ impl Metrics {
             model_refused: gauge("fusioncap_model_refused", "1 while a changed model is refused"),
             paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
             partitions: gauge("fusioncap_partitions", "partitions assigned"),
-            awaiting_schema: gauge(
-                "fusioncap_awaiting_schema",
-                "messages that wait for the schema registry",
-            ),
+            awaiting_schema: gauge("fusioncap_awaiting_schema", "messages without their schema"),
             store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
             slack_seconds: meter
                 .f64_gauge("fusioncap_slack_seconds")
