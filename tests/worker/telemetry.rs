@@ -94,8 +94,9 @@ fn assert_labels_are_bounded(metrics: &str) {
         ("deadline", &["transaction", "session", "max_poll_interval", "termination"]),
     ]);
     let body = metrics.split_once("\r\n\r\n").unwrap().1;
-    // `target_info` is what the environment says about this worker.
-    let is_series = |line: &&str| !line.starts_with("# ") && !line.starts_with("target_info{");
+    // `target_info` is what the environment says about this worker; of models there is one in use.
+    let others = ["# ", "target_info{", "fusioncap_model_info{"];
+    let is_series = |line: &&str| !others.iter().any(|other| line.starts_with(other));
     let series = body.lines().filter(is_series);
     let mut seen = BTreeSet::new();
     for line in series {
