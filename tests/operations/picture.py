@@ -208,7 +208,7 @@ def scale_of(low, high, unit):
         base = 2.0 ** (10 * math.floor(math.log2(max(high, 1)) / 10))
     elif unit == "s" and high >= 120:
         base = 60.0
-    low, high = low / base, max(high, low + 1e-9) / base
+    low, high = low / base, (high if high > low else low + base) / base
     raw = (high - low) / 4 or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
