@@ -106,7 +106,7 @@ impl Leads {
             key: request.key.clone(),
             version_id: request.version_id.clone(),
             etag: request.etag.clone(),
-            model: self.models.serving().identity.digest.clone(),
+            model: self.models.turns(),
         };
         let counts = |(origin, _): &(Origin, ImageRequest)| self.shared.is_current(origin);
         match table.join(key, (origin, request), Instant::now(), counts) {

@@ -6,6 +6,7 @@
 //! image of an older one comes after one of a newer.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
@@ -86,6 +87,7 @@ pub struct Models {
     serving: Mutex<Arc<Model>>,
     next: Mutex<Option<Arc<Model>>>,
     offered: Notify,
+    turns: AtomicU64,
 }
 
 impl Models {
@@ -94,11 +96,17 @@ impl Models {
             serving: Mutex::new(Arc::new(model)),
             next: Mutex::default(),
             offered: Notify::new(),
+            turns: AtomicU64::new(0),
         }
     }
 
     pub fn serving(&self) -> Arc<Model> {
         Arc::clone(&lock(&self.serving))
+    }
+
+    /// How often another model has come into use.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// To be used next, instead of one that was offered before and is not yet.
@@ -116,6 +124,7 @@ impl Models {
     pub fn turn(&self) -> Option<Arc<Model>> {
         let next = lock(&self.next).take()?;
         *lock(&self.serving) = Arc::clone(&next);
+        self.turns.fetch_add(1, Ordering::Relaxed);
         Some(next)
     }
 }

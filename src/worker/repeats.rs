@@ -15,8 +15,8 @@ pub struct Key {
     pub key: String,
     pub version_id: Option<String>,
     pub etag: Option<String>,
-    /// The digest of the model in use: another one has its own answers.
-    pub model: String,
+    /// Which of the models since the start is in use: another one has its own answers.
+    pub model: u64,
 }
 
 /// `W` is what waits, `A` an answer.
@@ -187,13 +187,7 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(5);
 
     fn key(name: &str) -> Key {
-        Key {
-            bucket: "photos".into(),
-            key: name.into(),
-            version_id: None,
-            etag: None,
-            model: String::new(),
-        }
+        Key { bucket: "photos".into(), key: name.into(), version_id: None, etag: None, model: 0 }
     }
 
     fn all(_: &u32) -> bool {
