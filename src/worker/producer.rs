@@ -8,6 +8,7 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -75,6 +76,29 @@ impl Served {
         }
         drop(turn);
         self.serving.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Runs `call` on a thread of its own, which holds `token` meanwhile. None when it has not come
+    /// back within `limit`: it is left behind with the producer, which goes when it does.
+    pub fn call<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        token: Arc<()>,
+        call: impl FnOnce(&BaseProducer<Deliveries>) -> T + Send + 'static,
+    ) -> KafkaResult<Option<T>> {
+        let producer = Arc::clone(&self.producer);
+        let (told, heard) = channel();
+        std::thread::Builder::new()
+            .name("producer call".into())
+            .spawn(move || {
+                let value = call(&producer);
+                drop((producer, token));
+                if told.send(value).is_err() {
+                    tracing::info!("a kafka call that was left behind has come back");
+                }
+            })
+            .map_err(|error| KafkaError::ClientCreation(format!("no thread: {error}")))?;
+        Ok(heard.recv_timeout(limit).ok())
     }
 
     fn wake(&self) {

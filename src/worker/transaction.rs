@@ -8,11 +8,15 @@
 //! connection (librdkafka then asks again by itself, and says that all went well), the producer is
 //! replaced: `init_transactions` fences whatever the old one still has on the wire.
 //!
+//! A call that may block for ever is made on a thread of its own. One that does not come back is left
+//! behind with its producer, whose successor fences it; if it ever does, nothing follows it.
+//!
 //! A topic that takes no batch of a given size refuses every record of the batch. So after such a
 //! refusal one transaction is tried with each record alone in its batch: whatever is refused then
 //! is too large itself.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -34,6 +38,12 @@ use crate::worker::watchdog::Watchdog;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two of the same call.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How far librdkafka may pass a timeout that it was given.
+const CALL_MARGIN: Duration = Duration::from_secs(2);
+/// Each holds a producer with its threads.
+const MOST_LEFT_BEHIND: usize = 4;
 /// A first producer that can't be built for so long ends the worker; later ones are waited for.
 const FIRST_BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// How far a stuck call may outlive the transaction that the broker gives up.
@@ -73,6 +83,8 @@ pub struct Transactor {
     message_timeout: Duration,
     watchdog: Watchdog,
     fencings: Fencings,
+    /// Shared with every call that was left behind.
+    left_behind: Arc<()>,
     /// Each record in a batch of its own.
     alone: bool,
     too_large: Vec<usize>,
@@ -99,6 +111,7 @@ impl Transactor {
                 clients.producer.get("bootstrap.servers").unwrap_or_default().to_owned(),
             )?,
             fencings: Fencings::default(),
+            left_behind: Arc::default(),
             alone: false,
             too_large: Vec::new(),
             delivered: Cell::default(),
@@ -125,6 +138,7 @@ impl Transactor {
                 return Ok(());
             }
             self.fencings.check(&self.transactional_id)?;
+            self.check_left_behind()?;
             attempts += 1;
             let error = match self.build() {
                 Ok(producer) => {
@@ -177,7 +191,7 @@ impl Transactor {
         &mut self,
         records: &[Record],
         offsets: &TopicPartitionList,
-        group: &ConsumerGroupMetadata,
+        group: &Arc<ConsumerGroupMetadata>,
         still_owned: impl Fn() -> bool,
     ) -> Result<Outcome, Failure> {
         if offsets.count() == 0 {
@@ -240,7 +254,7 @@ impl Transactor {
         producer: &Served,
         records: &[Record],
         offsets: &TopicPartitionList,
-        group: &ConsumerGroupMetadata,
+        group: &Arc<ConsumerGroupMetadata>,
         still_owned: impl Fn() -> bool,
     ) -> Result<Outcome, Failure> {
         let deadline = Instant::now() + self.transaction_timeout;
@@ -248,21 +262,11 @@ impl Transactor {
         self.watchdog
             .watch("begin_transaction", || producer.begin_transaction())
             .map_err(|error| Failure::fatal("a transaction can't begin", error))?;
-        let sent = self
-            .send(producer, records, deadline)
-            .and_then(|()| {
-                self.again(deadline, "send_offsets_to_transaction", || {
-                    producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT)
-                })
-            })
-            .and_then(|()| self.await_deliveries(producer))
-            .inspect(|()| self.delivered.set(Some(Instant::now())));
-        if let Err(error) = sent {
-            if classify(&error) == Fault::Fatal {
-                return Err(Failure::fatal("the producer failed", error));
-            }
-            return Err(self.abort(producer, kafka_error("the transaction failed", error)));
-        }
+        let failed = |error| self.failed(producer, error);
+        self.send(producer, records, deadline).map_err(failed)?;
+        self.send_offsets(producer, offsets, group, deadline)?;
+        self.await_deliveries(producer).map_err(failed)?;
+        self.delivered.set(Some(Instant::now()));
         // Asked before the commit, which would report it too, but with an unknown outcome.
         if let Some(failure) = producer.context().failure() {
             let error =
@@ -300,6 +304,44 @@ impl Transactor {
         Ok(())
     }
 
+    /// librdkafka knows no timeout while it looks for the group's coordinator, and may wait for ever
+    /// for one that has left the cluster (its issues 5456 and 5511).
+    fn send_offsets(
+        &self,
+        producer: &Served,
+        offsets: &TopicPartitionList,
+        group: &Arc<ConsumerGroupMetadata>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let name = "send_offsets_to_transaction";
+        let limit = CALL_TIMEOUT.min(self.transaction_timeout) + CALL_MARGIN;
+        let came_back = self.again(deadline, name, || {
+            let (offsets, group) = (offsets.clone(), Arc::clone(group));
+            let called = producer.call(limit, Arc::clone(&self.left_behind), move |producer| {
+                producer.send_offsets_to_transaction(&offsets, &group, CALL_TIMEOUT)
+            });
+            called?.transpose()
+        });
+        match came_back {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => {
+                let error = Error::new(ErrorKind::Kafka, "a kafka call did not come back")
+                    .with("call", name)
+                    .with("limit", format!("{limit:?}"));
+                Err(Failure::unknown(error))
+            }
+            Err(error) => Err(self.failed(producer, error)),
+        }
+    }
+
+    fn check_left_behind(&self) -> Result<()> {
+        let left = Arc::strong_count(&self.left_behind) - 1;
+        if left < MOST_LEFT_BEHIND {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Kafka, "kafka calls don't come back").with("calls", left))
+    }
+
     /// Waits until every record is delivered or has failed. `flush` would do, but its poll competes
     /// with the producer's own thread for the deliveries, and sleeps for 100 ms when it loses.
     fn await_deliveries(&self, producer: &Served) -> KafkaResult<()> {
@@ -311,6 +353,14 @@ impl Transactor {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Ends a transaction whose call failed with `error`.
+    fn failed(&self, producer: &Served, error: KafkaError) -> Failure {
+        if classify(&error) == Fault::Fatal {
+            return Failure::fatal("the producer failed", error);
+        }
+        self.abort(producer, kafka_error("the transaction failed", error))
     }
 
     fn abort(&self, producer: &Served, why: Error) -> Failure {
@@ -326,24 +376,25 @@ impl Transactor {
     }
 
     /// Makes a retriable call again, with the same arguments, until `deadline`.
-    fn again(
+    fn again<T>(
         &self,
         deadline: Instant,
         name: &'static str,
-        call: impl Fn() -> KafkaResult<()>,
-    ) -> KafkaResult<()> {
-        let policy = Policy::endless(Duration::from_millis(50), Duration::from_secs(1));
-        for pause in policy.pauses() {
-            let Err(error) = self.watchdog.watch(name, &call) else {
-                return Ok(());
+        call: impl Fn() -> KafkaResult<T>,
+    ) -> KafkaResult<T> {
+        let policy = Policy::endless(Duration::from_millis(50), LONGEST_PAUSE);
+        let mut pauses = policy.pauses();
+        loop {
+            let error = match self.watchdog.watch(name, &call) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
             };
             if classify(&error) != Fault::Retriable || Instant::now() > deadline {
                 return Err(error);
             }
             tracing::debug!(%error, call = name, "a kafka call is made again");
-            std::thread::sleep(pause);
+            std::thread::sleep(pauses.next().unwrap_or(LONGEST_PAUSE));
         }
-        Ok(())
     }
 }
 

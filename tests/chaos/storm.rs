@@ -20,6 +20,8 @@ const TICK: Duration = Duration::from_millis(20);
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Without a new answer for so long, there won't be one.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// How long the object store's trouble waits for a request to meet: brokers may be away meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 pub struct Storm {
     pub brokers: Brokers,
@@ -79,12 +81,19 @@ impl Storm {
         }
     }
 
-    /// Faults until the time is over, each kind has happened and the references are produced.
+    /// Faults until the time is over, each kind has happened and the references are produced. They
+    /// begin when there is work for them to hit.
     pub fn rage(&mut self, settings: &Settings) {
+        while self.answered.all() == 0 {
+            assert!(self.started.elapsed() < PATIENCE, "nothing is answered in the calm before");
+            self.tick();
+        }
+        self.started = Instant::now();
         let mut next = Instant::now();
         while self.started.elapsed() < settings.faults
             || !self.schedule.is_through()
             || self.feed.produced() < settings.references
+            || self.trouble.as_ref().is_some_and(|trouble| self.harmed(trouble) == 0)
         {
             self.tick();
             if Instant::now() < next {
@@ -182,7 +191,11 @@ impl Storm {
         assert!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         self.workers.tick();
         let time = Instant::now();
-        if let Some(trouble) = self.trouble.take_if(|trouble| time >= trouble.until) {
+        let is_over = self.trouble.as_ref().is_some_and(|trouble| {
+            let has_met = self.harmed(trouble) > 0;
+            time >= trouble.until + if has_met { Duration::ZERO } else { LONGEST_WAIT }
+        });
+        if let Some(trouble) = self.trouble.take_if(|_| is_over) {
             self.calm(&trouble);
         }
         if self.told.elapsed() >= PROGRESS {
@@ -192,10 +205,14 @@ impl Storm {
         std::thread::sleep(TICK);
     }
 
+    /// Requests that met it.
+    fn harmed(&self, trouble: &Trouble) -> u64 {
+        self.store.harmed() - trouble.harmed_before
+    }
+
     fn calm(&mut self, trouble: &Trouble) {
         self.store.set(None);
-        let harmed = self.store.harmed() - trouble.harmed_before;
-        self.note(trouble.fault, None, (0, 0), harmed);
+        self.note(trouble.fault, None, (0, 0), self.harmed(trouble));
     }
 
     fn tell(&self) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::bucket::Bucket;
 use crate::faults::{PARTITIONS, fill, produce};
@@ -270,4 +271,42 @@ async fn an_abort_behind_a_fatal_error_comes_back() {
     assert!(FENCED.contains(&error), "the producer was not fenced: {error}");
     worker.await_log("\"the abort failed\"", 1);
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+}
+
+/// An address that swallows whatever is sent to it, as a machine that has lost its power does: its
+/// queue of connections is full, and nobody takes any.
+async fn swallowing() -> (TcpListener, TcpStream) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let queued = TcpStream::connect(address).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await;
+    assert!(next.is_err(), "it takes more");
+    (listener, queued)
+}
+
+/// The group's coordinator is gone when the producer asks for it. librdkafka waits for it longer
+/// than it was told to, and may do so for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_does_not_come_back_is_left_behind() {
+    let (cluster, bucket) = (proxied_cluster(), Bucket::start());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    fill(&bucket);
+    let (gone, _queued) = swallowing().await;
+    let mut worker =
+        Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    // The consumer has found its coordinator by then; the producer asks when it has offsets.
+    worker.await_ready();
+    let sent_there = proxy.other_coordinator(gone.local_addr().unwrap().port());
+    let expected = produce(&cluster, &topics, 0..300).await;
+    sent_there.answered();
+    worker.await_log("a kafka call did not come back", 1);
+    worker.await_log("\"transactional producer built\"", 2);
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    cluster.await_records(&both, expected.len(), PATIENCE);
+    // The old producer gives its connection up after 30 s, and finds itself fenced.
+    worker.await_log("a kafka call that was left behind has come back", 1);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+    assert_eq!(worker.log().matches("\"transaction failed\"").count(), 1, "{}", worker.log());
 }

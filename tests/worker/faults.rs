@@ -28,8 +28,7 @@ async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() 
     fill(&bucket);
     let killed = Configuration::new("one", &cluster, &topics, &bucket);
     let mut first = killed.start();
-    let other = Configuration::new("two", &cluster, &topics, &bucket);
-    let mut second = other.start();
+    let mut second = Configuration::new("two", &cluster, &topics, &bucket).start();
     first.await_ready();
     second.await_ready();
 
@@ -60,11 +59,7 @@ async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() 
     assert_exactly_once(&records, &expected);
     let committed = cluster.committed(&topics.group, &topics.input, PARTITIONS);
     assert_eq!(committed, REFERENCES as i64, "offsets are where the outputs are");
-    for (worker, configuration) in [(&mut first, &killed), (&mut second, &other)] {
-        if was_ended(worker) {
-            *worker = configuration.start();
-            worker.await_ready();
-        }
+    for worker in [&mut first, &mut second] {
         worker.signal("TERM");
         let status = worker.wait(Duration::from_secs(30));
         assert!(status.success(), "{}", worker.log());
@@ -102,14 +97,11 @@ async fn kill_broker_at_work(
     println!("killed a broker with {held} references in flight");
 }
 
-/// Freezes a busy worker, shows that it holds references which nobody has committed, kills it. One
-/// that its watchdog has ended needs no other death.
+/// Freezes a busy worker, shows that it holds references which nobody has committed, kills it.
 fn kill_at_work(worker: &mut Worker, cluster: &Cluster, topics: &Topics, produced: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let held = loop {
-        if was_ended(worker) {
-            return;
-        }
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
         let in_flight = worker.metric("fusioncap_in_flight");
         if in_flight >= 16.0 && worker.metric("fusioncap_captions_total") >= 20.0 {
@@ -126,18 +118,6 @@ fn kill_at_work(worker: &mut Worker, cluster: &Cluster, topics: &Topics, produce
     );
     println!("killing a worker with {held} references in flight; {committed} are committed");
     worker.kill();
-}
-
-/// Whether its own watchdog has ended a worker, in the middle of a transaction: a call of librdkafka
-/// may never come back from a coordinator that died. Any other end is a failure.
-fn was_ended(worker: &mut Worker) -> bool {
-    if worker.is_running() {
-        return false;
-    }
-    let log = worker.log();
-    assert!(log.contains("a kafka call is stuck"), "the worker ended:\n{log}");
-    println!("a worker's watchdog ended it in a transaction");
-    true
 }
 
 /// Puts the pictures, and what is none.

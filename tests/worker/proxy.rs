@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const PRODUCE: i16 = 0;
+pub const FIND_COORDINATOR: i16 = 10;
 pub const INIT_PRODUCER_ID: i16 = 22;
 pub const ADD_PARTITIONS_TO_TXN: i16 = 24;
 pub const END_TXN: i16 = 26;
@@ -82,6 +83,8 @@ enum Fault {
     LoseAnswer,
     /// A TxnOffsetCommit reaches the broker with a generation that never was.
     WrongGeneration,
+    /// The answer to a FindCoordinator names a broker at this port.
+    OtherCoordinator(u16),
 }
 
 struct Rule {
@@ -166,6 +169,14 @@ impl Proxy {
     /// refuses it as after a rebalance, and the transaction is aborted.
     pub fn wrong_generation(&self) -> Planned {
         self.plan(Fault::WrongGeneration, |request| request.api == TXN_OFFSET_COMMIT)
+    }
+
+    /// The next client that asks for a group's coordinator is sent to `port`.
+    pub fn other_coordinator(&self, port: u16) -> Planned {
+        // The last byte is the kind of coordinator: 0 for a group's.
+        let wanted =
+            |request: &Request| request.api == FIND_COORDINATOR && request.body.last() == Some(&0);
+        self.plan(Fault::OtherCoordinator(port), wanted)
     }
 
     fn plan(&self, fault: Fault, wanted: impl Fn(&Request) -> bool + Send + 'static) -> Planned {
@@ -317,8 +328,8 @@ impl Shared {
     }
 
     fn pass_answers(&self, connection: usize, mut broker: TcpStream, mut client: TcpStream) {
-        while let Some(frame) = read_frame(&mut broker) {
-            let lost = self.answer(connection, &frame);
+        while let Some(mut frame) = read_frame(&mut broker) {
+            let lost = self.answer(connection, &mut frame);
             if lost {
                 let _ = client.shutdown(Shutdown::Both);
             } else {
@@ -330,7 +341,7 @@ impl Shared {
     }
 
     /// Notes an answer; whether it is to be lost.
-    fn answer(&self, connection: usize, frame: &[u8]) -> bool {
+    fn answer(&self, connection: usize, frame: &mut [u8]) -> bool {
         let mut ledger = self.lock();
         let correlation = i32::from_be_bytes(frame[..4].try_into().unwrap());
         let Ledger { requests, rules, cut, .. } = &mut *ledger;
@@ -339,9 +350,12 @@ impl Shared {
             .rev()
             .find(|request| request.connection == connection && request.correlation == correlation);
         let request = request.expect("an answer to nothing");
-        let lost = rules.iter().any(|rule| {
-            matches!(rule.fault, Fault::LoseAnswer) && rule.hit == Some(request.number)
-        });
+        let mut hits = rules.iter().filter(|rule| rule.hit == Some(request.number));
+        let fault = hits.next().map(|rule| &rule.fault);
+        let lost = matches!(fault, Some(Fault::LoseAnswer));
+        if let Some(Fault::OtherCoordinator(port)) = fault {
+            name_another(frame, *port);
+        }
         request.answer = Some(frame.to_vec());
         request.answered = !lost;
         *cut += usize::from(lost);
@@ -379,6 +393,17 @@ fn spoil_generation(frame: &mut [u8]) {
     let generation = i32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
     assert!((1..1000).contains(&generation), "{generation} is no generation");
     frame[at..at + 4].copy_from_slice(&(generation + 1000).to_be_bytes());
+}
+
+/// The answer to a FindCoordinator of version 1 or 2: correlation id, throttle time, error, message,
+/// which is null where there is no error, the broker's id, its host and its port.
+fn name_another(frame: &mut [u8], port: u16) {
+    assert_eq!(frame[8..10], [0, 0], "there is a coordinator");
+    let message = i16::from_be_bytes([frame[10], frame[11]]);
+    let id = 12 + usize::try_from(message).unwrap_or(0);
+    frame[id..id + 4].copy_from_slice(&99_i32.to_be_bytes());
+    let end = frame.len() - 4;
+    frame[end..].copy_from_slice(&i32::from(port).to_be_bytes());
 }
 
 fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
