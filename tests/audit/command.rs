@@ -16,11 +16,16 @@ pub struct Subcommand {
 
 impl Subcommand {
     pub fn new(name: &'static str, cluster: &Cluster, topics: &Topics) -> Self {
+        Self::of(name, &cluster.bootstrap, topics)
+    }
+
+    /// As [`Self::new`], for `brokers` of one's own choice.
+    pub fn of(name: &'static str, brokers: &str, topics: &Topics) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let yaml = format!(
-            "kafka:\n  brokers: {}\n  group: {}\n  input_topic: {}\n  output_topic: {}\n  \
+            "kafka:\n  brokers: {brokers}\n  group: {}\n  input_topic: {}\n  output_topic: {}\n  \
              dead_letter_topic: {}\n",
-            cluster.bootstrap, topics.group, topics.input, topics.output, topics.dead_letters
+            topics.group, topics.input, topics.output, topics.dead_letters
         );
         std::fs::write(folder.path().join("kafka.yaml"), yaml).unwrap();
         Self { name, folder }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::command::{Running, Subcommand};
 use crate::kafka::{Cluster, Topics};
+use crate::proxy::{END_TXN, INIT_PRODUCER_ID, Request};
 use crate::redrive::{dead_letter, write};
 use crate::shared_cluster;
 use crate::topic::{self, Writer, record};
@@ -107,6 +108,33 @@ async fn a_broker_that_dies_under_a_redrive_doubles_nothing_takes_minutes() {
     assert_eq!(code, 0, "{summary}");
     assert!(summary["already_redriven"].as_u64().unwrap() > 0, "{summary}");
     assert_each_once(&cluster, &topics);
+}
+
+/// A commit's connection breaks: librdkafka asks again elsewhere, and says that all went well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_whose_commit_loses_its_answer_goes_on_with_another_producer() {
+    let cluster = shared_cluster();
+    if !cluster.is_ours() {
+        return;
+    }
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    write_letters(&cluster, &topics);
+    let lost = proxy.lose_answer(|request| request.api == END_TXN && request.commits());
+    let redrive = Subcommand::of("redrive", &proxy.address.to_string(), &topics);
+    let (code, summary) = redrive.json(&ARGUMENTS);
+    assert_eq!(code, 0, "{summary}");
+    assert_eq!(summary["redriven"], LETTERS, "{summary}");
+    assert_each_once(&cluster, &topics);
+
+    let lost = lost.answered();
+    assert!(!lost.answered && lost.error() == 0, "the broker has committed and nobody was told");
+    let ends = proxy.seen(END_TXN);
+    let (same, later): (Vec<&Request>, Vec<&Request>) =
+        ends.iter().partition(|end| end.producer() == lost.producer());
+    assert!(same.iter().all(|end| end.body == lost.body), "the producer went on");
+    let first = later.first().expect("nothing came after it").number;
+    let between = |request: &Request| (lost.number..first).contains(&request.number);
+    assert!(proxy.seen(INIT_PRODUCER_ID).iter().any(between), "there is no new producer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
