@@ -1,8 +1,9 @@
 //! Polls the input topic on a thread of its own, and is the only one to touch the consumer.
 //!
 //! Each turn: rewind what a failed transaction left behind, hand records to the fetchers, pause
-//! or resume, poll. It keeps polling whatever the other stages do, so that the group never takes
-//! it for dead, and above `limits.max_in_flight` it polls with all partitions paused.
+//! or resume, poll. With `limits.max_in_flight` references in hand the next poll waits for room,
+//! but never for long, whatever the other stages do, so that the group does not take it for dead:
+//! then it polls with all partitions paused.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,8 +37,12 @@ use crate::worker::shared::{Shared, Step};
 use crate::worker::spans::Trace;
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
-/// While records wait for the fetchers.
+/// While partitions are paused or records wait for the fetchers.
 const BUSY_POLL: Duration = Duration::from_millis(5);
+/// Between two looks whether there is room.
+const HOLD: Duration = Duration::from_millis(1);
+/// How long a poll may be put off for want of room, before partitions are paused and polling goes on.
+const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// Messages taken in one turn.
 const BURST: usize = 128;
 /// Leaving the group may take so long.
@@ -85,10 +90,14 @@ impl Consume {
         self.rewind();
         read(&self.shared, &self.publisher, &mut self.intake, &mut self.unhanded, |_| {});
         self.hand_over();
+        if self.is_full() && !self.is_held_up() && self.last_poll.elapsed() < LONGEST_HOLD {
+            std::thread::sleep(HOLD);
+            return Ok(());
+        }
         self.balance()?;
         self.measure();
-        let is_idle = self.unhanded.is_empty() && self.intake.is_empty();
-        let wait = if is_idle { IDLE_POLL } else { BUSY_POLL };
+        let is_paused = !self.consumer.context().paused().is_empty();
+        let wait = if is_paused || self.is_full() { BUSY_POLL } else { IDLE_POLL };
         let consumer = &self.consumer;
         self.shared.slowest.poll_gap(self.last_poll.elapsed());
         let polling = Instant::now();
@@ -149,17 +158,25 @@ impl Consume {
         }
     }
 
-    /// Pauses when there is enough in flight, resumes when half of it is done. The gap matters:
-    /// pausing throws the prefetched messages away.
+    /// Whether nothing more is to be taken until some of it is done.
+    fn is_full(&self) -> bool {
+        self.shared.in_flight() >= self.max_in_flight || !self.unhanded.is_empty()
+    }
+
+    /// Whether nothing is to be taken whatever room there is.
+    fn is_held_up(&self) -> bool {
+        self.shared.assignment.is_suspended()
+            || self.shared.breaker.is_open()
+            || !self.intake.is_empty()
+    }
+
+    /// Pauses after a long wait for room, resumes when half of what is in flight is done. Neither
+    /// comes cheap: pausing throws the prefetched messages away, and librdkafka may take a second to
+    /// ask for them again.
     fn balance(&self) -> Result<()> {
-        let in_flight = self.shared.in_flight();
-        let suspended = self.shared.assignment.is_suspended();
-        let waits = suspended || self.shared.breaker.is_open() || !self.intake.is_empty();
-        let enough = in_flight >= self.max_in_flight || !self.unhanded.is_empty() || waits;
-        let little = in_flight <= self.max_in_flight / 2 && !waits;
-        if enough {
+        if self.is_held_up() || self.is_full() {
             self.pause_all()
-        } else if little {
+        } else if self.shared.in_flight() <= self.max_in_flight / 2 {
             self.resume_all()
         } else {
             Ok(())
