@@ -29,6 +29,13 @@ const REPEATS: usize = 120;
 const LARGE_REPEATS: usize = 64;
 pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
+/// The stages that a GPU works for, and what they wait for.
+const WAITS: [&str; 4] = [
+    "for=\"input\",stage=\"encode\"",
+    "for=\"output\",stage=\"encode\"",
+    "for=\"input\",stage=\"caption\"",
+    "for=\"output\",stage=\"caption\"",
+];
 /// `USER_HZ`, which is the same on all Linux machines of today.
 const TICKS_A_SECOND: f64 = 100.0;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -96,6 +103,8 @@ struct Bench {
     uris: Vec<String>,
     batch: usize,
     done: usize,
+    /// Seconds that `WAITS` took in all rounds.
+    waited: [f64; WAITS.len()],
     _bucket: Bucket,
 }
 
@@ -122,18 +131,38 @@ impl Bench {
             .replacing("max_in_flight: 128", &format!("max_in_flight: {}", 16 * batch))
             .start();
         worker.await_ready();
-        let mut bench = Self { worker, topics, uris, batch, done: 0, _bucket: bucket };
+        let mut bench = Self {
+            worker,
+            topics,
+            uris,
+            batch,
+            done: 0,
+            waited: [0.0; WAITS.len()],
+            _bucket: bucket,
+        };
         // What is set up at the first image is no part of any round.
         bench.round(cluster).await;
         bench
     }
 
     async fn round(&mut self, cluster: &Cluster) -> Measured {
+        let before = self.waits();
         let watch = Watch::start(self.worker.pid());
         refer(cluster, &self.topics, PARTITIONS as usize, &self.uris).await;
         self.done += self.uris.len();
         await_captions(&mut self.worker, self.done);
-        watch.stop(self.uris.len())
+        let measured = watch.stop(self.uris.len());
+        let after = self.waits();
+        for ((waited, after), before) in self.waited.iter_mut().zip(after).zip(before) {
+            *waited += after - before;
+        }
+        measured
+    }
+
+    fn waits(&self) -> [f64; WAITS.len()] {
+        WAITS.map(|labels| {
+            self.worker.metric(&format!("fusioncap_stage_waiting_seconds_total{{{labels}}}"))
+        })
     }
 
     /// Where the worker's time went.
@@ -146,6 +175,9 @@ impl Bench {
         for stage in ["fetch", "decode", "encode", "caption", "publish"] {
             let busy = metric("busy", &format!("stage=\"{stage}\""));
             println!("  {stage:8} busy {:6.2} ms an image", 1e3 * busy / self.done as f64);
+        }
+        for (labels, waited) in WAITS.iter().zip(self.waited) {
+            println!("  waiting {labels} {:6.2} ms an image", 1e3 * waited / self.done as f64);
         }
         let transactions = self.worker.metric("fusioncap_transactions_total");
         println!("  {:.1} captions a transaction", self.done as f64 / transactions);
