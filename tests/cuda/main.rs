@@ -94,11 +94,8 @@ fn assert_near(found: &[Caption], expected: &[Caption], tolerance: Tolerance, wh
             worst_score = worst_score.max(score);
         } else {
             different += 1;
-            eprintln!(
-                "{what}: {found:.0?}\n  not {expected:.0?}",
-                found = (&found.text, found.score),
-                expected = (&expected.text, expected.score)
-            );
+            let [one, other] = [found, expected].map(|caption| (&caption.text, caption.score));
+            eprintln!("{what}: {one:?} instead of {other:?}");
             assert!(score <= tolerance.near_tie, "{what}: no near-tie: {score} apart");
         }
     }
