@@ -148,7 +148,11 @@ mod tests {
         for threads in [1, 3] {
             let threads = Threads::start(threads).unwrap();
             let mut counts = threads.instances(|| Ok(0)).unwrap();
-            threads.each(&mut counts, |count| Ok(*count += 1)).unwrap();
+            let count_up = |count: &mut i32| {
+                *count += 1;
+                Ok(())
+            };
+            threads.each(&mut counts, count_up).unwrap();
             assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
         }
     }
