@@ -8,7 +8,7 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test container-test \
+	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test container-test cuda-test \
 	guide-test dashboard lake-test canary upgrade clean
 
 help: ## What there is to make
@@ -37,6 +37,12 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 	cargo clippy --all-targets --features train -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
 	cargo deny check licenses bans sources
+
+# The tests that take a GPU say so where there is none, and pass.
+cuda-test: export ORT_DYLIB_PATH := $(CURDIR)/.tools/onnxruntime-cuda/lib/libonnxruntime.so.$(ORT_VERSION)
+cuda-test: setup ## The engine on an NVIDIA GPU against the CPU, and what is said where there is none
+	@scripts/onnxruntime --cuda
+	cargo test --features cuda --test cuda
 
 chart-test: ## The Helm chart against schemas, the worker and its metrics; needs Go, no cluster
 	@scripts/chart-test $(ARGS)

@@ -1,5 +1,8 @@
 //! Images a second of the engine alone: `models/tiny` on the sample photos, already decoded and
 //! in memory. `cargo bench --bench engine`, with `ORT_DYLIB_PATH` or after `make onnxruntime`.
+//!
+//! It computes where `FUSIONCAP_RUNTIME__PROVIDERS` and the other variables of that section say, as
+//! the worker does; `FUSIONCAP_TEST_MODEL` names another bundle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +10,7 @@ use std::path::{Path, PathBuf};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use fusioncap::bundle::Bundle;
-use fusioncap::config::{Limits, Model, Runtime};
+use fusioncap::config::{Config, Limits, Model};
 use fusioncap::engine::Engine;
 
 fn main() {
@@ -15,13 +18,13 @@ fn main() {
 }
 
 /// Full batches at the bundle's own beam width.
-#[divan::bench(args = [1, 4, 8, 32], sample_count = 20)]
+#[divan::bench(args = [1, 4, 8, 32, 128, 256], sample_count = 20, max_time = 10)]
 fn full_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, None);
 }
 
 /// Full batches with greedy search: what beam search costs is the difference.
-#[divan::bench(args = [1, 8, 32], sample_count = 20)]
+#[divan::bench(args = [1, 8, 32, 128, 256], sample_count = 20, max_time = 10)]
 fn full_batch_greedy(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, Some(1));
 }
@@ -37,7 +40,7 @@ fn padded_batch(bencher: Bencher, batch_size: usize) {
 #[divan::bench(args = [1, 8, 32], sample_count = 20)]
 fn full_batch_int8(bencher: Bencher, batch_size: usize) {
     let folder = tempfile::tempdir().expect("a folder");
-    let origin = Bundle::open(&root("models/tiny")).expect("models/tiny is whole");
+    let origin = Bundle::open(&model()).expect("the bundle is whole");
     for name in origin.manifest().expect("a manifest").files.keys().map(String::as_str) {
         copy(&origin.path(name), &folder.path().join(name));
     }
@@ -45,7 +48,8 @@ fn full_batch_int8(bencher: Bencher, batch_size: usize) {
     let copied = Bundle::open(folder.path()).expect("the copy is whole");
     let int8 = fusioncap::bundle::variants::Reduced::Int8;
     let made = fusioncap::onnx::variant::write(&copied, int8, "").expect("a variant");
-    let engine = Engine::load(made, &Runtime::default(), &Model::default(), batch_size);
+    let runtime = Config::load_runtime().expect("settings that make sense");
+    let engine = Engine::load(made, &runtime, &Model::default(), batch_size);
     run(bencher, engine.expect("the variant loads"), batch_size);
 }
 
@@ -71,11 +75,16 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+fn model() -> PathBuf {
+    std::env::var_os("FUSIONCAP_TEST_MODEL").map_or_else(|| root("models/tiny"), PathBuf::from)
+}
+
 fn engine(batch_size: usize, num_beams: Option<usize>) -> Engine {
-    let path = root("models/tiny");
+    let path = model();
     let settings = Model { path: path.display().to_string(), num_beams, ..Model::default() };
-    let bundle = Bundle::open(&path).expect("models/tiny is whole");
-    Engine::load(bundle, &Runtime::default(), &settings, batch_size).expect("the bundle loads")
+    let bundle = Bundle::open(&path).expect("the bundle is whole");
+    let runtime = Config::load_runtime().expect("settings that make sense");
+    Engine::load(bundle, &runtime, &settings, batch_size).expect("the bundle loads")
 }
 
 /// The sample photos at the model's input size.

@@ -104,9 +104,16 @@ fn open(
     path: &Path,
 ) -> Result<Session> {
     configure(settings, wanted, environment)?.commit_from_file(path).map_err(|error| {
-        Error::new(ErrorKind::Runtime, "can't load an ONNX model")
-            .with("path", path.display())
-            .because(error)
+        let told =
+            Error::new(ErrorKind::Runtime, "can't load an ONNX model").with("path", path.display());
+        // A device that is not there, or has too little memory, is found out here.
+        let told = match wanted.first() {
+            None | Some(Provider::Cpu) => told,
+            Some(_) => told
+                .with("runtime.providers", format!("{wanted:?}"))
+                .with("runtime.device_id", settings.device_id),
+        };
+        told.because(error)
     })
 }
 

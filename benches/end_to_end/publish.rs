@@ -57,7 +57,7 @@ pub async fn measure(cluster: &Cluster) {
 
 /// The model captions batch after batch; what is captioned is published by another thread.
 fn beside_the_model(bench: &Bench) {
-    let mut engine = throughput::load("models/tiny");
+    let mut engine = throughput::load("models/tiny", throughput::BATCH);
     let photos = throughput::photos();
     let pixels = throughput::decode(&engine, &photos, throughput::BATCH.div_ceil(photos.len()));
     let batch: Vec<&[u8]> = pixels.iter().take(throughput::BATCH).map(Vec::as_slice).collect();

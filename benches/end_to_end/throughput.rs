@@ -4,12 +4,16 @@
 //!
 //! The broker and the S3 server, which sends a megabyte an image, take their part of the same
 //! cores. How the worker would do on cores of its own, its processor time an image tells.
+//!
+//! Where the model is the bottleneck, `FUSIONCAP_TEST_MODEL` names another bundle,
+//! `FUSIONCAP_TEST_BATCH` another size of batches and `FUSIONCAP_TEST_REPEATS` how often each photo
+//! comes; with `FUSIONCAP_RUNTIME__PROVIDERS` both sides compute on a GPU.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fusioncap::bundle::Bundle;
-use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
+use fusioncap::config::{Config, DecodeMode, Limits, Model};
 use fusioncap::engine::Engine;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
@@ -25,6 +29,13 @@ const REPEATS: usize = 120;
 const LARGE_REPEATS: usize = 64;
 pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
+/// The stages that a GPU works for, and what they wait for.
+const WAITS: [&str; 4] = [
+    "for=\"input\",stage=\"encode\"",
+    "for=\"output\",stage=\"encode\"",
+    "for=\"input\",stage=\"caption\"",
+    "for=\"output\",stage=\"caption\"",
+];
 /// `USER_HZ`, which is the same on all Linux machines of today.
 const TICKS_A_SECOND: f64 = 100.0;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -52,24 +63,28 @@ pub async fn measure(cluster: &Cluster, small: bool, large: bool) {
 
 async fn by_model(cluster: &Cluster) -> Figures {
     let photos = taken(500, 375);
-    let mut bench = Bench::start(cluster, "models/tiny", "model", &photos, REPEATS).await;
-    let mut engine = load("models/tiny");
-    let pixels = decode(&engine, &photos, REPEATS);
+    let model = std::env::var("FUSIONCAP_TEST_MODEL").unwrap_or_else(|_| "models/tiny".into());
+    let batch = number("FUSIONCAP_TEST_BATCH", BATCH);
+    let repeats = number("FUSIONCAP_TEST_REPEATS", REPEATS);
+    let mut bench = Bench::start(cluster, &model, "model", &photos, repeats, batch).await;
+    let mut engine = load(&model, batch);
+    let pixels = decode(&engine, &photos, repeats);
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         let watch = Watch::start(std::process::id());
-        caption(&mut engine, &pixels);
+        caption(&mut engine, &pixels, batch);
         alone.push(watch.stop(pixels.len()));
         whole.push(bench.round(cluster).await);
     }
-    bench.report("500 x 375, models/tiny");
+    bench.report(&format!("500 x 375, {model}"));
     Figures::new("the engine alone", alone, whole)
 }
 
 async fn by_decoding(cluster: &Cluster) -> Figures {
     let photos = taken(4000, 3000);
-    let mut bench = Bench::start(cluster, "models/random", "decode", &photos, LARGE_REPEATS).await;
-    let engine = load("models/random");
+    let random = "models/random";
+    let mut bench = Bench::start(cluster, random, "decode", &photos, LARGE_REPEATS, BATCH).await;
+    let engine = load(random, BATCH);
     let (mut alone, mut whole) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         let watch = Watch::start(std::process::id());
@@ -86,7 +101,10 @@ struct Bench {
     worker: Worker,
     topics: Topics,
     uris: Vec<String>,
+    batch: usize,
     done: usize,
+    /// Seconds that `WAITS` took in all rounds.
+    waited: [f64; WAITS.len()],
     _bucket: Bucket,
 }
 
@@ -97,6 +115,7 @@ impl Bench {
         name: &str,
         photos: &[Photo],
         repeats: usize,
+        batch: usize,
     ) -> Self {
         let bucket = Bucket::start();
         let topics = cluster.topics(PARTITIONS).await;
@@ -105,37 +124,60 @@ impl Bench {
             .map(|(round, (name, bytes))| bucket.put(&format!("{round}/{name}"), bytes))
             .collect();
         let mut worker = Configuration::new(name, cluster, &topics, &bucket)
-            .replacing("models/random", model)
+            .replacing(&root("models/random"), &root(model))
             .without_repeats()
-            .replacing("size: 8", &format!("size: {BATCH}"))
+            .replacing("size: 8", &format!("size: {batch}"))
             .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
-            .replacing("max_in_flight: 128", "max_in_flight: 512")
+            .replacing("max_in_flight: 128", &format!("max_in_flight: {}", 16 * batch))
             .start();
         worker.await_ready();
-        let mut bench = Self { worker, topics, uris, done: 0, _bucket: bucket };
+        let mut bench = Self {
+            worker,
+            topics,
+            uris,
+            batch,
+            done: 0,
+            waited: [0.0; WAITS.len()],
+            _bucket: bucket,
+        };
         // What is set up at the first image is no part of any round.
         bench.round(cluster).await;
         bench
     }
 
     async fn round(&mut self, cluster: &Cluster) -> Measured {
+        let before = self.waits();
         let watch = Watch::start(self.worker.pid());
         refer(cluster, &self.topics, PARTITIONS as usize, &self.uris).await;
         self.done += self.uris.len();
         await_captions(&mut self.worker, self.done);
-        watch.stop(self.uris.len())
+        let measured = watch.stop(self.uris.len());
+        let after = self.waits();
+        for ((waited, after), before) in self.waited.iter_mut().zip(after).zip(before) {
+            *waited += after - before;
+        }
+        measured
+    }
+
+    fn waits(&self) -> [f64; WAITS.len()] {
+        WAITS.map(|labels| {
+            self.worker.metric(&format!("fusioncap_stage_waiting_seconds_total{{{labels}}}"))
+        })
     }
 
     /// Where the worker's time went.
     fn report(&self, title: &str) {
         let count = self.uris.len();
-        println!("\n{title}: {count} objects, batches of {BATCH}, {ROUNDS} rounds");
+        println!("\n{title}: {count} objects, batches of {}, {ROUNDS} rounds", self.batch);
         let metric = |name: &str, labels: &str| {
             self.worker.metric(&format!("fusioncap_stage_{name}_seconds_total{{{labels}}}"))
         };
         for stage in ["fetch", "decode", "encode", "caption", "publish"] {
             let busy = metric("busy", &format!("stage=\"{stage}\""));
             println!("  {stage:8} busy {:6.2} ms an image", 1e3 * busy / self.done as f64);
+        }
+        for (labels, waited) in WAITS.iter().zip(self.waited) {
+            println!("  waiting {labels} {:6.2} ms an image", 1e3 * waited / self.done as f64);
         }
         let transactions = self.worker.metric("fusioncap_transactions_total");
         println!("  {:.1} captions a transaction", self.done as f64 / transactions);
@@ -249,12 +291,21 @@ pub fn photos() -> Vec<Photo> {
     photos
 }
 
+/// What `variable` says, or what holds without it.
+fn number(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+}
+
+fn root(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path).display().to_string()
+}
+
 /// As the worker does.
-pub fn load(model: &str) -> Engine {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
-    let bundle = Bundle::open(&path).unwrap();
-    let settings = Model { path: path.display().to_string(), ..Model::default() };
-    Engine::load(bundle, &Runtime::default(), &settings, BATCH).unwrap()
+pub fn load(model: &str, batch: usize) -> Engine {
+    let path = root(model);
+    let bundle = Bundle::open(Path::new(&path)).unwrap();
+    let settings = Model { path, ..Model::default() };
+    Engine::load(bundle, &Config::load_runtime().unwrap(), &settings, batch).unwrap()
 }
 
 /// Every photo, as often as it comes.
@@ -283,9 +334,9 @@ fn decode_on_all_cores(engine: &Engine, photos: &[Photo], repeats: usize) {
     });
 }
 
-fn caption(engine: &mut Engine, pixels: &[Vec<u8>]) {
-    for batch in pixels.chunks(BATCH) {
-        let images: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
+fn caption(engine: &mut Engine, pixels: &[Vec<u8>], batch: usize) {
+    for images in pixels.chunks(batch) {
+        let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
         engine.caption(&images).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::images::{self, Ahead, Answer, SCHEME};
 use crate::bundle::Bundle;
-use crate::config::{DecodeMode, Model, Precision, Runtime, S3};
+use crate::config::{Config, DecodeMode, Model, Precision, S3};
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
@@ -64,7 +64,7 @@ pub fn run(args: CaptionArgs) -> Result<()> {
 }
 
 async fn caption(args: CaptionArgs) -> Result<()> {
-    let (path, runtime) = (args.model.display().to_string(), Runtime::default());
+    let (path, runtime) = (args.model.display().to_string(), Config::load_runtime()?);
     let settings = Model { path, num_beams: args.beams, ..Model::default() };
     settings.directory()?;
     let size = usize::from(args.batch_size);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::load::Layers;
-use super::{Config, Http, Overrides, Topics, validate};
+use super::{Config, Http, Overrides, Runtime, Topics, validate};
 use crate::error::Result;
 
 impl Config {
@@ -22,6 +22,14 @@ impl Config {
     /// As [`Config::load`].
     pub fn load_http(path: Option<&Path>, flags: &Overrides) -> Result<Http> {
         Layers::read(path, std::env::vars_os(), flags)?.section("http")
+    }
+
+    /// The section `runtime`, of the environment alone.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_runtime() -> Result<Runtime> {
+        Layers::read(None, std::env::vars_os(), &Overrides::default())?.section("runtime")
     }
 }
 

@@ -1,13 +1,14 @@
 //! Pixels to what the decoder starts from: the vision tower and the prefix of a bundle.
 //!
 //! It runs at a few fixed sizes, padded with blank images whose rows are dropped before the
-//! decoder. An accelerator takes a batch whole, at fixed addresses (`fixed`). On the CPU a batch is cut into slices, which take
-//! less time than all of it at once, and its instances take one slice after another.
+//! decoder. An accelerator takes a batch whole, at fixed addresses (`fixed`). On the CPU a batch is
+//! cut into slices, which take less time than all of it at once, and its instances take one slice
+//! after another.
 
 use super::instances::Threads;
 use super::session::LEAST_ROWS;
 use super::tower::Tower;
-use super::{Pixels, Seen, wrong_size};
+use super::{Pixels, Seen, recording, wrong_size};
 use crate::bundle::Bundle;
 use crate::config::{Provider, Runtime};
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub struct Encoder {
     batch_size: usize,
     /// Images that a tower may be given at once, ascending.
     sizes: Vec<usize>,
+    /// Whether the first batch is recorded as a CUDA graph.
+    records: bool,
     /// For callers that have images and no [`Pixels`]; none while it is lent out.
     pixels: Option<Pixels>,
 }
@@ -73,6 +76,9 @@ impl Encoder {
         batch_size: usize,
     ) -> Result<Self> {
         let batch_size = batch_size.max(1);
+        let records = runtime.cuda_graphs && runtime.providers.first() == Some(&Provider::Cuda);
+        // ONNX Runtime keeps a graph for each thread that runs it.
+        let threads = if records { Threads::one_apart()? } else { threads };
         let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
         let (height, width) = preprocessor.input_size();
         let load = || {
@@ -88,6 +94,7 @@ impl Encoder {
             preprocessor,
             batch_size,
             sizes: sizes(runtime, batch_size),
+            records,
             pixels: None,
         })
     }
@@ -106,12 +113,16 @@ impl Encoder {
     pub fn warm_up(&mut self) -> Result<Encoded> {
         let (height, width) = self.preprocessor.input_size();
         let pixels = self.pixels()?;
-        for tower in &mut self.towers {
-            for size in &self.sizes {
+        let sizes = &self.sizes;
+        let look_at_all = |tower: &mut Tower| {
+            sizes.iter().try_for_each(|size| {
                 let slice = Slice { first: 0, images: *size, size: *size };
-                tower.look(&pixels, slice, (height, width))?;
-            }
-        }
+                tower.look(&pixels, slice, (height, width)).map(drop)
+            })
+        };
+        let alone = self.records.then(recording::alone);
+        self.threads.each(&mut self.towers, look_at_all)?;
+        drop(alone);
         self.pixels = Some(pixels);
         let blank = vec![0; 3 * height * width];
         self.encode(&vec![blank.as_slice(); self.batch_size])
@@ -158,6 +169,7 @@ impl Encoder {
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
         let slices = self.slices(pixels.images())?;
         let image_size = self.preprocessor.input_size();
+        let _running = recording::beside_others();
         pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.size));
         let look = |tower: &mut Tower, slice| tower.look(pixels, slice, image_size);
         let parts = self.threads.share(&mut self.towers, slices, look);
@@ -170,6 +182,7 @@ impl Encoder {
     /// As [`Self::encode`].
     pub fn encode_seen(&mut self, images: &[Seen]) -> Result<Encoded> {
         let slices = self.slices(images.len())?;
+        let _running = recording::beside_others();
         let recall = |tower: &mut Tower, Slice { first, images: count, size }| {
             tower.recall(&images[first..first + count], size)
         };

@@ -24,13 +24,15 @@ impl Threads {
         if count < 2 {
             return Ok(Self { count: 1, pool: None });
         }
-        let builder = rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|number| format!("engine-{number}"));
-        let pool = builder.build().map_err(|error| {
-            Error::new(ErrorKind::Internal, "can't start the engine's threads").because(error)
-        })?;
-        Ok(Self { count, pool: Some(Arc::new(pool)) })
+        Ok(Self { count, pool: Some(Arc::new(pool(count)?)) })
+    }
+
+    /// One thread that is nobody else's, for an instance that must always work on the same one.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn one_apart() -> Result<Self> {
+        Ok(Self { count: 1, pool: Some(Arc::new(pool(1)?)) })
     }
 
     /// `count` of what `load` makes.
@@ -40,6 +42,29 @@ impl Threads {
 
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Has every instance do `work`, each on its thread.
+    ///
+    /// # Errors
+    /// One that `work` returns.
+    ///
+    /// # Panics
+    /// If `work` does.
+    pub fn each<I: Send>(
+        &self,
+        instances: &mut [I],
+        work: impl Fn(&mut I) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let Some(pool) = &self.pool else {
+            return instances.iter_mut().try_for_each(work);
+        };
+        let instances: Vec<Mutex<&mut I>> = instances.iter_mut().map(Mutex::new).collect();
+        let done = pool.broadcast(|context| match instances.get(context.index()) {
+            Some(own) => work(&mut own.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(()),
+        });
+        done.into_iter().collect()
     }
 
     /// Gives each of `jobs` to an instance that is free; the results in the order of the jobs.
@@ -71,6 +96,15 @@ impl Threads {
     }
 }
 
+fn pool(threads: usize) -> Result<ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("engine-{number}"));
+    builder.build().map_err(|error| {
+        Error::new(ErrorKind::Internal, "can't start the engine's threads").because(error)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
@@ -88,6 +122,38 @@ mod tests {
             });
             assert_eq!(squares.unwrap(), (0..100).map(|job| job * job).collect::<Vec<_>>());
             assert_eq!(counts.iter().sum::<i32>(), 100);
+        }
+    }
+
+    #[test]
+    fn an_instance_apart_always_works_on_the_same_thread() {
+        let apart = Threads::one_apart().unwrap();
+        let mut seen = [std::collections::HashSet::new()];
+        let here = std::thread::current().id();
+        let note = |seen: &mut std::collections::HashSet<_>| {
+            seen.insert(std::thread::current().id());
+            Ok(())
+        };
+        apart.each(&mut seen, note).unwrap();
+        apart.share(&mut seen, vec![(); 3], |seen, ()| note(seen)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| apart.share(&mut seen, vec![(); 3], |seen, ()| note(seen)).unwrap());
+        });
+        assert_eq!(seen[0].len(), 1);
+        assert!(!seen[0].contains(&here));
+    }
+
+    #[test]
+    fn every_instance_has_its_turn() {
+        for threads in [1, 3] {
+            let threads = Threads::start(threads).unwrap();
+            let mut counts = threads.instances(|| Ok(0)).unwrap();
+            let count_up = |count: &mut i32| {
+                *count += 1;
+                Ok(())
+            };
+            threads.each(&mut counts, count_up).unwrap();
+            assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
         }
     }
 

@@ -10,6 +10,7 @@ mod fixed;
 pub mod generate;
 mod instances;
 mod pixels;
+mod recording;
 mod session;
 mod tower;
 mod writer;
@@ -64,9 +65,11 @@ impl Engine {
         model: &Model,
         batch_size: usize,
     ) -> Result<Self> {
+        let loading = recording::beside_others();
         let threads = Threads::start(crate::runtime::instances(runtime))?;
         let writer = Writer::load(bundle.clone(), runtime, model, threads.clone())?;
         let encoder = Encoder::load(&bundle, runtime, threads, batch_size)?;
+        drop(loading);
         let mut engine = Self { bundle, encoder, writer };
         let blank = engine.encoder.warm_up()?;
         engine.writer.write(blank)?;

@@ -5,7 +5,7 @@ use tokenizers::Tokenizer;
 use super::generate::Hypothesis;
 use super::instances::Threads;
 use super::session::Decoder;
-use super::{Caption, Encoded};
+use super::{Caption, Encoded, recording};
 use crate::bundle::{Bundle, GenerationConfig};
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,10 +44,12 @@ impl Writer {
         let looked = attention.len() / images.max(1);
         let row = model.prefix_length * model.hidden_size;
         let parts = prefix.chunks(images.div_ceil(self.threads.count()).max(1) * row.max(1));
+        let running = recording::beside_others();
         let hypotheses =
             self.threads.share(&mut self.decoders, parts.collect(), |decoder, part| {
                 decoder.generate(&self.bundle, &self.generation, part)
             })?;
+        drop(running);
         hypotheses
             .iter()
             .flatten()

@@ -1,0 +1,108 @@
+//! The engine on an NVIDIA GPU, against the engine on the CPU; and what is said where the GPU, or a
+//! library, can't be had. `make cuda-test`.
+//!
+//! Tests that take a GPU say so where there is none, and pass. The others hide it.
+
+mod absent;
+mod graphs;
+mod same;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fusioncap::bundle::Bundle;
+use fusioncap::config::{Limits, Model, Provider, Runtime};
+use fusioncap::engine::{Caption, Engine};
+use fusioncap::error::Result;
+
+/// Whether this machine has an NVIDIA GPU; a test that goes without says so.
+fn gpu() -> bool {
+    let there = Path::new("/dev/nvidiactl").exists();
+    if !there {
+        eprintln!("not run: no NVIDIA GPU here");
+    }
+    there
+}
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn cpu() -> Runtime {
+    Runtime::default()
+}
+
+/// In 32 bits, as the CPU computes.
+fn cuda() -> Runtime {
+    Runtime { providers: vec![Provider::Cuda], cuda_tf32: false, ..Runtime::default() }
+}
+
+fn load(runtime: &Runtime, batch_size: usize, num_beams: Option<usize>) -> Result<Engine> {
+    let path = root("models/tiny");
+    let settings = Model { path: path.display().to_string(), num_beams, ..Model::default() };
+    Engine::load(Bundle::open(&path)?, runtime, &settings, batch_size)
+}
+
+/// The sample photos at the model's input size.
+fn photos(engine: &Engine) -> Vec<Vec<u8>> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(root("samples")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
+    paths.sort();
+    let decode = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        engine.preprocessor().decode(&bytes, &Limits::default()).unwrap().rgb
+    };
+    let photos: Vec<Vec<u8>> = paths.iter().map(decode).collect();
+    assert!(photos.len() >= 13);
+    photos
+}
+
+/// The photos' captions, so many photos a batch.
+fn captions(engine: &mut Engine, photos: &[Vec<u8>], batch: usize) -> Vec<Caption> {
+    let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
+    views.chunks(batch).flat_map(|batch| engine.caption(batch).unwrap()).collect()
+}
+
+/// How far a GPU's captions may be from the CPU's.
+#[derive(Clone, Copy, Debug)]
+struct Tolerance {
+    /// Of a caption's score, a mean log-probability, where the words are the same.
+    score: f32,
+    /// Of the score where the words differ, which near-ties do.
+    near_tie: f32,
+    /// Captions of whose words some may differ.
+    different: usize,
+    /// 1 less the cosine of both embeddings.
+    embedding: f32,
+}
+
+/// 32-bit floats added in another order.
+const EXACT: Tolerance = Tolerance { score: 2e-3, near_tie: 0.05, different: 1, embedding: 1e-5 };
+/// Products of 10 bits of mantissa.
+const TF32: Tolerance = Tolerance { score: 0.02, near_tie: 0.2, different: 4, embedding: 1e-3 };
+
+fn assert_near(found: &[Caption], expected: &[Caption], tolerance: Tolerance, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let (mut different, mut worst_score, mut worst_embedding) = (0, 0.0_f32, 0.0_f32);
+    for (found, expected) in found.iter().zip(expected) {
+        let score = (found.score - expected.score).abs();
+        let dot: f32 =
+            found.embedding.iter().zip(&expected.embedding).map(|(one, other)| one * other).sum();
+        worst_embedding = worst_embedding.max((1.0 - dot).abs());
+        if found.text == expected.text {
+            worst_score = worst_score.max(score);
+        } else {
+            different += 1;
+            let [one, other] = [found, expected].map(|caption| (&caption.text, caption.score));
+            eprintln!("{what}: {one:?} instead of {other:?}");
+            assert!(score <= tolerance.near_tie, "{what}: no near-tie: {score} apart");
+        }
+    }
+    eprintln!(
+        "{what}: {different} differ, scores {worst_score:.5}, embeddings {worst_embedding:.7} apart"
+    );
+    assert!(different <= tolerance.different, "{what}: {different} captions differ");
+    assert!(worst_score <= tolerance.score, "{what}: scores are {worst_score} apart");
+    assert!(worst_embedding <= tolerance.embedding, "{what}: embeddings {worst_embedding} apart");
+}
