@@ -125,6 +125,7 @@ fn configure(
     let refused = |error: ort::Error<SessionBuilder>| {
         Error::new(ErrorKind::Runtime, "ONNX Runtime refuses the configuration")
             .with("runtime.providers", format!("{wanted:?}"))
+            .with("runtime.device_id", settings.device_id)
             .because(ort::Error::<()>::from(error))
     };
     let builder = Session::builder(environment).map_err(|error| {
@@ -141,7 +142,8 @@ fn configure(
         .map_err(refused)
 }
 
-/// How many sessions of each graph work at once: one on an accelerator.
+/// How many sessions of each graph work at once: one on an accelerator, where two or four decoders
+/// were slower.
 pub fn instances(settings: &Runtime) -> usize {
     match (settings.providers.first(), settings.instances) {
         (Some(Provider::Cuda | Provider::Tensorrt), _) => 1,

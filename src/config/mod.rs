@@ -322,7 +322,7 @@ pub struct Limits {
     /// dead-lettered. Its thread can't be stopped and keeps its place until it ends.
     #[schemars(range(min = 1, max = 600_000))]
     pub decode_timeout_ms: u64,
-    /// References in flight in one worker; above it the partitions pause. Not below `batch.size`.
+    /// References in flight in one worker; with so many, no more are taken in. Not below `batch.size`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
     /// Bytes of objects in memory at once, from the answer of the object store until they are

@@ -8,6 +8,8 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::json;
 
 use crate::bucket::{BUCKET, Bucket, oversized_png, picture, truncated_jpeg, uri};
+use crate::faults::{PARTITIONS, fill, produce};
+use crate::fences::assert_settled;
 use crate::process::Configuration;
 use crate::{Expected, assert_exactly_once, shared_cluster};
 
@@ -186,4 +188,18 @@ async fn a_profile_and_the_metrics_show_what_every_stage_did() {
     for stage in ["consume", "encode", "caption", "publish"] {
         assert!(count(stage, "X") > 0, "{stage} is missing: {text}");
     }
+}
+
+/// A pause throws away what was prefetched, and librdkafka may take a second to ask for it again:
+/// a worker with much to do takes in what there is room for, and pauses only when it stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_many_times_what_may_be_in_flight_takes_no_pause() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let expected = produce(&cluster, &topics, 0..1_600).await;
+    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).with_debug_log().start();
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+    let pauses = worker.log().matches("\"message\":\"paused\"").count();
+    assert!(pauses <= 3, "{pauses} pauses:\n{}", worker.log());
 }
