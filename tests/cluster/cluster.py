@@ -125,7 +125,7 @@ class Cluster(Processes):
             "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range=10.89.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self.certificate}", f"--service-account-signing-key-file={self.key}",
-            f"--cert-dir={self.folder}"], ready=self._server_is_ready)
+            f"--cert-dir={self.folder}", "--kubelet-preferred-address-types=InternalIP"], ready=self._server_is_ready)
         for program, more in (("kube-controller-manager", [f"--service-account-private-key-file={self.key}",
                                                            f"--root-ca-file={self.certificate}",
                                                            "--use-service-account-credentials"]),
