@@ -1,8 +1,8 @@
 """One node of the cluster: containerd with runc, a kubelet, the pods' network and their DNS, and the
 images that its pods are made of: the worker's, as the Dockerfile has it, and a pause.
 
-`CONTAINERD` in the environment names the folder that Debian's packages are unpacked in, `CGROUPS` a
-name for the control groups. Needs a mount namespace of its own.
+`CONTAINERD` in the environment names the folder that Debian's packages are unpacked in, `IMAGE_STORE`
+the one of the image's stages, `CGROUPS` a name for the control groups. Needs a mount namespace of its own.
 """
 
 import json
@@ -38,8 +38,8 @@ class Node:
         self._dns()
 
     def ready(self):
-        conditions = self.cluster.get("node", NODE)["status"]["conditions"]
-        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+        return any(condition["type"] == "Ready" and condition["status"] == "True"
+                   for node in self.cluster.get("nodes") for condition in node["status"]["conditions"])
 
     def _groups(self):
         """A kubelet makes its groups in one that is there."""
@@ -89,7 +89,7 @@ conf_dir = "{self.folder}/net.d"
         (pause / "pause").write_bytes((PROGRAMS / "pause").read_bytes())
         (pause / "pause").chmod(0o755)
         self._image(pause, {"entrypoint": ["/pause"]}, [PAUSE])
-        builder = Builder(ROOT, Path(os.environ["FUSIONCAP_CONTAINER_STORE"]),
+        builder = Builder(ROOT, Path(os.environ["IMAGE_STORE"]),
                           given={"build": {BUILT: os.environ["FUSIONCAP"]}})
         stage = builder.stage("cpu")
         with builder.readable(stage.layers) as root:

@@ -8,24 +8,28 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("operations", "container")]
 
 import test_install  # noqa: E402
+import test_workers  # noqa: E402
 from cluster import Cluster  # noqa: E402
-
-FILES = (test_install.__name__,)
+from node import Node  # noqa: E402
 
 
 def main():
     begun = time.monotonic()
     with Cluster() as cluster:
         print(f"the control plane is there after {time.monotonic() - begun:.0f} s", flush=True)
-        test_install.CLUSTER = cluster
-        chosen = [word for word in sys.argv[1:] if word.split(".")[0] in FILES]
-        program = unittest.main(module=None, exit=False, verbosity=2,
-                                argv=["cluster-test", *sys.argv[1:], *([] if chosen else FILES)])
-    result = program.result
-    failed = len({getattr(test, "test_case", test) for test, _ in result.failures + result.errors})
-    passed = result.testsRun - failed
+        results = [run(test_install, cluster)]
+        Node(cluster)
+        print(f"a node is there after {time.monotonic() - begun:.0f} s", flush=True)
+        results.append(run(test_workers, cluster))
+    failed = sum(len({getattr(test, "test_case", test) for test, _ in result.failures + result.errors}) for result in results)
+    passed = sum(result.testsRun for result in results) - failed
     print(f"cluster: {passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+    return 1 if failed or passed <= 0 else 0
+
+
+def run(file, cluster):
+    file.CLUSTER = cluster
+    return unittest.main(module=file, exit=False, verbosity=2, argv=["cluster-test", *sys.argv[1:]]).result
 
 
 if __name__ == "__main__":
