@@ -266,14 +266,13 @@ class Workers(unittest.TestCase):
             self.all_ready(2)
 
     def test_kafka_goes_away_and_comes_back(self):
-        """Nobody is ready, and nobody is restarted for it."""
+        """For longer than the probes' patience; nobody is restarted for it."""
         before = self.uids()
         with self.loaded():
             self.world.broker("stop")
-            wait_for("no worker that is ready", lambda: self.ready() == 0, 120)
-            time.sleep(20)
+            time.sleep(70)
+            self.assertEqual((self.uids(), self.restarts()), (before, 0))
             self.world.broker("start")
-            self.all_ready(2)
         self.assertEqual((self.uids(), self.restarts()), (before, 0))
 
     def one_at_a_time(self, states):
