@@ -8,8 +8,8 @@ ARGS ?=
 corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/coco-captions-b.txt.zst
 
 .PHONY: help demo test chaos chaos-short simulate fuzz lint packages model model-random onnxruntime \
-	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test container-test cuda-test \
-	guide-test dashboard lake-test canary upgrade clean
+	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test cluster-test \
+	container-test cuda-test guide-test dashboard lake-test canary upgrade clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -46,6 +46,9 @@ cuda-test: setup ## The engine on an NVIDIA GPU against the CPU, and what is sai
 
 chart-test: ## The Helm chart against schemas, the worker and its metrics; needs Go, no cluster
 	@scripts/chart-test $(ARGS)
+
+cluster-test: kafka-jars onnxruntime ## The chart on a real Kubernetes; needs root and Go; by hand, not in CI: it builds a quarter of an hour
+	@scripts/cluster-test $(ARGS)
 
 container-test: ## The image without Docker: its stages in a clean root, then its root; needs root
 	@scripts/container-test $(ARGS)

@@ -52,20 +52,14 @@ def answers(url):
         return False
 
 
-class World(contextlib.AbstractContextManager):
-    def __init__(self, partitions=6, topics=TOPICS):
+class Processes(contextlib.AbstractContextManager):
+    """Programs that run until it is left, with their logs in one folder."""
+
+    def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="fusioncap-operations-"))
         self.processes = {}
         # What ends the checks from outside must not leave a Kafka behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        try:
-            self.kafka = self._kafka("up", "--until-exit-of", str(os.getpid())).strip()
-            self.admin = AdminClient({"bootstrap.servers": self.kafka, "log_level": 0})
-            self.create_topics(topics, partitions)
-            self.store = f"http://127.0.0.1:{self._store()}"
-        except BaseException:
-            self.__exit__()
-            raise
 
     def __exit__(self, *_):
         for process in self.processes.values():
@@ -74,9 +68,65 @@ class World(contextlib.AbstractContextManager):
                 process.send_signal(signal.SIGCONT)
                 process.kill()
                 process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, name, command, environment=None, ready=None):
+        """Starts a process; where `ready` is an address or a question, returns once that answers."""
+        log = open(self.folder / f"{name}.log", "ab")
+        settings = {**os.environ, **(environment or {})}
+        # Gone with this process, however that one ends.
+        command = ["setpriv", "--pdeathsig", "KILL", *command]
+        process = subprocess.Popen([str(word) for word in command], env=settings, stdout=log, stderr=log,
+                                   stdin=subprocess.DEVNULL)
+        log.close()
+        self.processes[name] = process
+
+        def is_ready():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended with {process.returncode}:\n{self.log(name)[-2000:]}")
+            return ready() if callable(ready) else answers(ready)
+
+        if ready:
+            wait_for(f"an answer of {name}", is_ready)
+        return process
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def signal(self, name, number):
+        self.processes[name].send_signal(number)
+
+    def stop(self, name, seconds=60):
+        """SIGTERM; the exit code."""
+        process = self.processes.pop(name)
+        process.terminate()
+        return process.wait(seconds)
+
+    def kill(self, name):
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+
+class World(Processes):
+    """Kafka and the S3 server listen at `address`."""
+
+    def __init__(self, partitions=6, topics=TOPICS, address="127.0.0.1"):
+        super().__init__()
+        self.address = address
+        try:
+            self.kafka = self._kafka("up", "--until-exit-of", str(os.getpid()), "--address", address).strip()
+            self.admin = AdminClient({"bootstrap.servers": self.kafka, "log_level": 0})
+            self.create_topics(topics, partitions)
+            self.store = f"http://{address}:{self._store()}"
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_):
         with contextlib.suppress(subprocess.CalledProcessError):
             self._kafka("down")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().__exit__()
 
     def _kafka(self, command, *arguments):
         state = ["--state", str(self.folder / "kafka")]
@@ -112,52 +162,15 @@ class World(contextlib.AbstractContextManager):
         consumer.close()
         return found
 
-    def start(self, name, command, environment=None, ready=None):
-        """Starts a process; where `ready` is an address, returns once it answers."""
-        log = open(self.folder / f"{name}.log", "ab")
-        settings = {**os.environ, **(environment or {})}
-        # Gone with this process, however that one ends.
-        command = ["setpriv", "--pdeathsig", "KILL", *command]
-        process = subprocess.Popen([str(word) for word in command], env=settings, stdout=log, stderr=log,
-                                   stdin=subprocess.DEVNULL)
-        log.close()
-        self.processes[name] = process
-
-        def is_ready():
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended with {process.returncode}:\n{self.log(name)[-2000:]}")
-            return answers(ready)
-
-        if ready:
-            wait_for(f"an answer of {name}", is_ready)
-        return process
-
-    def log(self, name):
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def signal(self, name, number):
-        self.processes[name].send_signal(number)
-
-    def stop(self, name, seconds=60):
-        """SIGTERM; the exit code."""
-        process = self.processes.pop(name)
-        process.terminate()
-        return process.wait(seconds)
-
-    def kill(self, name):
-        process = self.processes.pop(name)
-        process.kill()
-        process.wait()
-
     # Buckets are folders, objects files: what lies there is served.
     def _store(self):
         port = free_port()
         for folder in ("store/photos", "metadata"):
             (self.folder / folder).mkdir(parents=True)
         gateway = [os.environ["VERSITYGW"], "--access", KEYS["AWS_ACCESS_KEY_ID"], "--secret",
-                   KEYS["AWS_SECRET_ACCESS_KEY"], "--port", f"127.0.0.1:{port}", "--health", "/health", "--quiet",
+                   KEYS["AWS_SECRET_ACCESS_KEY"], "--port", f"{self.address}:{port}", "--health", "/health", "--quiet",
                    "posix", "--sidecar", self.folder / "metadata", self.folder / "store"]
-        self.start("store", gateway, ready=f"http://127.0.0.1:{port}/health")
+        self.start("store", gateway, ready=f"http://{self.address}:{port}/health")
         return port
 
     def put(self, key, content):
