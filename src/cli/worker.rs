@@ -77,7 +77,7 @@ async fn work(
     .await
     .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
     tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
-    instruments.health.set_not_ready("joining the consumer group");
+    instruments.health.set_not_ready("connecting to kafka");
     worker::run(config, engine, instruments, shutdown).await?;
     Ok(())
 }

@@ -96,6 +96,11 @@ pub struct Kafka {
     #[serde(default = "defaults::dead_letter_topic")]
     #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub dead_letter_topic: String,
+    /// How long a worker that starts waits for the first broker to answer, in milliseconds. Later it
+    /// waits without end.
+    #[serde(default = "defaults::connect_timeout_ms")]
+    #[schemars(range(min = 0, max = 86_400_000))]
+    pub connect_timeout_ms: u64,
     /// A transaction begins no sooner than this after the one before, in milliseconds, unless a
     /// quarter of `limits.max_in_flight` is finished: how long a caption may wait for others to be
     /// committed with.
@@ -356,6 +361,10 @@ mod defaults {
     pub fn reload_interval_ms() -> u64 {
         60_000
     }
+    pub fn connect_timeout_ms() -> u64 {
+        300_000
+    }
+
     pub fn commit_interval_ms() -> u64 {
         super::DEFAULT_COMMIT_INTERVAL_MS
     }

@@ -109,6 +109,7 @@ impl DemoKafka {
             input_topic,
             output_topic,
             dead_letter_topic,
+            connect_timeout_ms: 10_000,
             commit_interval_ms: config::DEFAULT_COMMIT_INTERVAL_MS,
             properties: self.fetch_properties().into(),
         }

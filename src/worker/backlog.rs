@@ -3,19 +3,25 @@
 //!
 //! Seconds are what autoscaling wants to hold: a thousand small photos are soon done, a thousand
 //! large ones are not. The end of a partition is librdkafka's own note of it, as of its last fetch:
-//! nothing is asked of the brokers, and while the partitions are paused it may be behind.
+//! while the partitions are paused it may be behind. The brokers are asked for one thing: where a
+//! partition begins of which nothing has been read yet.
 
-use std::ffi::CString;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::Offset;
 use rdkafka::bindings::{self, rd_kafka_resp_err_t};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
 
+use crate::config::Kafka;
 use crate::worker::shared::Shared;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long the brokers may take to say where a partition begins.
+const ASKING: Duration = Duration::from_millis(500);
 /// Time in which a change of pace is taken in by two thirds.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Messages a second; below it the seconds would say nothing any more.
@@ -27,6 +33,10 @@ pub struct Backlog {
     /// Messages that were answered until then.
     answered: u64,
     pace: Pace,
+    /// The committed offset, if there is one, of each partition of which nothing has been read.
+    committed: HashMap<i32, Option<i64>>,
+    /// Whether one without a committed offset is read from its first message, or from its end.
+    from_first: bool,
 }
 
 /// Messages a second while there were more than the worker had taken in.
@@ -34,8 +44,15 @@ pub struct Backlog {
 struct Pace(Option<f64>);
 
 impl Backlog {
-    pub fn new() -> Self {
-        Self { measured: Instant::now(), answered: 0, pace: Pace::default() }
+    pub fn new(kafka: &Kafka) -> Self {
+        let reset = kafka.properties.get("auto.offset.reset").map(String::as_str);
+        Self {
+            from_first: matches!(reset, None | Some("earliest" | "smallest" | "beginning")),
+            measured: Instant::now(),
+            answered: 0,
+            pace: Pace::default(),
+            committed: HashMap::new(),
+        }
     }
 
     /// Measures, at most once a second.
@@ -53,7 +70,7 @@ impl Backlog {
         let answered = shared.tally.messages.load(Ordering::Relaxed).saturating_sub(in_flight);
         let done = answered.saturating_sub(self.answered);
         (self.measured, self.answered) = (Instant::now(), answered);
-        let unread = unread(consumer, topic);
+        let unread = self.unread(consumer, topic).unwrap_or(0);
         let waiting = unread.saturating_add(in_flight);
         // An outage of the store says nothing of the pace, nor does a time in which the worker
         // keeps up: it is as fast then as messages come.
@@ -64,6 +81,63 @@ impl Backlog {
         if let Some(seconds) = self.pace.seconds(waiting) {
             shared.metrics.backlog_seconds.record(seconds, &[]);
         }
+    }
+}
+
+impl Backlog {
+    /// Messages of the consumer's partitions that it has not read, as far as is known.
+    fn unread<C: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+    ) -> Option<u64> {
+        let positions = consumer.position().ok()?;
+        let name = CString::new(topic).ok()?;
+        let elements = positions.elements();
+        let mut unknown = TopicPartitionList::new();
+        for element in &elements {
+            let partition = element.partition();
+            if matches!(element.offset(), Offset::Offset(_)) {
+                self.committed.remove(&partition);
+            } else if !self.committed.contains_key(&partition) {
+                unknown.add_partition(topic, partition);
+            }
+        }
+        if unknown.count() > 0
+            && let Err(error) = self.look_up(consumer, unknown)
+        {
+            tracing::debug!(%error, "committed offsets are not to be had");
+        }
+        let of_one = |partition, offset| {
+            let (low, high) = watermarks(consumer, &name, partition)?;
+            let next = match offset {
+                Offset::Offset(next) => next,
+                _ => match self.committed.get(&partition)? {
+                    Some(committed) => low.max(*committed),
+                    None if self.from_first => low,
+                    None => high,
+                },
+            };
+            u64::try_from(high - next).ok()
+        };
+        let counts = elements.iter().filter_map(|one| of_one(one.partition(), one.offset()));
+        Some(counts.sum())
+    }
+
+    fn look_up<C: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<C>,
+        partitions: TopicPartitionList,
+    ) -> KafkaResult<()> {
+        for found in consumer.committed_offsets(partitions, ASKING)?.elements() {
+            found.error()?;
+            let committed = match found.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+            self.committed.insert(found.partition(), committed);
+        }
+        Ok(())
     }
 }
 
@@ -89,34 +163,24 @@ impl Pace {
     }
 }
 
-/// Messages of the consumer's partitions that it has not read, as far as is known.
-fn unread<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str) -> u64 {
-    let (Ok(positions), Ok(name)) = (consumer.position(), CString::new(topic)) else {
-        return 0;
+/// The first and the next offset of a partition, as far as they are known.
+fn watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &CStr,
+    partition: i32,
+) -> Option<(i64, i64)> {
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: the client and the name outlive the call, which writes two numbers.
+    let found = unsafe {
+        bindings::rd_kafka_get_watermark_offsets(
+            consumer.client().native_ptr(),
+            topic.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
     };
-    let of_one = |partition, offset| {
-        let Offset::Offset(next) = offset else {
-            return 0;
-        };
-        let (mut low, mut high) = (0, 0);
-        // SAFETY: the client and the name outlive the call, which writes two numbers.
-        let found = unsafe {
-            bindings::rd_kafka_get_watermark_offsets(
-                consumer.client().native_ptr(),
-                name.as_ptr(),
-                partition,
-                &raw mut low,
-                &raw mut high,
-            )
-        };
-        match found {
-            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => u64::try_from(high - next),
-            _ => Ok(0),
-        }
-        .unwrap_or(0)
-    };
-    let elements = positions.elements();
-    elements.iter().map(|element| of_one(element.partition(), element.offset())).sum()
+    (found == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then_some((low, high))
 }
 
 #[cfg(test)]

@@ -226,6 +226,35 @@ pub fn creation_error(error: KafkaError) -> Error {
         .because(error)
 }
 
+/// Waits for a broker to answer, for `kafka.connect_timeout_ms`; whether one has, or `stop` came
+/// first.
+///
+/// # Errors
+/// `ErrorKind::Kafka` after that time, and at once where waiting does not help: Kafka lets nobody in
+/// with these settings.
+pub fn await_brokers(
+    consumer: &BaseConsumer<Rebalancer>,
+    kafka: &Kafka,
+    stop: impl Fn() -> bool,
+) -> Result<bool> {
+    let (started, limit) = (Instant::now(), Duration::from_millis(kafka.connect_timeout_ms));
+    while !stop() {
+        let Err(error) = topic_error(consumer, &kafka.input_topic) else {
+            return Ok(true);
+        };
+        // Serves the queue on which librdkafka says why, among much else.
+        for _ in 0..EVENTS {
+            let _ = consumer.poll(Duration::from_millis(5));
+        }
+        let (told, may_pass) = unreachable(kafka, consumer.context().last_error(), error);
+        if !may_pass || started.elapsed() >= limit {
+            return Err(told);
+        }
+        tracing::warn!(error = told.chain(), "kafka is not to be reached: trying again");
+    }
+    Ok(false)
+}
+
 /// Asks the brokers for the three topics.
 ///
 /// # Errors
@@ -238,13 +267,9 @@ pub fn check_topics(consumer: &BaseConsumer<Rebalancer>, kafka: &Kafka) -> Resul
     ];
     let deadline = Instant::now() + TOPIC_PATIENCE;
     for (field, topic) in topics {
-        while let Some(code) = topic_error(consumer, topic).map_err(|error| {
-            // Serves the queue on which librdkafka says why, among much else.
-            for _ in 0..EVENTS {
-                let _ = consumer.poll(Duration::from_millis(5));
-            }
-            unreachable(kafka, consumer.context().last_error(), error)
-        })? {
+        while let Some(code) = topic_error(consumer, topic)
+            .map_err(|error| unreachable(kafka, consumer.context().last_error(), error).0)?
+        {
             if code == RDKafkaErrorCode::UnknownTopicOrPartition && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(200));
                 continue;
@@ -258,12 +283,12 @@ pub fn check_topics(consumer: &BaseConsumer<Rebalancer>, kafka: &Kafka) -> Resul
     Ok(())
 }
 
-/// Names what to look at when no broker has answered.
+/// Names what to look at when no broker has answered, and whether that may pass by itself.
 fn unreachable(
     kafka: &Kafka,
     last: Option<(RDKafkaErrorCode, String)>,
     error: KafkaError,
-) -> Error {
+) -> (Error, bool) {
     let told =
         |message| Error::new(ErrorKind::Kafka, message).with("kafka.brokers", &kafka.brokers);
     let silent = || {
@@ -273,7 +298,7 @@ fn unreachable(
         told("no Kafka broker answers").with("kafka.properties.security.protocol", protocol)
     };
     let Some((code, reason)) = last else {
-        return silent().because(error);
+        return (silent().because(error), true);
     };
     let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
     let mechanism = mechanism.iter().find_map(|name| kafka.properties.get(*name));
@@ -290,7 +315,8 @@ fn unreachable(
         }
         _ => silent(),
     };
-    told.because(reason)
+    let may_pass = !matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL);
+    (told.because(reason), may_pass)
 }
 
 fn topic_error(

@@ -37,10 +37,8 @@ use crate::worker::shared::{Shared, Step};
 use crate::worker::spans::Trace;
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
-/// While partitions are paused or records wait for the fetchers.
+/// While there is no room, or partitions are paused.
 const BUSY_POLL: Duration = Duration::from_millis(5);
-/// Between two looks whether there is room.
-const HOLD: Duration = Duration::from_millis(1);
 /// How long a poll may be put off for want of room, before partitions are paused and polling goes on.
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// Messages taken in one turn.
@@ -90,12 +88,12 @@ impl Consume {
         self.rewind();
         read(&self.shared, &self.publisher, &mut self.intake, &mut self.unhanded, |_| {});
         self.hand_over();
+        self.measure();
         if self.is_full() && !self.is_held_up() && self.last_poll.elapsed() < LONGEST_HOLD {
-            std::thread::sleep(HOLD);
+            std::thread::sleep(BUSY_POLL);
             return Ok(());
         }
         self.balance()?;
-        self.measure();
         let is_paused = !self.consumer.context().paused().is_empty();
         let wait = if is_paused || self.is_full() { BUSY_POLL } else { IDLE_POLL };
         let consumer = &self.consumer;

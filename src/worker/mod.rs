@@ -136,6 +136,7 @@ pub async fn run(
         deadlines.poll_wait(),
     );
     let clients = connect(&config, clients, context, &stop).await?;
+    shared.health.set_not_ready("joining the consumer group");
     let stages = Stages::start(
         (config, deadlines),
         engine,
@@ -182,7 +183,9 @@ async fn connect(
     let connecting = tokio::task::spawn_blocking(move || {
         let consumer: BaseConsumer<Rebalancer> =
             clients.consumer.create_with_context(context).map_err(client::creation_error)?;
-        client::check_topics(&consumer, &kafka)?;
+        if client::await_brokers(&consumer, &kafka, || stop.is_cancelled())? {
+            client::check_topics(&consumer, &kafka)?;
+        }
         let transactor = Transactor::connect(&clients, || stop.is_cancelled())?;
         tracing::info!(
             brokers = kafka.brokers,
@@ -292,7 +295,7 @@ impl Stages {
             shutdown: stop,
             intake,
             unhanded: VecDeque::new(),
-            backlog: Backlog::new(),
+            backlog: Backlog::new(&config.kafka),
             membership: None,
             last_poll: Instant::now(),
         };

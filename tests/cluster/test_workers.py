@@ -272,8 +272,14 @@ class Workers(unittest.TestCase):
             self.world.broker("stop")
             time.sleep(70)
             self.assertEqual((self.uids(), self.restarts()), (before, 0))
+            # One that starts meanwhile waits, too.
+            CLUSTER.kubectl("delete", "pod", f"{NAME}-1", f"--grace-period={GRACE}")
+            wait_for("a successor", lambda: self.uids().get(f"{NAME}-1", before[f"{NAME}-1"]) != before[f"{NAME}-1"])
+            time.sleep(30)
+            self.assertLess(self.ready(), 2)
             self.world.broker("start")
-        self.assertEqual((self.uids(), self.restarts()), (before, 0))
+            self.all_ready(2)
+        self.assertEqual((self.uids()[f"{NAME}-0"], self.restarts()), (before[f"{NAME}-0"], 0))
 
     def one_at_a_time(self, states):
         """Never are both away: told to go, or not yet ready."""

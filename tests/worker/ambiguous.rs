@@ -296,7 +296,6 @@ async fn a_call_that_does_not_come_back_is_left_behind() {
     let (gone, _queued) = swallowing().await;
     let mut worker =
         Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy).start();
-    // The consumer has found its coordinator by then; the producer asks when it has offsets.
     worker.await_ready();
     let sent_there = proxy.other_coordinator(gone.local_addr().unwrap().port());
     let expected = produce(&cluster, &topics, 0..300).await;

@@ -74,11 +74,12 @@ async fn a_fenced_producer_is_replaced() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let mut worker =
+        Configuration::new("one", &cluster, &topics, &bucket).without_repeats().start();
     worker.await_ready();
     let mut expected = HashMap::new();
     for round in 0..3 {
-        expected.extend(produce(&cluster, &topics, round * 300..(round + 1) * 300).await);
+        expected.extend(produce(&cluster, &topics, round * 800..(round + 1) * 800).await);
         await_work(&mut worker);
         let intruder: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &cluster.bootstrap)

@@ -17,7 +17,7 @@ use crate::bucket::{Bucket, picture, uri};
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::{Configuration, Worker};
-use crate::{assert_exactly_once, shared_cluster};
+use crate::{assert_exactly_once, proxied_cluster, shared_cluster};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Longer than the sessions of `Configuration`.
@@ -166,4 +166,27 @@ async fn an_outage_of_kafka_ends_no_worker_and_loses_nothing_takes_minutes() {
     worker.signal("TERM");
     assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
     assert_exactly_once(&cluster.read_committed(&both), &expected);
+}
+
+/// Kafka is away when a worker starts: it says so and waits, and can be told to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_while_kafka_is_away_waits_for_it() {
+    let (cluster, bucket) = (proxied_cluster(), Bucket::start());
+    let (topics, proxy) = (cluster.topics(1).await, cluster.proxy());
+    let reference = json!({"uri": bucket.put("a.png", &picture(1))}).to_string();
+    cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
+    proxy.refuse(true);
+    let [mut told, mut waiting] = ["one", "two"].map(|name| {
+        Configuration::new(name, &cluster, &topics, &bucket).through(&cluster, &proxy).start()
+    });
+    for worker in [&mut told, &mut waiting] {
+        worker.await_log("kafka is not to be reached: trying again", 1);
+    }
+    told.signal("TERM");
+    assert!(told.wait(Duration::from_secs(30)).success(), "{}", told.log());
+    assert!(proxy.counts().0 > 0, "nobody was refused");
+    assert!(cluster.read_committed(&[&topics.output]).is_empty());
+    proxy.refuse(false);
+    waiting.await_ready();
+    assert!(!cluster.await_records(&[&topics.output], 1, PATIENCE)[0].text("caption").is_empty());
 }

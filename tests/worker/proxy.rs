@@ -8,6 +8,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ pub const PRODUCE: i16 = 0;
 pub const FIND_COORDINATOR: i16 = 10;
 pub const INIT_PRODUCER_ID: i16 = 22;
 pub const ADD_PARTITIONS_TO_TXN: i16 = 24;
+pub const ADD_OFFSETS_TO_TXN: i16 = 25;
 pub const END_TXN: i16 = 26;
 pub const TXN_OFFSET_COMMIT: i16 = 28;
 
@@ -171,12 +173,15 @@ impl Proxy {
         self.plan(Fault::WrongGeneration, |request| request.api == TXN_OFFSET_COMMIT)
     }
 
-    /// The next client that asks for a group's coordinator is sent to `port`.
+    /// The next producer that has offsets and asks for the group's coordinator is sent to `port`.
     pub fn other_coordinator(&self, port: u16) -> Planned {
-        // The last byte is the kind of coordinator: 0 for a group's.
-        let wanted =
-            |request: &Request| request.api == FIND_COORDINATOR && request.body.last() == Some(&0);
-        self.plan(Fault::OtherCoordinator(port), wanted)
+        let has_offsets = AtomicBool::new(false);
+        self.plan(Fault::OtherCoordinator(port), move |request| {
+            has_offsets.fetch_or(request.api == ADD_OFFSETS_TO_TXN, Ordering::Relaxed);
+            // The last byte is the kind of coordinator: 0 for a group's.
+            let asks = request.api == FIND_COORDINATOR && request.body.last() == Some(&0);
+            asks && has_offsets.load(Ordering::Relaxed)
+        })
     }
 
     fn plan(&self, fault: Fault, wanted: impl Fn(&Request) -> bool + Send + 'static) -> Planned {
