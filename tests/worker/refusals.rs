@@ -37,6 +37,7 @@ async fn an_unreachable_broker_is_named() {
     let topics = cluster.topics(1).await;
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing(&cluster.bootstrap, "127.0.0.1:1")
+        .replacing("  input_topic: ", "  connect_timeout_ms: 0\n  input_topic: ")
         .start();
     assert_eq!(worker.wait(PATIENCE).code(), Some(1));
     let log = worker.log();

@@ -123,7 +123,8 @@ async fn a_listener_of_another_kind_is_refused() {
     let (cluster, bucket) = (secure_cluster(), Bucket::start());
     let topics = cluster.topics(1).await;
     let configuration = Configuration::new("one", &cluster, &topics, &bucket)
-        .replacing(&cluster.bootstrap, &file(&cluster, "sasl"));
+        .replacing(&cluster.bootstrap, &file(&cluster, "sasl"))
+        .replacing("  input_topic: ", "  connect_timeout_ms: 0\n  input_topic: ");
     let log = fails(&configuration, 1);
     let told = log.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(told.contains("security.protocol"), "{log}");
