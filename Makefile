@@ -36,6 +36,7 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 	cargo fmt --check
 	cargo clippy --all-targets --features train -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
+	cargo clippy --all-targets --features cuda -- -D warnings
 	cargo deny check licenses bans sources
 
 # The tests that take a GPU say so where there is none, and pass.
