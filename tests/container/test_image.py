@@ -229,7 +229,7 @@ class Cpu(unittest.TestCase):
         self.assertIn("Connection refused", told.stderr)
 
     def test_a_worker_is_healthy_and_takes_sigterm_as_process_1(self):
-        """Without brokers it can drain nothing, and ends with 1; tests/worker has the orderly end."""
+        """While it waits for a broker; tests/worker has the end of one at work."""
         port = free_port()
         command = [*self.image.config["entrypoint"], *self.image.config["cmd"]]
         uid, gid = self.image.user
@@ -246,7 +246,7 @@ class Cpu(unittest.TestCase):
                 children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
                 os.kill(int(children[0]), signal.SIGTERM)
                 self.assertEqual(worker.wait(30), 0, said())
-                for told in ("model loaded", '"signal":"SIGTERM"', "no Kafka broker answers"):
+                for told in ("model loaded", '"signal":"SIGTERM"'):
                     self.assertIn(told, said())
             finally:
                 with contextlib.suppress(ProcessLookupError):

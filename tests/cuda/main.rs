@@ -2,6 +2,7 @@
 //! library, can't be had. `make cuda-test`.
 //!
 //! Tests that take a GPU say so where there is none, and pass. The others hide it.
+#![cfg(feature = "cuda")]
 
 mod absent;
 mod graphs;
