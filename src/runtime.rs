@@ -142,8 +142,8 @@ fn configure(
         .map_err(refused)
 }
 
-/// How many sessions of each graph work at once: one on an accelerator, where two or four decoders
-/// were slower.
+/// How many sessions of each graph work at once: one on an accelerator, where more decoders gained
+/// nothing (docs/performance.md).
 pub fn instances(settings: &Runtime) -> usize {
     match (settings.providers.first(), settings.instances) {
         (Some(Provider::Cuda | Provider::Tensorrt), _) => 1,
