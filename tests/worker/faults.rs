@@ -8,6 +8,7 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, oversized_png, picture, truncated_jpeg, uri};
+use crate::distance::distant;
 use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::{Configuration, Worker};
 use crate::{Expected, assert_exactly_once};
@@ -26,9 +27,12 @@ async fn two_kills_and_a_broker_restart_lose_and_double_nothing_takes_minutes() 
     let bucket = Bucket::start();
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let killed = Configuration::new("one", &cluster, &topics, &bucket);
+    let configure = async |name: &str| {
+        distant(Configuration::new(name, &cluster, &topics, &bucket), &bucket).await
+    };
+    let killed = configure("one").await;
     let mut first = killed.start();
-    let mut second = Configuration::new("two", &cluster, &topics, &bucket).start();
+    let mut second = configure("two").await.start();
     first.await_ready();
     second.await_ready();
 

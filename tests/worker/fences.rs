@@ -8,6 +8,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
 
 use crate::bucket::Bucket;
+use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::kafka::{Cluster, Topics};
 use crate::process::{Configuration, Worker};
@@ -22,6 +23,16 @@ pub fn await_work(worker: &mut Worker) {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until the workers share the partitions out, as many to each.
+pub async fn await_shares(workers: &[&Worker]) {
+    let share = f64::from(PARTITIONS) / workers.len() as f64;
+    let deadline = Instant::now() + PATIENCE;
+    while workers.iter().any(|worker| worker.metric("fusioncap_partitions") != share) {
+        assert!(Instant::now() < deadline, "they don't share the topic");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -51,10 +62,10 @@ async fn a_worker_taken_for_dead_doubles_nothing() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let mut frozen = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let one = Configuration::new("one", &cluster, &topics, &bucket);
+    let mut frozen = distant(one, &bucket).await.start();
     let mut other = Configuration::new("two", &cluster, &topics, &bucket).start();
-    frozen.await_ready();
-    other.await_ready();
+    await_shares(&[&frozen, &other]).await;
     let mut expected = produce(&cluster, &topics, 0..1_200).await;
     await_work(&mut frozen);
     frozen.signal("STOP");
@@ -74,12 +85,12 @@ async fn a_fenced_producer_is_replaced() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let mut worker =
-        Configuration::new("one", &cluster, &topics, &bucket).without_repeats().start();
+    let one = Configuration::new("one", &cluster, &topics, &bucket);
+    let mut worker = distant(one, &bucket).await.start();
     worker.await_ready();
     let mut expected = HashMap::new();
     for round in 0..3 {
-        expected.extend(produce(&cluster, &topics, round * 800..(round + 1) * 800).await);
+        expected.extend(produce(&cluster, &topics, round * 400..(round + 1) * 400).await);
         await_work(&mut worker);
         let intruder: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &cluster.bootstrap)
@@ -98,18 +109,20 @@ async fn workers_come_and_go() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let start = |name: &str| {
-        let mut worker = Configuration::new(name, &cluster, &topics, &bucket).start();
-        worker.await_ready();
-        worker
+    let start = async |name: &str| {
+        let configuration = Configuration::new(name, &cluster, &topics, &bucket);
+        distant(configuration, &bucket).await.start()
     };
-    let mut first = start("one");
+    let mut first = start("one").await;
+    first.await_ready();
     let mut expected = produce(&cluster, &topics, 0..500).await;
     await_work(&mut first);
-    let mut second = start("two");
+    let mut second = start("two").await;
+    await_shares(&[&first, &second]).await;
     expected.extend(produce(&cluster, &topics, 500..1_000).await);
     await_work(&mut second);
-    let mut third = start("three");
+    let mut third = start("three").await;
+    await_shares(&[&first, &second, &third]).await;
     expected.extend(produce(&cluster, &topics, 1_000..1_500).await);
     await_work(&mut first);
     first.signal("TERM");

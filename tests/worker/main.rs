@@ -6,6 +6,7 @@ mod backlog;
 mod bucket;
 mod collector;
 mod compressed;
+mod distance;
 mod faults;
 mod fences;
 mod fetching;

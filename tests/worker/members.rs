@@ -10,8 +10,9 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
+use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
-use crate::fences::{PATIENCE, assert_settled, await_work};
+use crate::fences::{PATIENCE, assert_settled, await_shares, await_work};
 use crate::kafka::deliver;
 use crate::process::Configuration;
 use crate::proxy::{TXN_OFFSET_COMMIT, offset_error};
@@ -84,14 +85,9 @@ async fn a_static_member_takes_its_own_place_again() {
     fill(&bucket);
     let one = Configuration::new("one", &cluster, &topics, &bucket).with_instance("slot-1");
     let two = Configuration::new("two", &cluster, &topics, &bucket).with_instance("slot-2");
+    let one = distant(one, &bucket).await;
     let (mut first, mut second) = (one.start(), two.start());
-    first.await_ready();
-    second.await_ready();
-    let deadline = Instant::now() + PATIENCE;
-    while [&first, &second].iter().any(|worker| worker.metric("fusioncap_partitions") != 3.0) {
-        assert!(Instant::now() < deadline, "they don't share the topic");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    await_shares(&[&first, &second]).await;
     let mut expected = produce(&cluster, &topics, 0..400).await;
     await_work(&mut first);
     first.kill();
@@ -110,17 +106,19 @@ async fn the_brokers_may_share_the_partitions_out() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let [one, two] = ["one", "two"].map(|name| {
-        Configuration::new(name, &cluster, &topics, &bucket)
+    let configure = async |name: &str| {
+        let configuration = Configuration::new(name, &cluster, &topics, &bucket)
             .replacing("    session.timeout.ms: 9000\n", "")
-            .replacing("  input_topic: ", "  group_protocol: consumer\n  input_topic: ")
-    });
+            .replacing("  input_topic: ", "  group_protocol: consumer\n  input_topic: ");
+        distant(configuration, &bucket).await
+    };
+    let (one, two) = (configure("one").await, configure("two").await);
     let mut first = one.start();
     first.await_ready();
     let mut expected = produce(&cluster, &topics, 0..400).await;
     await_work(&mut first);
     let mut second = two.start();
-    second.await_ready();
+    await_shares(&[&first, &second]).await;
     expected.extend(produce(&cluster, &topics, 400..900).await);
     await_work(&mut second);
     first.kill();

@@ -10,6 +10,7 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
+use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::{PATIENCE, assert_settled, await_work};
 use crate::kafka::{Cluster, Topics, deliver};
@@ -134,8 +135,8 @@ async fn kafka_out_of_reach_is_waited_for() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
     let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
     fill(&bucket);
-    let mut worker =
-        Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let one = Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy);
+    let mut worker = distant(one, &bucket).await.start();
     worker.await_ready();
     let expected = produce(&cluster, &topics, 0..600).await;
     await_work(&mut worker);
