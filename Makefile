@@ -18,7 +18,7 @@ demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captio
 	cargo build --release --quiet
 	$(target)/release/fusioncap demo $(ARGS)
 
-test: kafka-jars registry-jars onnxruntime packages collector ## Everything that can be tested, on real parts
+test: kafka-jars registry-jars onnxruntime packages collector ## The worker and its commands, on real parts
 	FUSIONCAP_TEST_PACKAGES=$(CURDIR)/.cache/packages cargo test --features train
 
 # A seed, a report: FUSIONCAP_TEST_CHAOS_*, as tests/chaos/settings.rs has them.

@@ -1,5 +1,5 @@
-//! How long captions stay away when a worker dies, and how long an orderly end takes, on a real
-//! Kafka broker.
+//! How long captions stay away when a worker dies or the broker was away, and how long an orderly
+//! end takes, on a real Kafka broker.
 //!
 //! Two workers share the partitions of a steady stream of references. One is killed while it has
 //! work in flight, and the time is taken from then until captions committed by another worker are
@@ -10,8 +10,9 @@
 //! - the id is stable: a replacement starts at once under the same one, and ends its transaction;
 //! - `kafka.group_instance_id` is stable too: the replacement is given its partitions back.
 //!
-//! Then SIGTERM under load: the time to the exit. `make recovery`; some of it:
-//! `make recovery ARGS="short drain"`.
+//! Then the broker is killed and started again after a while: the time from when it listens again
+//! until each partition has a new caption. And SIGTERM under load: the time to the exit.
+//! `make recovery`; some of it: `make recovery ARGS="short drain"`.
 
 // Also what tests/worker is made of: it uses all of it, a benchmark some.
 #[allow(dead_code, reason = "shared with tests/worker")]
@@ -59,6 +60,9 @@ const SHORT: &str = "    session.timeout.ms: 9000\n    transaction.timeout.ms: 8
 /// Nothing that the dead one had sent is on its way any more.
 const STILL: Duration = Duration::from_millis(500);
 
+/// How long the broker is away: less than a session lasts, and more.
+const OUTAGES: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(70)];
+
 /// What a dead worker's successor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Successor {
@@ -74,7 +78,7 @@ async fn main() {
     if !arguments.iter().any(|argument| argument == "recovery") {
         return;
     }
-    let parts = ["short", "default", "drain"];
+    let parts = ["short", "default", "outage", "drain"];
     let asked: Vec<&str> =
         parts.into_iter().filter(|part| arguments.iter().any(|word| word == part)).collect();
     let wanted = |part: &str| asked.is_empty() || asked.contains(&part);
@@ -94,6 +98,15 @@ async fn main() {
                 }
                 row(&format!("SIGKILL, {timeouts}: {told}"), &all);
             }
+        }
+    }
+    if wanted("outage") {
+        for away in OUTAGES {
+            let mut all = Vec::new();
+            for _ in 0..ROUNDS {
+                all.push(outage(away).await);
+            }
+            row(&format!("Kafka away for {} s, session 45 s", away.as_secs()), &all);
         }
     }
     if wanted("drain") {
@@ -140,6 +153,33 @@ async fn death(cluster: &Cluster, short: bool, successor: Successor) -> f64 {
     let times = watch.since(death + STILL, &orphaned);
     stream.stop();
     (*times.values().max().expect("partitions") - death).as_secs_f64()
+}
+
+/// Seconds from when the only broker listens again, after it was `away`, to a new caption in each
+/// partition of two static members with the default time-outs.
+async fn outage(away: Duration) -> f64 {
+    // Its own, since one that is named by the environment is not to be killed.
+    let cluster = Cluster::start_own(1, 0, &[]);
+    let scene = Scene::new(&cluster).await;
+    let [one, two] =
+        ["one", "two"].map(|name| scene.worker(name, false, Successor::SameMember).start());
+    let half = PARTITIONS as usize / 2;
+    await_true(&one, || assigned(&one).len() == half && assigned(&two).len() == half);
+    let all: BTreeSet<i32> = (0..PARTITIONS).collect();
+    let stream = Stream::start(&cluster, &scene.topics, Duration::from_millis(1_000 / RATE));
+    let watch = Watch::start(&cluster, &scene.topics);
+    let start = Instant::now();
+    await_true(&one, || watch.since(start, &all).len() == all.len());
+    cluster.broker("kill", 1);
+    assert!(!cluster.is_listening(1), "the broker is still there");
+    std::thread::sleep(away);
+    cluster.broker("start", 1);
+    await_true(&one, || cluster.is_listening(1));
+    let back = Instant::now();
+    await_true(&one, || watch.since(back, &all).len() == all.len());
+    let times = watch.since(back, &all);
+    stream.stop();
+    (*times.values().max().expect("partitions") - back).as_secs_f64()
 }
 
 /// Seconds from SIGTERM to the exit, and the references in flight at the signal.
@@ -270,7 +310,10 @@ impl Watch {
                 let Some(polled) = consumer.poll(Duration::from_millis(100)) else {
                     continue;
                 };
-                let message = polled.unwrap();
+                // A broker that is away comes back.
+                let Ok(message) = polled else {
+                    continue;
+                };
                 let headers = message.headers().expect("headers");
                 let source = headers.iter().find(|header| header.key == SOURCE).expect("a source");
                 let text = std::str::from_utf8(source.value.unwrap()).unwrap();

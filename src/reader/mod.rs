@@ -71,6 +71,8 @@ impl Reader {
             // What is deleted while it is read is not passed over in silence.
             .set("auto.offset.reset", "error")
             .remove("group.instance.id");
+        // A follower may not have reached yet what the leader calls the end.
+        config.remove("client.rack");
         let create = |config: &ClientConfig| {
             config.create_with_context(Listener::default()).map_err(client::creation_error)
         };

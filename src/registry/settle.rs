@@ -15,7 +15,7 @@ use super::schemas::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
 
-/// How long the registry may not answer at the start: as long as the brokers.
+/// How long the registry may not answer at the start.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Levels that hold `BACKWARD`.
 const LEVELS: [&str; 4] = ["BACKWARD", "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"];

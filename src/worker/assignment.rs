@@ -84,8 +84,9 @@ impl<G> Assignment<G> {
     /// Notes a polled offset, and says what becomes of its message.
     ///
     /// An offset that was polled before suspends the partition: either librdkafka has repeated
-    /// messages, or the partition was truncated or made anew. Both end well at the committed
-    /// offset, and neither does otherwise.
+    /// messages, or the partition was made anew or cut short. The first two end well at the
+    /// committed offset, and neither does otherwise. Where the log was cut below that offset, which
+    /// Kafka calls data loss, `auto.offset.reset` decides: what is retained is read again.
     pub fn polled(&self, partition: i32, offset: i64) -> Polled {
         let mut state = self.lock();
         let Some(owned) = state.partitions.get_mut(&partition) else {

@@ -41,7 +41,12 @@ pub struct Backlog {
 
 /// Messages a second while there were more than the worker had taken in.
 #[derive(Debug, Default)]
-struct Pace(Option<f64>);
+struct Pace {
+    /// None while nothing was ever done.
+    now: Option<f64>,
+    /// Time that is in it, in seconds.
+    noted: f64,
+}
 
 impl Backlog {
     pub fn new(kafka: &Kafka) -> Self {
@@ -55,23 +60,23 @@ impl Backlog {
         }
     }
 
-    /// Measures, at most once a second.
+    /// Measures, at most once a second; `held` have been read and are not answered yet.
     pub fn measure<C: ConsumerContext>(
         &mut self,
         consumer: &BaseConsumer<C>,
         topic: &str,
+        held: usize,
         shared: &Shared,
     ) {
         let elapsed = self.measured.elapsed();
         if elapsed < EVERY {
             return;
         }
-        let in_flight = shared.in_flight() as u64;
-        let answered = shared.tally.messages.load(Ordering::Relaxed).saturating_sub(in_flight);
+        let answered = shared.tally.answered.load(Ordering::Relaxed);
         let done = answered.saturating_sub(self.answered);
         (self.measured, self.answered) = (Instant::now(), answered);
         let unread = self.unread(consumer, topic).unwrap_or(0);
-        let waiting = unread.saturating_add(in_flight);
+        let waiting = unread.saturating_add(held as u64);
         // An outage of the store says nothing of the pace, nor does a time in which the worker
         // keeps up: it is as fast then as messages come.
         if unread > 0 && !shared.breaker.is_open() {
@@ -94,6 +99,9 @@ impl Backlog {
         let positions = consumer.position().ok()?;
         let name = CString::new(topic).ok()?;
         let elements = positions.elements();
+        // What comes back later may have been read further by others.
+        let is_ours = |partition: &i32| elements.iter().any(|one| one.partition() == *partition);
+        self.committed.retain(|partition, _| is_ours(partition));
         let mut unknown = TopicPartitionList::new();
         for element in &elements {
             let partition = element.partition();
@@ -143,19 +151,23 @@ impl Backlog {
 
 impl Pace {
     fn note(&mut self, done: u64, elapsed: Duration) {
-        let now = done as f64 / elapsed.as_secs_f64();
-        let weight = 1.0 - (-elapsed.as_secs_f64() / WINDOW.as_secs_f64()).exp();
-        self.0 = match self.0 {
-            // Nothing is done yet: the first messages are under way.
-            None if done == 0 => None,
-            None => Some(now),
-            Some(before) => Some(before + weight * (now - before)),
+        let seconds = elapsed.as_secs_f64();
+        let now = done as f64 / seconds;
+        let Some(before) = self.now else {
+            // Before, the first messages were under way; most of this second they still were.
+            self.now = (done > 0).then_some(now);
+            return;
         };
+        self.noted += seconds;
+        let fading = 1.0 - (-seconds / WINDOW.as_secs_f64()).exp();
+        // A plain average, until there is as much as fades.
+        let weight = fading.max(seconds / self.noted);
+        self.now = Some(before + weight * (now - before));
     }
 
     /// How long so many messages take; None where none was ever done.
     fn seconds(&self, messages: u64) -> Option<f64> {
-        match (messages, self.0) {
+        match (messages, self.now) {
             (0, _) => Some(0.0),
             (_, None) => None,
             (messages, Some(pace)) => Some(messages as f64 / pace.max(SLOWEST)),
@@ -200,10 +212,23 @@ mod tests {
         assert_eq!(pace.seconds(100), Some(2.0));
     }
 
+    /// Most of the second in which the first messages are answered went by without any.
+    #[test]
+    fn the_first_seconds_are_no_longer_felt_than_others() {
+        let mut pace = Pace::default();
+        pace.note(4, SECOND);
+        for done in [30, 50, 40, 40] {
+            pace.note(done, SECOND);
+        }
+        assert_eq!(pace.seconds(400), Some(10.0));
+    }
+
     #[test]
     fn a_change_of_pace_is_taken_in_within_minutes() {
         let mut pace = Pace::default();
-        pace.note(100, SECOND);
+        for _ in 0..10 * WINDOW.as_secs() {
+            pace.note(100, SECOND);
+        }
         for _ in 0..WINDOW.as_secs() {
             pace.note(20, SECOND);
         }

@@ -230,8 +230,8 @@ pub fn creation_error(error: KafkaError) -> Error {
 /// first.
 ///
 /// # Errors
-/// `ErrorKind::Kafka` after that time, and at once where waiting does not help: Kafka lets nobody in
-/// with these settings.
+/// `ErrorKind::Kafka` after that time, and after `METADATA_TIMEOUT` where waiting does not help: Kafka
+/// lets nobody in with these settings.
 pub fn await_brokers(
     consumer: &BaseConsumer<Rebalancer>,
     kafka: &Kafka,

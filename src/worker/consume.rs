@@ -65,6 +65,8 @@ pub struct Consume {
     /// Whose group metadata the assignment holds.
     pub membership: Option<Membership>,
     pub last_poll: Instant,
+    /// When it was told to end.
+    pub ending_since: Option<Instant>,
 }
 
 impl Consume {
@@ -114,7 +116,7 @@ impl Consume {
         while let Some(polled) = next {
             match polled {
                 Ok(message) => {
-                    receive(&self.shared, &mut self.intake, &message);
+                    receive(&self.shared, &self.publisher, &mut self.intake, &message);
                     poll.message();
                     let (unhanded, intake) = (&mut self.unhanded, &mut self.intake);
                     read(&self.shared, &self.publisher, intake, unhanded, |trace| {
@@ -219,7 +221,6 @@ impl Consume {
         if wanted.is_empty() {
             return;
         }
-        self.unhanded.clear();
         let mut targets = Vec::new();
         for rewind in wanted {
             match rewind.first {
@@ -267,7 +268,8 @@ impl Consume {
     }
 
     fn measure(&mut self) {
-        self.backlog.measure(&self.consumer, &self.topic, &self.shared);
+        let held = self.shared.in_flight().saturating_add(self.intake.len());
+        self.backlog.measure(&self.consumer, &self.topic, held, &self.shared);
         let metrics = &self.shared.metrics;
         metrics.in_flight.record(self.shared.in_flight() as u64, &[]);
         metrics.awaiting_schema.record(self.intake.len() as u64, &[]);
@@ -280,7 +282,9 @@ impl Consume {
 
     /// Lets what is in flight finish, polling on with everything paused.
     fn drain(&mut self) -> Result<()> {
-        let deadline = Instant::now() + self.deadlines.drain();
+        let began = Instant::now();
+        self.ending_since = Some(began);
+        let deadline = began + self.deadlines.drain();
         self.shared.health.set_not_ready("draining");
         tracing::info!(in_flight = self.shared.in_flight(), "draining");
         while self.shared.in_flight() > 0
@@ -298,7 +302,8 @@ impl Consume {
         }
         let left = self.shared.in_flight();
         if left > 0 {
-            tracing::warn!(in_flight = left, "the drain limit passed: unfinished work is left");
+            let late = Instant::now() >= deadline;
+            tracing::warn!(in_flight = left, late, "unfinished work is left to the next owner");
         }
         Ok(())
     }
@@ -331,11 +336,22 @@ impl Consume {
         Ok(())
     }
 
-    /// Waits for the publisher's end, then leaves the group, within a limit: dropping the consumer
-    /// would wait without one.
+    /// Waits for the publisher's end, then leaves the group, both within a limit: dropping the
+    /// consumer would wait without one. A transaction that is still under way then is ended by its
+    /// successor, or by the brokers.
     pub fn close(self, publisher_ended: &std::sync::mpsc::Receiver<()>) {
-        // The publisher's own watchdog bounds this.
+        let since = self.ending_since.unwrap_or_else(Instant::now);
+        let deadline = since + self.deadlines.last_commit();
         while publisher_ended.try_recv() == Err(TryRecvError::Empty) {
+            if Instant::now() >= deadline {
+                // It must not go on with what is given back here.
+                self.shared.assignment.suspend_all();
+                self.shared.fail(Error::new(
+                    ErrorKind::Kafka,
+                    "a transaction did not end in time: it is left to the next owner",
+                ));
+                break;
+            }
             // It may be asked to commit once more, by a revocation.
             let _ = self.consumer.poll(BUSY_POLL);
         }
@@ -358,7 +374,12 @@ impl Consume {
 }
 
 /// Takes a polled message in, if it is to be taken.
-fn receive(shared: &Shared, intake: &mut Intake, borrowed: &BorrowedMessage<'_>) {
+fn receive(
+    shared: &Shared,
+    publisher: &Sender<Event>,
+    intake: &mut Intake,
+    borrowed: &BorrowedMessage<'_>,
+) {
     let (partition, offset) = (borrowed.partition(), borrowed.offset());
     match shared.assignment.polled(partition, offset) {
         Polled::Taken { epoch } => intake.add(Arc::new(detach(borrowed, epoch))),
@@ -367,6 +388,9 @@ fn receive(shared: &Shared, intake: &mut Intake, borrowed: &BorrowedMessage<'_>)
         }
         Polled::WentBack => {
             tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
+            // Nothing else would tell of its work, which is stale: the partition may stay paused
+            // for the places that it takes.
+            let _ = publisher.send(Event::Lost { partitions: vec![partition] });
         }
     }
 }

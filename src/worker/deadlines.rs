@@ -5,15 +5,21 @@
 //! a fetch + the slowest batch + a commit < drain_timeout,   drain_timeout + closing < grace
 //! ```
 //! The first line keeps a dead worker's transaction from outliving its ownership. The polling
-//! thread never waits for work; what it does wait for (a revocation's last commit, a rewind) is
-//! cut to a share of `max.poll.interval.ms`. The second line is what a clean stop needs; its last
+//! thread waits for room among what is in flight for a second at most; what else it waits for (a
+//! revocation's last commit, a rewind) is cut to a share of `max.poll.interval.ms`. The second line is what a clean stop needs; its last
 //! part is checked with the configuration.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, LEAVING_MS};
 use crate::error::{Error, ErrorKind, Result};
+
+/// What a process needs to end, when all that is to be waited for has been.
+const EXITING: Duration = Duration::from_secs(2);
+
+/// What a drain that needed all its time still grants the last transaction.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
 
 /// Of the consumer's and the producer's time limits those that rest on each other.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +43,7 @@ pub struct Deadlines {
     fetch: Duration,
     linger: Duration,
     drain: Duration,
+    grace: Duration,
 }
 
 /// The longest that each has taken so far.
@@ -82,6 +89,7 @@ impl Deadlines {
             fetch: millis(config.s3.timeout_ms),
             linger: millis(config.batch.linger_ms),
             drain: millis(config.runtime.drain_timeout_ms),
+            grace: millis(config.runtime.termination_grace_ms),
         };
         deadlines.check()?;
         Ok(deadlines)
@@ -130,6 +138,13 @@ impl Deadlines {
     /// How long a drain may take.
     pub fn drain(&self) -> Duration {
         self.drain
+    }
+
+    /// How long after the order to end the last transaction may still be under way: what is left of
+    /// the grace then is for leaving the group.
+    pub fn last_commit(&self) -> Duration {
+        let left = self.grace.saturating_sub(Duration::from_millis(LEAVING_MS) + EXITING);
+        left.max(self.drain + LAST_COMMIT)
     }
 
     /// How long the polling thread may wait for one thing: it waits for two in a row at most.
@@ -222,6 +237,18 @@ mod tests {
         assert_eq!(after[0], ("transaction", 37.0));
         assert_eq!(after[2], ("max_poll_interval", 299.0));
         assert!(after[3].1 < 0.0, "10 s to fetch, 9 s and 3 s are more than 20 s: {after:?}");
+    }
+
+    #[test]
+    fn the_last_transaction_has_what_the_grace_leaves() {
+        let mut limits = deadlines(GOOD).unwrap();
+        assert_eq!(
+            limits.last_commit(),
+            Duration::from_secs(23),
+            "5 s to leave, 2 s to exit of 30"
+        );
+        limits.drain = Duration::from_secs(25);
+        assert_eq!(limits.last_commit(), Duration::from_secs(26));
     }
 
     #[test]

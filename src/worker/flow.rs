@@ -159,7 +159,7 @@ pub enum Event {
         partitions: Vec<i32>,
         done: std::sync::mpsc::SyncSender<()>,
     },
-    /// The partitions are gone.
+    /// The partitions are gone, or go back: what was tracked of them is stale.
     Lost {
         partitions: Vec<i32>,
     },

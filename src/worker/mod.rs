@@ -66,6 +66,7 @@ use rdkafka::consumer::BaseConsumer;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -73,7 +74,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{Kind, Registry};
 use crate::s3::Store;
-use crate::telemetry::Instruments;
+use crate::telemetry::{Health, Instruments};
 use crate::worker::backlog::Backlog;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
@@ -92,6 +93,9 @@ use crate::worker::rebalance::Rebalancer;
 use crate::worker::rollout::Rollout;
 use crate::worker::shared::{Shared, panicked, spawn_thread};
 use crate::worker::transaction::Transactor;
+
+/// For a publisher that was waited for before, or whose consumer panicked.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// What one run of the worker did.
 #[derive(Clone, Debug, Default)]
@@ -135,7 +139,12 @@ pub async fn run(
         publisher.clone(),
         deadlines.poll_wait(),
     );
-    let clients = connect(&config, clients, context, &stop).await?;
+    let Some(clients) =
+        connect(&config, clients, context, Arc::clone(&shared.health), &stop).await?
+    else {
+        tracing::info!("stopped before kafka was connected to");
+        return Ok(Report { elapsed: started.elapsed(), ..Report::default() });
+    };
     shared.health.set_not_ready("joining the consumer group");
     let stages = Stages::start(
         (config, deadlines),
@@ -171,22 +180,24 @@ pub async fn run(
     Ok(report)
 }
 
-/// Both Kafka clients, checked and ready.
+/// Both Kafka clients, checked and ready; None where `stop` came first. What blocks then is left
+/// behind.
 async fn connect(
     config: &Config,
     clients: Clients,
     context: Rebalancer,
+    health: Arc<Health>,
     stop: &CancellationToken,
-) -> Result<Connected> {
-    let kafka = config.kafka.clone();
-    let stop = stop.clone();
+) -> Result<Option<Connected>> {
+    let (kafka, stopped) = (config.kafka.clone(), stop.clone());
     let connecting = tokio::task::spawn_blocking(move || {
         let consumer: BaseConsumer<Rebalancer> =
             clients.consumer.create_with_context(context).map_err(client::creation_error)?;
-        if client::await_brokers(&consumer, &kafka, || stop.is_cancelled())? {
-            client::check_topics(&consumer, &kafka)?;
+        if !client::await_brokers(&consumer, &kafka, || stopped.is_cancelled())? {
+            return Ok(None);
         }
-        let transactor = Transactor::connect(&clients, || stop.is_cancelled())?;
+        client::check_topics(&consumer, &kafka)?;
+        let transactor = Transactor::connect(&clients, &health, || stopped.is_cancelled())?;
         tracing::info!(
             brokers = kafka.brokers,
             group = kafka.group,
@@ -194,11 +205,14 @@ async fn connect(
             input_topic = kafka.input_topic,
             "connected to kafka"
         );
-        Ok((consumer, transactor))
+        Ok(Some((consumer, transactor)))
     });
-    connecting.await.map_err(|error| {
-        Error::new(ErrorKind::Internal, "connecting to kafka panicked").because(error)
-    })?
+    tokio::select! {
+        () = stop.cancelled() => Ok(None),
+        connected = connecting => connected.map_err(|error| {
+            Error::new(ErrorKind::Internal, "connecting to kafka panicked").because(error)
+        })?,
+    }
 }
 
 type Heard = tokio::sync::oneshot::Receiver<()>;
@@ -298,17 +312,18 @@ impl Stages {
             backlog: Backlog::new(&config.kafka),
             membership: None,
             last_poll: Instant::now(),
+            ending_since: None,
         };
         let consume = spawn_thread("consume", shared, move || {
-            let outcome = consume.run();
-            if outcome.is_err() {
+            if let Err(error) = consume.run() {
                 // The publisher must not commit what a broken consumer may not own.
                 consume.shared.assignment.suspend_all();
+                consume.shared.fail(error);
             }
             // It has ended already when it failed.
             let _ = consume.publisher.send(Event::Close);
             consume.close(&publish_ended);
-            outcome
+            Ok(())
         })?;
         Ok(Self { consume, publish, encode, caption, tasks, publisher })
     }
@@ -318,7 +333,10 @@ impl Stages {
         let _ = self.consume.await;
         // The consumer has said so already, unless it panicked.
         let _ = self.publisher.send(Event::Close);
-        let _ = self.publish.await;
+        // The consumer has waited for it as long as there was time.
+        if timeout(LAST_WAIT, self.publish).await.is_err() {
+            tracing::warn!("the publisher is left behind");
+        }
         // Whatever they still hold is stale.
         for task in &self.tasks {
             task.abort();

@@ -27,7 +27,7 @@ use crate::worker::shared::{Shared, Side, Step};
 use crate::worker::spans::Sent;
 use crate::worker::transaction::{Failure, Transactor};
 
-/// Failures in a row after which the worker says that it is not ready.
+/// Failures in a row, of transactions or of building a producer, after which the worker says that it is not ready.
 const WORRYING_FAILURES: u32 = 3;
 
 pub struct Publisher {
@@ -49,7 +49,7 @@ struct Pace {
     /// As many finished records do not wait.
     enough: usize,
     next: Instant,
-    /// Records that have finished since the last one.
+    /// Records, and messages without any, that have finished since the last one.
     finished: usize,
 }
 
@@ -137,6 +137,9 @@ impl Publisher {
             Event::Tracked { partition, epoch, offset, records } => {
                 let assignment = &self.shared.assignment;
                 let message = (partition, epoch, offset);
+                if records == 0 {
+                    self.pace.finished += 1;
+                }
                 self.shared.leave(self.protocol.track(assignment, message, records));
             }
             Event::Finished(outcomes) => {
@@ -174,7 +177,8 @@ impl Publisher {
             return Ok(());
         };
         if !self.transactor.is_ready() {
-            // After a commit during which a connection broke: nothing is lost, nothing to rewind.
+            // A connection broke during the last commit, or its records were sent one by one:
+            // nothing is lost, nothing to rewind.
             tracing::info!("replacing the transactional producer");
             self.rebuild()?;
         }
@@ -190,10 +194,8 @@ impl Publisher {
         }
         match ended {
             Ok(_) => {
-                if self.failures >= WORRYING_FAILURES && !self.shutdown.is_cancelled() {
-                    self.shared.health.set_ready(true);
-                }
                 self.failures = 0;
+                self.shared.health.set_recovered();
                 for finished in &commit.finished {
                     self.writer.committed(finished.partition, finished.next_offset);
                 }
@@ -275,6 +277,8 @@ impl Publisher {
         tally.captions.fetch_add(captions, Ordering::Relaxed);
         tally.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);
         tally.transactions.fetch_add(1, Ordering::Relaxed);
+        let messages: usize = commit.finished.iter().map(|finished| finished.messages).sum();
+        tally.answered.fetch_add(messages as u64, Ordering::Relaxed);
         metrics.captions.add(captions, &[]);
         for (code, count) in codes {
             metrics.dead_letters.add(count, &[KeyValue::new("code", code)]);
@@ -326,11 +330,13 @@ impl Publisher {
             failures = self.failures,
             "transaction failed"
         );
-        if self.failures >= WORRYING_FAILURES {
-            self.shared.health.set_not_ready("transactions fail");
-        }
         if !self.transactor.is_ready() {
             self.rebuild()?;
+        }
+        // Whatever call has waited for brokers has come back.
+        self.shared.health.set_recovered();
+        if self.failures >= WORRYING_FAILURES {
+            self.shared.health.set_troubled("transactions fail");
         }
         self.pause();
         self.protocol.settle(&self.shared.assignment);
@@ -339,7 +345,14 @@ impl Publisher {
 
     fn rebuild(&mut self) -> Result<()> {
         let (shared, shutdown) = (&self.shared, &self.shutdown);
-        self.transactor.replace(|| shared.has_failed() || shutdown.is_cancelled())
+        let mut tries = 0;
+        self.transactor.replace(|| {
+            tries += 1;
+            if tries > WORRYING_FAILURES {
+                shared.health.set_troubled("no transactional producer can be built");
+            }
+            shared.has_failed() || shutdown.is_cancelled()
+        })
     }
 
     /// Longer after each failure in a row.

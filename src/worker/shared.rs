@@ -103,6 +103,8 @@ pub struct Tally {
     pub dead_letters: AtomicU64,
     pub skipped: AtomicU64,
     pub transactions: AtomicU64,
+    /// Messages whose offsets are committed.
+    pub answered: AtomicU64,
     busy_nanos: [AtomicU64; Step::ALL.len()],
 }
 

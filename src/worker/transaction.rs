@@ -29,6 +29,7 @@ use rdkafka::util::Timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
+use crate::telemetry::Health;
 use crate::worker::client::{self, Clients};
 use crate::worker::fencing::Fencings;
 use crate::worker::output::Record;
@@ -100,7 +101,11 @@ impl Transactor {
     /// # Errors
     /// `ErrorKind::Config` for settings that librdkafka refuses, `ErrorKind::Kafka` when the
     /// brokers grant no transactions.
-    pub fn connect(clients: &Clients, stop: impl Fn() -> bool) -> Result<Self> {
+    pub fn connect(
+        clients: &Clients,
+        health: &Arc<Health>,
+        stop: impl FnMut() -> bool,
+    ) -> Result<Self> {
         let mut transactor = Self {
             config: clients.producer.clone(),
             transactional_id: clients.transactional_id.clone(),
@@ -109,6 +114,7 @@ impl Transactor {
             watchdog: Watchdog::start(
                 clients.timeouts.transaction + WATCHDOG_MARGIN,
                 clients.producer.get("bootstrap.servers").unwrap_or_default().to_owned(),
+                Arc::clone(health),
             )?,
             fencings: Fencings::default(),
             left_behind: Arc::default(),
@@ -124,12 +130,12 @@ impl Transactor {
     /// Drops the producer, if there is one, and builds a new one, which ends whatever the old one
     /// left open: for as long as it takes, since brokers that are away come back. Returns early,
     /// without a producer, when `stop` says so.
-    pub fn replace(&mut self, stop: impl Fn() -> bool) -> Result<()> {
+    pub fn replace(&mut self, stop: impl FnMut() -> bool) -> Result<()> {
         self.close();
         self.build_within(Duration::MAX, stop)
     }
 
-    fn build_within(&mut self, limit: Duration, stop: impl Fn() -> bool) -> Result<()> {
+    fn build_within(&mut self, limit: Duration, mut stop: impl FnMut() -> bool) -> Result<()> {
         let started = Instant::now();
         let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(5));
         let mut attempts = 0;

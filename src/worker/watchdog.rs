@@ -13,11 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry::Health;
 
 const TICK: Duration = Duration::from_millis(500);
 
 /// How long one broker may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a worker is not ready then.
+pub const BROKERS_AWAY: &str = "no broker of kafka can be reached";
 
 /// What is called when a call is late, with its name. Returns whether to wait for as long again.
 type Expire = Box<dyn Fn(&'static str) -> bool + Send>;
@@ -36,14 +40,15 @@ struct Call {
 
 impl Watchdog {
     /// Ends the process with 1 when a call takes longer than `limit` although one of `brokers`
-    /// (`host:port[,host:port...]`) can be reached.
-    pub fn start(limit: Duration, brokers: String) -> Result<Self> {
+    /// (`host:port[,host:port...]`) can be reached; until one can, the worker is not ready.
+    pub fn start(limit: Duration, brokers: String, health: Arc<Health>) -> Result<Self> {
         Self::start_with(
             limit,
             TICK,
             Box::new(move |name| {
                 if !can_reach(&brokers) {
                     tracing::warn!(call = name, brokers, "no broker can be reached: waiting on");
+                    health.set_troubled(BROKERS_AWAY);
                     return true;
                 }
                 tracing::error!(

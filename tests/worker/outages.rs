@@ -14,6 +14,7 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
+use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::{Configuration, Worker};
@@ -149,7 +150,8 @@ async fn an_outage_of_kafka_ends_no_worker_and_loses_nothing_takes_minutes() {
     let bucket = Bucket::start();
     let topics = cluster.topics(PARTITIONS).await;
     fill(&bucket);
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket).start();
+    let one = Configuration::new("one", &cluster, &topics, &bucket);
+    let mut worker = distant(one, &bucket).await.start();
     worker.await_ready();
     let expected = produce(&cluster, &topics, 0..1_500).await;
     await_metric(&mut worker, "fusioncap_captions_total", |value| value > 50.0);
@@ -184,6 +186,7 @@ async fn a_worker_that_starts_while_kafka_is_away_waits_for_it() {
     }
     told.signal("TERM");
     assert!(told.wait(Duration::from_secs(30)).success(), "{}", told.log());
+    assert!(!told.log().contains("connected to kafka"), "{}", told.log());
     assert!(proxy.counts().0 > 0, "nobody was refused");
     assert!(cluster.read_committed(&[&topics.output]).is_empty());
     proxy.refuse(false);

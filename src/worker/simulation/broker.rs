@@ -169,9 +169,18 @@ impl Broker {
         }
     }
 
-    /// Everybody joins anew: free partitions are given away, and one that is owned may be asked
-    /// back. Waits for members that still have to serve the round before.
-    pub fn rebalance(&mut self, random: &mut SmallRng, candidates: &[Candidate]) -> Vec<Joined> {
+    /// Everybody joins anew: free partitions are given away, and with `faults` one that is owned may
+    /// be asked back. Waits for members that still have to serve the round before.
+    pub fn rebalance(
+        &mut self,
+        random: &mut SmallRng,
+        faults: bool,
+        candidates: &[Candidate],
+    ) -> Vec<Joined> {
+        // A partition that moves on would mend a worker that is stuck.
+        if !faults && self.is_settled(candidates) {
+            return Vec::new();
+        }
         let busy = |worker: &Candidate| self.members[worker.id].is_some() && worker.is_rebalancing;
         if candidates.iter().any(busy) {
             return Vec::new();
@@ -199,7 +208,9 @@ impl Broker {
                     *owner = Some(next);
                     gets[next].push(number);
                 }
-                Some(owner) if random.random_range(0..4) == 0 => loses[*owner].push(number),
+                Some(owner) if faults && random.random_range(0..4) == 0 => {
+                    loses[*owner].push(number)
+                }
                 Some(_) => {}
             }
         }
@@ -220,6 +231,16 @@ impl Broker {
             told.push(Joined { id, membership, callbacks });
         }
         told
+    }
+
+    /// Everybody is a member of this generation, and every partition has an owner.
+    fn is_settled(&self, candidates: &[Candidate]) -> bool {
+        let is_in = |worker: &Candidate| {
+            worker.client.is_some_and(|client| {
+                client.generation == self.generation && self.is_member(worker.id, client.member)
+            })
+        };
+        candidates.iter().all(is_in) && self.owners.iter().all(Option::is_some)
     }
 
     // Transactions.

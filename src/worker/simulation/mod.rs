@@ -42,6 +42,10 @@ enum Mistake {
     CommitsPosition,
     /// The work of lost and revoked partitions is committed with the newest group metadata.
     IgnoresOwnership,
+    /// A rewind of one partition throws away what others have polled.
+    ThrowsAllAway,
+    /// A partition whose offsets went back keeps its places among the references in flight.
+    KeepsPlaces,
 }
 
 /// What happened, over all schedules: each must have been met often enough to mean something.
@@ -104,7 +108,7 @@ impl World {
             85..88 => worker.learn(broker),
             88..90 => {
                 let candidates: Vec<Candidate> = workers.iter().map(Worker::candidate).collect();
-                for told in broker.rebalance(random, &candidates) {
+                for told in broker.rebalance(random, faults, &candidates) {
                     workers[told.id].joined(told);
                 }
             }
@@ -181,6 +185,8 @@ fn the_schedules_find_every_mistake() {
         Mistake::KeepsWork,
         Mistake::CommitsPosition,
         Mistake::IgnoresOwnership,
+        Mistake::ThrowsAllAway,
+        Mistake::KeepsPlaces,
     ] {
         let found = (0..100_000).find(|&seed| World::new(seed, mistake).run().is_err());
         println!("{mistake:?}: found by schedule {found:?}");

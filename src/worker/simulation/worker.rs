@@ -11,8 +11,11 @@ use super::broker::{
 };
 use super::{Mistake, Seen};
 use crate::worker::assignment::{Assignment, Polled};
-use crate::worker::ledger::Finished;
+use crate::worker::ledger::{Finished, references};
 use crate::worker::protocol::{Outcome, Protocol, Ready, is_owned};
+
+/// References in hand above which nothing is polled.
+const MOST_IN_FLIGHT: usize = 6;
 
 /// What the publisher is told.
 #[derive(Debug)]
@@ -53,8 +56,15 @@ pub struct Worker {
     revoking: Option<Vec<i32>>,
     answered: bool,
     inbox: VecDeque<Event>,
+    /// Polled and tracked, and not yet handed to the stages.
+    unhanded: VecDeque<((i32, u64, i64), usize)>,
     /// Partition, epoch, offset and index of what the stages hold.
     stages: Vec<((i32, u64, i64), usize)>,
+    /// References polled and not yet committed or dropped, and those of them that the transaction
+    /// under way holds.
+    in_flight: usize,
+    committing: usize,
+    is_paused: bool,
     /// The producer's epoch.
     producer: Option<u32>,
     publishing: Publishing,
@@ -78,7 +88,11 @@ impl Worker {
             revoking: None,
             answered: false,
             inbox: VecDeque::new(),
+            unhanded: VecDeque::new(),
             stages: Vec::new(),
+            in_flight: 0,
+            committing: 0,
+            is_paused: false,
             producer: Some(broker.init_transactions(id)),
             publishing: Publishing::Idle,
             flushing: None,
@@ -129,7 +143,12 @@ impl Worker {
             }
             return;
         }
-        self.rewind(broker);
+        // A rewind that fails is tried again at the next turn.
+        if !faults || random.random_range(0..4) != 0 {
+            self.rewind(broker);
+        }
+        self.hand_over(random);
+        self.balance();
         if random.random::<bool>()
             && let Some(callback) = self.callbacks.pop_front()
         {
@@ -142,17 +161,54 @@ impl Worker {
             self.assignment.set_group(Arc::new(client));
         }
         let partitions: Vec<i32> = self.positions.keys().copied().collect();
-        if !partitions.is_empty() {
+        if partitions.is_empty() || self.is_paused {
+            return;
+        }
+        for _ in 0..random.random_range(1..4) {
             let partition = partitions[random.random_range(0..partitions.len())];
             // A client that repeats a message after a resume; a seek or an assignment bars what was
             // read before it.
             let again = faults && random.random_range(0..50) == 0;
             self.fetch(broker, partition, again);
+            if self.in_flight >= MOST_IN_FLIGHT {
+                break;
+            }
         }
     }
 
+    /// The stages take some of what waits for them; what is stale falls away.
+    fn hand_over(&mut self, random: &mut SmallRng) {
+        for _ in 0..random.random_range(0..4) {
+            let Some(record) = self.unhanded.pop_front() else {
+                return;
+            };
+            let (partition, epoch, _) = record.0;
+            if self.assignment.is_current(partition, epoch) {
+                self.stages.push(record);
+            }
+        }
+    }
+
+    fn balance(&mut self) {
+        let is_full = self.in_flight >= MOST_IN_FLIGHT || !self.unhanded.is_empty();
+        if is_full || self.assignment.is_suspended() {
+            self.is_paused = true;
+        } else if self.in_flight <= MOST_IN_FLIGHT / 2 {
+            self.is_paused = false;
+        }
+    }
+
+    fn leave(&mut self, references: usize) {
+        // Some mistakes count twice.
+        self.in_flight = self.in_flight.saturating_sub(references);
+    }
+
     fn rewind(&mut self, broker: &Broker) {
-        for rewind in self.assignment.to_rewind() {
+        let wanted = self.assignment.to_rewind();
+        if self.mistake == Mistake::ThrowsAllAway && !wanted.is_empty() {
+            self.unhanded.clear();
+        }
+        for rewind in wanted {
             if rewind.first.is_none() {
                 self.assignment.rewound(rewind.partition);
             } else if let Some(offset) = self.committed(broker, rewind.partition) {
@@ -224,10 +280,17 @@ impl Worker {
             return;
         };
         self.positions.insert(partition, Some(position + 1));
-        if let Polled::Taken { epoch } = self.assignment.polled(partition, position) {
-            let message = (partition, epoch, position);
-            self.inbox.push_back(Event::Tracked(message, records));
-            self.stages.extend((0..records).map(|index| (message, index)));
+        match self.assignment.polled(partition, position) {
+            Polled::Taken { epoch } => {
+                let message = (partition, epoch, position);
+                self.in_flight += references(records);
+                self.inbox.push_back(Event::Tracked(message, records));
+                self.unhanded.extend((0..records).map(|index| (message, index)));
+            }
+            Polled::WentBack if self.mistake != Mistake::KeepsPlaces => {
+                self.inbox.push_back(Event::Lost(vec![partition]));
+            }
+            Polled::WentBack | Polled::Dropped => {}
         }
     }
 
@@ -270,7 +333,8 @@ impl Worker {
         if matches!(self.publishing, Publishing::Idle)
             && let Some(partitions) = self.flushing.take()
         {
-            self.protocol.forget(&partitions);
+            let dropped = self.protocol.forget(&partitions);
+            self.leave(dropped);
             self.answered = true;
         }
         Ok(())
@@ -281,7 +345,8 @@ impl Worker {
             match self.inbox.pop_front() {
                 None => break,
                 Some(Event::Tracked(message, records)) => {
-                    self.protocol.track(&self.assignment, message, records);
+                    let dropped = self.protocol.track(&self.assignment, message, records);
+                    self.leave(dropped);
                 }
                 Some(Event::Finished(message, index)) => {
                     let (partition, _, offset) = message;
@@ -289,7 +354,8 @@ impl Worker {
                 }
                 Some(Event::Lost(partitions)) => {
                     if self.mistake != Mistake::IgnoresOwnership {
-                        self.protocol.forget(&partitions);
+                        let dropped = self.protocol.forget(&partitions);
+                        self.leave(dropped);
                     }
                 }
                 Some(Event::Revoked(partitions)) => {
@@ -298,13 +364,15 @@ impl Worker {
                 }
             }
         }
-        let (ready, _) = self.protocol.prepare(&self.assignment);
+        let (ready, dropped) = self.protocol.prepare(&self.assignment);
+        self.leave(dropped);
         let Some(Ready { finished, group: Some(group) }) = ready else {
             return;
         };
         if self.producer.is_none() {
             self.producer = Some(broker.init_transactions(self.id));
         }
+        self.committing = finished.iter().map(|part| part.references).sum();
         self.publishing = Publishing::Open { finished, group: *group, next: 0 };
     }
 
@@ -398,8 +466,11 @@ impl Worker {
             Outcome::Aborted => seen.aborts += 1,
             Outcome::Unknown => seen.unknown += 1,
         }
+        let committing = std::mem::take(&mut self.committing);
+        self.leave(committing);
         if self.mistake != Mistake::KeepsWork {
-            self.protocol.end(&self.assignment, outcome);
+            let dropped = self.protocol.end(&self.assignment, outcome);
+            self.leave(dropped);
         }
         if !outcome.keeps_producer() && self.mistake != Mistake::KeepsProducer {
             self.producer = None;
