@@ -314,7 +314,10 @@ fn the_health_check_of_a_worker_that_listens_everywhere() {
 #[test]
 fn the_health_check_reads_the_workers_own_file() {
     let port = Port::new();
-    let server = port.serve("[::1]:0");
+    // Some containers have the one family only.
+    let loopback = ["[::1]:0", "127.0.0.1:0"];
+    let bound = loopback.into_iter().find(|address| std::net::TcpListener::bind(address).is_ok());
+    let server = port.serve(bound.expect("a loopback address"));
     let fixture = Fixture::new(&format!("http:\n  listen: '{}'\n", server.address()));
     let output = fusioncap(&["healthcheck", "--config", text(&fixture.file())]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

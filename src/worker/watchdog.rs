@@ -126,10 +126,10 @@ mod tests {
             told.send(name).unwrap();
             false
         });
-        let limit = Duration::from_millis(100);
+        let limit = Duration::from_millis(500);
         let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), expire).unwrap();
         for _ in 0..5 {
-            watchdog.watch("quick", || thread::sleep(Duration::from_millis(30)));
+            watchdog.watch("quick", || thread::sleep(Duration::from_millis(150)));
         }
         thread::sleep(limit * 2);
         assert!(heard.try_recv().is_err(), "neither quick calls nor pauses between them");

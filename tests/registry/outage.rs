@@ -44,7 +44,8 @@ async fn requests_wait_for_a_registry_that_is_away() {
     assert!(worker.is_running(), "{}", worker.log());
     assert!(!server.answers().await, "the registry is still dead");
     // What came to the other partition was not polled any more.
-    assert_eq!(worker.metric("fusioncap_awaiting_schema"), 3.0);
+    let awaiting = worker.metric("fusioncap_awaiting_schema");
+    assert!((1.0..=3.0).contains(&awaiting), "{awaiting}");
     assert_eq!(worker.metric("fusioncap_paused"), 1.0);
     assert_eq!(topic::read(&cluster, &topics.output).len(), 2);
     assert_eq!(topic::read(&cluster, &topics.dead_letters).len(), 0);

@@ -244,7 +244,7 @@ async fn a_worker_whose_decoders_all_hang_ends_and_its_successor_goes_on() {
     };
     let configuration = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing(LARGE_OBJECTS[0], LARGE_OBJECTS[1])
-        .replacing("limits:\n", &format!("{LARGE}  decode_timeout_ms: 2000\n"))
+        .replacing("limits:\n", &format!("{LARGE}  decode_timeout_ms: 300\n"))
         .replacing("runtime:\n", "runtime:\n  decode_threads: 1\n");
     produce(&endless, Expected::DeadLetter("decode_timeout")).await;
     let mut first = configuration.start();

@@ -2,7 +2,7 @@
 //! a proxy holds requests on their way to the broker and loses answers on their way back.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
@@ -155,9 +155,12 @@ async fn a_plain_producer_shows_what_it_has_not_committed() {
     assert_eq!(cluster.read_values(&topics.output), ["1"]);
     late.release();
     assert_eq!(late.answered().error(), 0, "the broker refused it");
-    // Markers are written behind the answer.
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(cluster.read_values(&topics.output), ["1", "2"], "nobody has committed the second");
+    // Markers are written behind the answer; nobody has committed the second.
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.read_values(&topics.output) != ["1", "2"] {
+        assert!(Instant::now() < deadline, "{:?}", cluster.read_values(&topics.output));
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The broker has committed and the worker is not told.
@@ -237,7 +240,7 @@ async fn a_transaction_that_the_broker_gives_up_is_done_again() {
     held.caught();
     again.caught();
     // The broker looks every second; it gives a transaction up by raising its producer's epoch.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(5));
     for request in [&held, &again] {
         request.release();
         let error = request.answered().error();

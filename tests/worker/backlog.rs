@@ -8,6 +8,8 @@ use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
+use crate::faults::{PARTITIONS, fill, produce};
+use crate::fences::await_shares;
 use crate::kafka::deliver;
 use crate::process::Configuration;
 use crate::retries::{Requests, store};
@@ -61,4 +63,30 @@ async fn a_worker_tells_how_far_it_is_behind() {
     assert!((took / 3.0..took * 3.0).contains(&seconds), "{seconds} were told, it took {took}");
     told(&|| messages() == 0.0).await;
     assert_eq!(worker.metric("fusioncap_backlog_seconds"), 0.0);
+}
+
+/// A partition that another worker had in between is as far as that one got.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_comes_back_has_what_others_have_answered() {
+    let (cluster, bucket) = (shared_cluster(), Bucket::start());
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let configuration = |name| Configuration::new(name, &cluster, &topics, &bucket);
+    let first = configuration("one").start();
+    // Nothing has been read yet: where each begins is asked for.
+    await_shares(&[&first]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut second = configuration("two").start();
+    await_shares(&[&first, &second]).await;
+    let expected = produce(&cluster, &topics, 0..300).await;
+    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
+    cluster.await_records(&both, expected.len(), PATIENCE);
+    second.signal("TERM");
+    assert!(second.wait(PATIENCE).success(), "{}", second.log());
+    await_shares(&[&first]).await;
+    for _ in 0..40 {
+        let messages = first.metric("fusioncap_backlog_messages");
+        assert_eq!(messages, 0.0, "all was answered:\n{}", first.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

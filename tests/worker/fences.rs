@@ -68,6 +68,7 @@ async fn a_worker_taken_for_dead_doubles_nothing() {
     await_shares(&[&frozen, &other]).await;
     let mut expected = produce(&cluster, &topics, 0..1_200).await;
     await_work(&mut frozen);
+    let assigned = frozen.log().matches("\"partitions assigned\"").count();
     frozen.signal("STOP");
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     let records = cluster.await_records(&both, expected.len(), PATIENCE);
@@ -75,7 +76,7 @@ async fn a_worker_taken_for_dead_doubles_nothing() {
 
     frozen.signal("CONT");
     expected.extend(produce(&cluster, &topics, 1_200..1_600).await);
-    frozen.await_log("\"partitions assigned\"", 2);
+    frozen.await_log("\"partitions assigned\"", assigned + 1);
     assert_settled(&cluster, &topics, &expected, &mut [&mut frozen, &mut other]);
 }
 
@@ -143,7 +144,8 @@ async fn workers_come_and_go() {
         for line in &failed {
             assert!(line.contains("generation") || line.contains("lost"), "{line}");
         }
-        failed.len()
+        (failed.len(), log.matches("\"partitions assigned\"").count())
     });
-    assert!(failures.iter().sum::<usize>() <= 8, "few a rebalance, not more: {failures:?}");
+    let within = |(failed, rounds): &(usize, usize)| *failed <= rounds + 1;
+    assert!(failures.iter().all(within), "one a round at most: {failures:?}");
 }

@@ -110,7 +110,7 @@ async fn an_object_that_is_late_is_asked_for_once_more() {
     refer(&cluster, &topics, (0..ALL).map(name)).await;
     // A request that never comes would take a minute.
     let worker = configuration(&cluster, &topics, &bucket, store)
-        .replacing("  max_attempts: 3\n", "  timeout_ms: 60000\n  hedge_after_ms: 300\n")
+        .replacing("  max_attempts: 3\n", "  timeout_ms: 60000\n  hedge_after_ms: 3000\n")
         .start();
     let records = cluster.await_records(&[&topics.output], ALL, Duration::from_secs(30));
     assert_eq!(records.len(), ALL);

@@ -85,7 +85,9 @@ async fn a_static_member_takes_its_own_place_again() {
     fill(&bucket);
     let one = Configuration::new("one", &cluster, &topics, &bucket).with_instance("slot-1");
     let two = Configuration::new("two", &cluster, &topics, &bucket).with_instance("slot-2");
-    let one = distant(one, &bucket).await;
+    // The successor has to be there before the session ends.
+    let [one, two] = [distant(one, &bucket).await, two]
+        .map(|worker| worker.replacing("session.timeout.ms: 9000", "session.timeout.ms: 45000"));
     let (mut first, mut second) = (one.start(), two.start());
     await_shares(&[&first, &second]).await;
     let mut expected = produce(&cluster, &topics, 0..400).await;
@@ -121,14 +123,15 @@ async fn the_brokers_may_share_the_partitions_out() {
     await_shares(&[&first, &second]).await;
     expected.extend(produce(&cluster, &topics, 400..900).await);
     await_work(&mut second);
+    let revoked = || second.log().matches("\"partitions revoked\"").count();
+    let before = revoked();
     first.kill();
     expected.extend(produce(&cluster, &topics, 900..1_200).await);
     let mut first = one.start();
-    first.await_ready();
+    await_shares(&[&first, &second]).await;
+    assert!(revoked() > before, "there was no rebalance:\n{}", second.log());
     expected.extend(produce(&cluster, &topics, 1_200..1_500).await);
     assert_settled(&cluster, &topics, &expected, &mut [&mut first, &mut second]);
-    let revoked = second.log().matches("\"partitions revoked\"").count();
-    assert!(revoked > 0, "there was no rebalance:\n{}", second.log());
 }
 
 /// Images come so slowly that the partitions are paused for longer than `max.poll.interval.ms`.
@@ -151,6 +154,7 @@ async fn a_worker_that_is_busy_for_long_keeps_its_place() {
         .without_repeats()
         .replacing("session.timeout.ms: 9000", "session.timeout.ms: 6000")
         .with_property("max.poll.interval.ms", "6000")
+        .with_property("heartbeat.interval.ms", "1000")
         .with_debug_log()
         .start();
     worker.await_ready();

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::bucket::{Bucket, picture, uri};
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
+use crate::fences::assert_settled;
 use crate::kafka::{Cluster, Topics, deliver};
 use crate::process::{Configuration, Worker};
 use crate::{assert_exactly_once, proxied_cluster, shared_cluster};
@@ -62,6 +63,16 @@ fn await_metric(worker: &mut Worker, name: &str, is: impl Fn(f64) -> bool) {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "{name} is {}", worker.metric(name));
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until a GET of `path` is answered with `status`.
+fn await_answer(worker: &mut Worker, path: &str, status: &str) {
+    let (deadline, wanted) = (Instant::now() + PATIENCE, format!("HTTP/1.1 {status}"));
+    while !worker.get(path).is_some_and(|answer| answer.starts_with(&wanted)) {
+        assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+        assert!(Instant::now() < deadline, "{path} is {:?}\n{}", worker.get(path), worker.log());
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -161,13 +172,49 @@ async fn an_outage_of_kafka_ends_no_worker_and_loses_nothing_takes_minutes() {
     // Transactions time out after 8 s, the watchdog asks 30 s later.
     tokio::time::sleep(Duration::from_secs(50)).await;
     assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
+    await_answer(&mut worker, "/readyz", "503");
     cluster.broker("start", 1);
+    await_answer(&mut worker, "/readyz", "200");
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     let records = cluster.await_records(&both, expected.len(), PATIENCE * 2);
     assert_exactly_once(&records, &expected);
     worker.signal("TERM");
     assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
     assert_exactly_once(&cluster.read_committed(&both), &expected);
+}
+
+/// Kafka is away when a busy worker is told to end: it ends within its grace all the same, and says
+/// that something was left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_end_while_kafka_is_away_ends_in_time() {
+    let cluster = Cluster::start(1);
+    if !cluster.is_ours() {
+        return;
+    }
+    let bucket = Bucket::start();
+    let topics = cluster.topics(PARTITIONS).await;
+    fill(&bucket);
+    let configuration = Configuration::new("one", &cluster, &topics, &bucket).replacing(
+        "drain_timeout_ms: 10000",
+        "drain_timeout_ms: 3000\n  termination_grace_ms: 15000",
+    );
+    let mut worker = distant(configuration.clone(), &bucket).await.start();
+    worker.await_ready();
+    let expected = produce(&cluster, &topics, 0..600).await;
+    await_metric(&mut worker, "fusioncap_captions_total", |value| value > 50.0);
+    await_metric(&mut worker, "fusioncap_in_flight", |value| value >= 16.0);
+    cluster.broker("kill", 1);
+    assert!(!cluster.is_listening(1), "the broker is still there");
+    let told = Instant::now();
+    worker.signal("TERM");
+    let status = worker.wait(PATIENCE);
+    assert!(told.elapsed() < Duration::from_secs(15), "{:?}:\n{}", told.elapsed(), worker.log());
+    assert_eq!(status.code(), Some(1), "{}", worker.log());
+    assert!(worker.log().contains("error: a transaction did not end in time"), "{}", worker.log());
+
+    cluster.broker("start", 1);
+    let mut next = configuration.start();
+    assert_settled(&cluster, &topics, &expected, &mut [&mut next]);
 }
 
 /// Kafka is away when a worker starts: it says so and waits, and can be told to end.

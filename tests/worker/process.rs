@@ -13,6 +13,7 @@ use crate::kafka::{Cluster, Topics};
 use crate::proxy::Proxy;
 
 /// One worker's configuration, as YAML.
+#[derive(Clone)]
 pub struct Configuration {
     pub yaml: String,
     listen: SocketAddr,

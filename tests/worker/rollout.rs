@@ -126,7 +126,7 @@ async fn a_changed_bundle_takes_over_and_a_broken_one_does_not() {
     }
     upload(&bucket, "random");
     let path = folder("random").display().to_string();
-    let source = format!("s3://photos/{PREFIX}\n  reload_interval_ms: 1000");
+    let source = format!("s3://photos/{PREFIX}\n  reload_interval_ms: 3000");
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing(&path, &source)
         .replacing("max_in_flight: 128", "max_in_flight: 64")
