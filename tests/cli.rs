@@ -264,6 +264,18 @@ fn a_plan_needs_nothing_but_its_arguments() {
     assert!(error.contains("--image-size can't be '2XB' (allowed: a size from"), "{error}");
 }
 
+#[test]
+fn the_plan_in_the_documentation_is_current() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sizing.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let (_, block) = text.split_once("\n$ fusioncap ").unwrap();
+    let (line, rest) = block.split_once('\n').unwrap();
+    let (shown, _) = rest.split_once("```").unwrap();
+    let arguments: Vec<&str> = line.split_whitespace().collect();
+    let output = fusioncap(&arguments).output().unwrap();
+    assert_eq!(stdout(&output), shown, "docs/sizing.md is old: `fusioncap {line}`");
+}
+
 /// A worker's port, as the worker itself serves it.
 struct Port {
     runtime: tokio::runtime::Runtime,

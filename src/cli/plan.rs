@@ -186,6 +186,13 @@ mod tests {
         assert_eq!(load.engine, Engine::Gpu(Model::VitB32, Precision::Tf32));
     }
 
+    /// A plan is made on paper and does not look at the configuration.
+    #[test]
+    fn a_plan_knows_the_default_that_it_leaves_out() {
+        let limits = crate::config::Limits::default();
+        assert_eq!(crate::plan::DEFAULT_FETCH_BYTES, limits.fetch_bytes);
+    }
+
     #[test]
     fn sizes_and_pixels_are_read_as_people_write_them() {
         for (text, bytes) in [("2MB", 2e6), ("1.5 MB", 1.5e6), ("70kB", 7e4), ("1MiB", 1_048_576.0)]

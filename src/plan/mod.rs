@@ -20,6 +20,17 @@ const REQUEST_SLACK: f64 = 1.25;
 const PARTITIONS: u64 = 4;
 /// Bytes of a reference on the input topic.
 const REFERENCE_BYTES: f64 = 150.0;
+/// What a worker keeps of a reference beside its bytes, about.
+const IN_FLIGHT_BYTES: f64 = 1000.0;
+/// What the Kafka consumer has read ahead: `queued.max.messages.kbytes` as the worker sets it.
+const READ_AHEAD_BYTES: f64 = 8192.0 * 1024.0;
+/// `limits.fetch_bytes` where nothing is set, and the most that it may be.
+pub const DEFAULT_FETCH_BYTES: u64 = 256 << 20;
+const MOST_FETCH_BYTES: u64 = 1 << 40;
+/// Batches of pixels that go round: one fills, one waits, one is encoded.
+const BATCHES: f64 = 3.0;
+/// The engine's input has room for a multiple of so many images.
+const SLICE: u32 = 4;
 
 /// What captions an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,6 +102,8 @@ pub struct Pod {
     pub s3_concurrency: u32,
     /// `limits.max_in_flight`
     pub max_in_flight: u64,
+    /// `limits.fetch_bytes`; absent where its default is enough.
+    pub fetch_bytes: Option<u64>,
     pub memory_bytes: f64,
 }
 
@@ -168,6 +181,7 @@ impl Load {
                 batch_size: self.batch,
                 s3_concurrency: requests,
                 max_in_flight: self.in_flight(requests),
+                fetch_bytes: self.fetch_bytes(requests),
                 memory_bytes: self.memory(requests),
             },
         }
@@ -247,17 +261,34 @@ impl Load {
         u64::from(requests) + 3 * u64::from(self.cores) + 4 * u64::from(self.batch)
     }
 
+    /// Objects in memory: those under way; those read, of which one a core waits and one has the
+    /// next turn; and one a core that is decoded.
+    fn bodies(&self, requests: u32) -> u64 {
+        u64::from(requests) + 2 * u64::from(self.cores) + 1
+    }
+
+    /// With less, requests would wait for one another's bytes. The worker counts whole KiB.
+    fn fetch_bytes(&self, requests: u32) -> Option<u64> {
+        let each = (self.bytes / 1024.0).ceil() as u64 * 1024;
+        let needed = (self.bodies(requests) * each).min(MOST_FETCH_BYTES);
+        (needed > DEFAULT_FETCH_BYTES).then_some(needed)
+    }
+
     fn memory(&self, requests: u32) -> f64 {
         let (cores, batch) = (f64::from(self.cores), f64::from(self.batch));
         let input = match self.engine {
             Engine::Gpu(model, _) | Engine::Cpu(model) => model.input(),
             Engine::Rate(_) => Model::VitB32.input(),
         };
-        let encoded = (f64::from(requests) + 3.0 * cores) * self.bytes;
+        let encoded = self.bodies(requests) as f64 * self.bytes;
         let decoding = cores * self.pixels * 3.0;
-        // Bytes while they wait, floats in the engine.
-        let decoded = batch * input * (3.0 + 4.0);
-        costs::IDLE_BYTES + encoded + decoding + decoded
+        // Floats once they have a place in a batch, bytes on their way there: a batch that waits,
+        // one a core that is handed over, one that has its turn.
+        let batched = BATCHES * f64::from(self.batch.next_multiple_of(SLICE)) * input * 4.0;
+        let decoded = (batch + cores + 1.0) * input;
+        let message = REFERENCE_BYTES + IN_FLIGHT_BYTES + self.record_bytes;
+        let messages = self.in_flight(requests) as f64 * message + READ_AHEAD_BYTES;
+        costs::IDLE_BYTES + encoded + decoding + batched + decoded + messages
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytesize::ByteSize;
 
-use super::Plan;
+use super::{Plan, Pod};
 
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,17 +68,11 @@ impl fmt::Display for Plan {
                 simulated.cores_busy * 100.0
             ),
         )?;
-        line(
-            "its settings",
-            format!(
-                "batch.size {}, s3.concurrency {}, limits.max_in_flight {}",
-                pod.batch_size, pod.s3_concurrency, pod.max_in_flight
-            ),
-        )?;
+        line("its settings", settings(pod))?;
         line(
             "its memory",
             format!(
-                "{} at most, and a larger model's weights",
+                "{} at most, and a larger model's weights and activations",
                 ByteSize::b(pod.memory_bytes as u64).display().si()
             ),
         )?;
@@ -94,6 +88,19 @@ impl fmt::Display for Plan {
             )?;
         }
         writeln!(out, "An estimate from cost figures, of which no GPU's was measured.")
+    }
+}
+
+/// `limits.fetch_bytes` only where its default is too little.
+fn settings(pod: &Pod) -> String {
+    let Pod { batch_size, s3_concurrency, max_in_flight, .. } = pod;
+    let always = format!(
+        "batch.size {batch_size}, s3.concurrency {s3_concurrency}, \
+         limits.max_in_flight {max_in_flight}"
+    );
+    match pod.fetch_bytes {
+        Some(bytes) => format!("{always}, limits.fetch_bytes {bytes}"),
+        None => always,
     }
 }
 

@@ -118,3 +118,42 @@ fn the_simulation_comes_near_the_arithmetic() {
         assert!((0.85..1.05).contains(&ratio), "{}: {ratio}", pod.binds);
     }
 }
+
+#[test]
+fn a_worker_needs_room_for_the_bodies_that_it_holds() {
+    let pod = load().plan().pod;
+    assert_eq!(pod.s3_concurrency, 149);
+    // 149 under way, 16 that wait for a core, one that has the next, 16 that are decoded; each of
+    // 1954 KiB.
+    assert_eq!(pod.fetch_bytes, Some(182 * 1954 * 1024));
+    let settings = format!("limits.fetch_bytes {}", 182 * 1954 * 1024);
+    assert!(load().plan().to_string().contains(&settings));
+
+    let small = Load { bytes: 1e5, ..load() };
+    assert_eq!(small.plan().pod.fetch_bytes, None);
+    assert!(!small.plan().to_string().contains("limits.fetch_bytes"));
+
+    let huge = Load { bytes: 1e10, cores: 1024, ..load() };
+    assert_eq!(huge.plan().pod.fetch_bytes, Some(MOST_FETCH_BYTES));
+}
+
+/// Each kind of memory, as the docs bound it (docs/performance.md).
+#[test]
+fn memory_is_what_the_stages_hold() {
+    let memory = |load: Load| load.plan().pod.memory_bytes;
+    let pod = load().plan().pod;
+    // 224 x 224 pixels: three batches of 12 bytes each, and 3 bytes on their way.
+    let pixels = 224.0 * 224.0;
+    let inputs = 3.0 * 256.0 * 12.0 * pixels + (256.0 + 16.0 + 1.0) * 3.0 * pixels;
+    let messages = pod.max_in_flight as f64 * (150.0 + 1000.0 + 900.0) + 8_388_608.0;
+    let sum = 311e6 + 182.0 * 2e6 + 16.0 * 12e6 * 3.0 + inputs + messages;
+    assert!((pod.memory_bytes - sum).abs() < 1.0, "{} is not {sum}", pod.memory_bytes);
+    // A record that is larger by a kilobyte is so for each reference in flight.
+    let records = memory(Load { record_bytes: 1900.0, ..load() }) - pod.memory_bytes;
+    assert!((records - 1e3 * pod.max_in_flight as f64).abs() < 1.0, "{records}");
+    // On a CPU batches come in slices of four.
+    let engine = Engine::Cpu(Model::Tiny);
+    let batch = |batch| Load { engine, batch, ..load() };
+    let one_more = memory(batch(4)) - memory(batch(3));
+    assert!(one_more < 3.0 * 320.0 * 320.0 * 4.0, "{one_more}");
+}

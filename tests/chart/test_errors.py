@@ -117,21 +117,38 @@ class Errors(unittest.TestCase):
             self.refused(kafka(**{field: "x"}), f"config.kafka.{field} must differ between workers")
 
     def test_literal_secrets(self):
-        for field in ("access_key_id", "secret_access_key", "session_token"):
-            self.refused({"config": {"s3": {field: "x"}}}, f"config.s3.{field} is secret", "secretEnv")
+        for section, field in (("s3", "access_key_id"), ("s3", "secret_access_key"), ("s3", "session_token"),
+                               ("registry", "password"), ("registry", "bearer_token")):
+            self.refused({"config": {section: {field: "x"}}}, f"config.{section}.{field} is secret", "secretEnv")
         for name in ("sasl.password", "ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"):
             self.refused(kafka(properties={name: "x"}), f"'{name}' is secret", "secretEnv")
-        self.refused({"config": {"s3": {"endpoint": "https://me:x@store:9000"}}}, "config.s3.endpoint has credentials")
         for name in ("FUSIONCAP_S3__SECRET_ACCESS_KEY", "FUSIONCAP_KAFKA__PROPERTIES__SASL_PASSWORD",
-                     "AWS_SECRET_ACCESS_KEY"):
+                     "FUSIONCAP_REGISTRY__PASSWORD", "FUSIONCAP_REGISTRY__BEARER_TOKEN", "AWS_SECRET_ACCESS_KEY"):
             self.refused({"extraEnv": [{"name": name, "value": "x"}]}, f"extraEnv '{name}' is secret")
+        for name, value in (("FUSIONCAP_KAFKA__PROPERTIES", "{sasl.password: x}"),
+                            ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer x"),
+                            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x-api-key=x")):
+            self.refused({"extraEnv": [{"name": name, "value": value}]}, f"extraEnv '{name}' is secret")
+
+    def test_credentials_in_a_url(self):
+        url = "https://me:x@store:9000"
+        self.refused({"config": {"s3": {"endpoint": url}}}, "config.s3.endpoint has credentials")
+        self.refused({"config": {"registry": {"url": url}}}, "config.registry.url has credentials")
+        for name in ("FUSIONCAP_S3__ENDPOINT", "FUSIONCAP_REGISTRY__URL", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+            self.refused({"extraEnv": [{"name": name, "value": url}]}, f"extraEnv '{name}' has credentials")
 
     def test_what_only_looks_secret(self):
         where = {"ssl.key.location": "/k", "sasl.oauthbearer.token.endpoint.url": "https://a/b"}
-        render({**kafka(properties=where), "extraEnv": [
+        registry = {"url": "https://registry/team@home", "username": "captions", "ca_file": "/etc/ca.pem"}
+        plain = {**kafka(properties=where), "extraEnv": [
             {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": "/var/run/token"},
             {"name": "FUSIONCAP_S3__SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}},
-        ]})
+            {"name": "FUSIONCAP_REGISTRY__PASSWORD", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}},
+            {"name": "FUSIONCAP_KAFKA__PROPERTIES", "value": "{ssl.key.location: /k}"},
+            {"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "X-Scope-OrgID=captions"},
+        ]}
+        plain["config"]["registry"] = registry
+        render(plain)
 
     def test_a_model_that_is_nowhere(self):
         self.refused({"config": {"model": {"path": None}}}, "config.model.path is required")

@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 import unittest
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
 import yaml
 
-from chart import CHART, EXAMPLES, NEWEST, OLDEST, ROOT, helm, one, pods, render, render_file
+from chart import CHART, EXAMPLES, NEWEST, OLDEST, ROOT, environment, helm, one, pods, render, render_file
 
 CRDS = ROOT / ".tools" / "chart-crds"
 OPERATORS = ("keda.sh", "monitoring.coreos.com")
@@ -124,6 +125,14 @@ class Manifests(unittest.TestCase):
                           ("http://registry", 80)):
             self.assertEqual(ports(url), sorted([*without, port]))
         self.assertEqual(ports("http://registry:8081", [9000]), sorted([*without, 9000]))
+
+    def test_a_collector_is_reached_where_the_example_has_one(self):
+        manifests = render_file(CHART / "ci" / "eks-irsa.yaml")
+        collector = urlsplit(environment(manifests)["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        _, namespace, _ = collector.hostname.split(".")
+        selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        rule = {"to": [selector], "ports": [{"port": collector.port, "protocol": "TCP"}]}
+        self.assertIn(rule, one(manifests, "NetworkPolicy")["spec"]["egress"])
 
     def test_pods_are_restricted(self):
         for path in EXAMPLES:

@@ -116,6 +116,11 @@ class Alerts(unittest.TestCase):
             for selector in re.findall(r"\{([^}]*)\}", rule["expr"]):
                 self.assertIn('namespace="captions",pod=~"cap-fusioncap-[0-9]+"', selector, name)
 
+    def test_a_redrive_is_run_in_a_pod_of_this_release(self):
+        told = rules()["FusionCapDeadLetters"]["annotations"]["description"]
+        self.assertIn("`kubectl --namespace captions exec cap-fusioncap-0 -- fusioncap redrive --code "
+                      "{{ $labels.code }} --dry-run`", told)
+
     def test_thresholds(self):
         found = rules({"thresholds": {"latencySeconds": 12.5, "deadLetterRatio": 0.5, "backlogSeconds": 300}})
         self.assertTrue(found["FusionCapSlow"]["expr"].endswith("> 12.5"))

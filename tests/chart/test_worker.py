@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from chart import EXAMPLES, ROOT, environment, one, render, render_file
+from chart import CHART, EXAMPLES, ROOT, Refused, environment, one, render, render_file
 from test_telemetry import exposed
 
 BINARY = os.environ.get("FUSIONCAP")
@@ -77,6 +78,30 @@ class Configuration(unittest.TestCase):
         done = self.shown(render(values))
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("termination_grace_ms: 30000", done.stdout)
+
+    def secret_fields(self):
+        """Those whose value the worker hides where it complains of it: here, of a list."""
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "worker.yaml"
+            for section, found in schema["properties"]["config"]["properties"].items():
+                for field, allowed in found["properties"].items():
+                    if allowed["type"] != "string":
+                        continue
+                    path.write_text(json.dumps({section: {field: ["x"]}}))
+                    done = subprocess.run([BINARY, "config", "--config", path], capture_output=True, text=True, check=False)
+                    self.assertIn(f"{section}.{field} can't be", done.stderr)
+                    if "******" in done.stderr:
+                        yield section, field
+
+    def test_what_the_worker_hides_the_chart_refuses(self):
+        found = list(self.secret_fields())
+        self.assertLess({("s3", "secret_access_key"), ("registry", "password")}, set(found))
+        for section, field in found:
+            variable = f"FUSIONCAP_{section}__{field}".upper()
+            for values in ({"config": {section: {field: "x"}}}, {"extraEnv": [{"name": variable, "value": "x"}]}):
+                with self.assertRaisesRegex(Refused, f"({section}.{field}|'{variable}') is secret"):
+                    render(values)
 
     def test_the_worker_would_refuse_a_wrong_one(self):
         manifests = render()

@@ -39,9 +39,11 @@
 
 {{- define "fusioncap.checkSecrets" -}}
 {{- $advice := "put it in a Secret and name that under secretEnv or extraEnvFrom" -}}
-{{- range tuple "access_key_id" "secret_access_key" "session_token" -}}
-{{- if dig "s3" . "" $.Values.config -}}
-{{- fail (printf "config.s3.%s is secret and would stand in a ConfigMap: %s" . $advice) -}}
+{{- $config := .Values.config -}}
+{{- range tuple "s3.access_key_id" "s3.secret_access_key" "s3.session_token" "registry.password" "registry.bearer_token" -}}
+{{- $path := splitList "." . -}}
+{{- if dig (first $path) (last $path) "" $config -}}
+{{- fail (printf "config.%s is secret and would stand in a ConfigMap: %s" . $advice) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $_ := include "fusioncap.properties" . | fromYaml -}}
@@ -49,15 +51,40 @@
 {{- fail (printf "config.kafka.properties '%s' is secret and would stand in a ConfigMap: %s" $name $advice) -}}
 {{- end -}}
 {{- end -}}
-{{- if regexMatch "^https?://[^/]*@" (dig "s3" "endpoint" "" .Values.config | default "") -}}
-{{- fail (printf "config.s3.endpoint has credentials in it: leave them out, and %s" (replace "it" "them" $advice)) -}}
+{{- range tuple "s3.endpoint" "registry.url" -}}
+{{- $path := splitList "." . -}}
+{{- if include "fusioncap.hasUser" (dig (first $path) (last $path) "" $config) -}}
+{{- fail (printf "config.%s has credentials in it: leave them out, and %s" . (replace "it" "them" $advice)) -}}
+{{- end -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
-{{- $name := .name | lower | trimPrefix "fusioncap_kafka__properties__" | replace "_" "." -}}
-{{- $isOurs := or (hasPrefix "FUSIONCAP_S3__" .name) (hasPrefix "FUSIONCAP_KAFKA__PROPERTIES" .name) (hasPrefix "AWS_" .name) -}}
-{{- if and .value $isOurs (not (hasSuffix "_FILE" .name)) (include "fusioncap.isSecret" $name) -}}
+{{- if .value -}}
+{{- if include "fusioncap.isSecretVariable" . -}}
 {{- fail (printf "extraEnv '%s' is secret and would stand in the pod's description: %s" .name $advice) -}}
 {{- end -}}
+{{- if include "fusioncap.hasUser" .value -}}
+{{- fail (printf "extraEnv '%s' has credentials in it, which would stand in the pod's description: leave them out, or put all of it in a Secret and name that under secretEnv or extraEnvFrom" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a URL has a user, and with it perhaps a password. */}}
+{{- define "fusioncap.hasUser" -}}
+{{- if regexMatch "^https?://[^/?#]*@" (. | default "" | toString) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether a literal variable is a secret of the worker or of what it is made of. */}}
+{{- define "fusioncap.isSecretVariable" -}}
+{{- $properties := "FUSIONCAP_KAFKA__PROPERTIES" -}}
+{{- if eq .name $properties -}}
+{{- range $name, $_ := .value | toString | fromYaml -}}
+{{- include "fusioncap.isSecret" $name -}}
+{{- end -}}
+{{- else if and (regexMatch "^(FUSIONCAP|AWS)_" .name) (not (hasSuffix "_FILE" .name)) -}}
+{{- include "fusioncap.isSecret" (.name | trimPrefix (printf "%s__" $properties) | lower | replace "_" ".") -}}
+{{- else if regexMatch "^OTEL_EXPORTER_OTLP_([A-Z]+_)?HEADERS$" .name -}}
+{{- if regexMatch "(?i)authorization|password|secret|token|key" (.value | toString) -}}true{{- end -}}
 {{- end -}}
 {{- end -}}
 
