@@ -45,10 +45,10 @@ cuda-test: setup ## The engine on an NVIDIA GPU against the CPU, and what is sai
 	@scripts/onnxruntime --cuda
 	cargo test --features cuda --test cuda
 
-chart-test: ## The Helm chart against schemas, the worker and its metrics; needs Go, no cluster
+chart-test: ## The Helm chart against schemas, the worker and its metrics; needs no cluster
 	@scripts/chart-test $(ARGS)
 
-cluster-test: kafka-jars onnxruntime ## The chart on a real Kubernetes; needs root and Go; by hand, not in CI: it builds a quarter of an hour
+cluster-test: kafka-jars onnxruntime ## The chart on a real Kubernetes; needs root; by hand, not in CI: it builds a quarter of an hour
 	@scripts/cluster-test $(ARGS)
 
 container-test: ## The image without Docker: its stages in a clean root, then its root; needs root

@@ -60,6 +60,8 @@ const SHORT: &str = "    session.timeout.ms: 9000\n    transaction.timeout.ms: 8
 /// Nothing that the dead one had sent is on its way any more.
 const STILL: Duration = Duration::from_millis(500);
 
+/// Each takes a minute and more.
+const OUTAGE_ROUNDS: usize = 3;
 /// How long the broker is away: less than a session lasts, and more.
 const OUTAGES: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(70)];
 
@@ -103,7 +105,7 @@ async fn main() {
     if wanted("outage") {
         for away in OUTAGES {
             let mut all = Vec::new();
-            for _ in 0..ROUNDS {
+            for _ in 0..OUTAGE_ROUNDS {
                 all.push(outage(away).await);
             }
             row(&format!("Kafka away for {} s, session 45 s", away.as_secs()), &all);

@@ -6,8 +6,8 @@
 //! ```
 //! The first line keeps a dead worker's transaction from outliving its ownership. The polling
 //! thread waits for room among what is in flight for a second at most; what else it waits for (a
-//! revocation's last commit, a rewind) is cut to a share of `max.poll.interval.ms`. The second line is what a clean stop needs; its last
-//! part is checked with the configuration.
+//! revocation's last commit, a rewind) is cut to a share of `max.poll.interval.ms`. The second line
+//! is what a clean stop needs; its last part is checked with the configuration.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

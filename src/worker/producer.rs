@@ -54,7 +54,7 @@ impl Served {
         let thread = std::thread::Builder::new()
             .name("producer".into())
             .spawn(move || served.1.serve(&served.0))
-            .map_err(|error| KafkaError::ClientCreation(format!("no thread: {error}")))?;
+            .map_err(no_thread)?;
         Ok(Self { producer, serving, thread: Some(thread) })
     }
 
@@ -97,7 +97,7 @@ impl Served {
                     tracing::info!("a kafka call that was left behind has come back");
                 }
             })
-            .map_err(|error| KafkaError::ClientCreation(format!("no thread: {error}")))?;
+            .map_err(no_thread)?;
         Ok(heard.recv_timeout(limit).ok())
     }
 
@@ -139,6 +139,12 @@ impl Serving {
             std::thread::park_timeout(if busy { BUSY_PAUSE } else { IDLE_PAUSE });
         }
     }
+}
+
+/// The system may have one later.
+fn no_thread(error: std::io::Error) -> KafkaError {
+    tracing::warn!(%error, "a thread can't be started");
+    KafkaError::Global(RDKafkaErrorCode::CriticalSystemResource)
 }
 
 /// The producer's context: what became of its records and its connections.

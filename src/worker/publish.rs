@@ -27,7 +27,8 @@ use crate::worker::shared::{Shared, Side, Step};
 use crate::worker::spans::Sent;
 use crate::worker::transaction::{Failure, Transactor};
 
-/// Failures in a row, of transactions or of building a producer, after which the worker says that it is not ready.
+/// Failures in a row, of transactions or of building a producer, after which the worker says that it
+/// is not ready.
 const WORRYING_FAILURES: u32 = 3;
 
 pub struct Publisher {
