@@ -93,7 +93,7 @@ bench-peer: kafka-jars onnxruntime ## Measure against the Python script that one
 	@scripts/bench-python
 	cargo bench --bench peer -- peer $(ARGS)
 
-recovery: kafka-jars onnxruntime ## How long a worker's death and its orderly end take
+recovery: kafka-jars onnxruntime ## How long a worker's death, an outage of Kafka and an orderly end take
 	cargo bench --bench recovery -- recovery $(ARGS)
 
 # glibc would give the tensors of every step back to the system and take them again: with these
