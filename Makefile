@@ -129,7 +129,7 @@ onnxruntime: setup
 kafka-jars: setup-test
 	@scripts/kafka jars
 
-collector:
+collector: setup-test
 	@scripts/otel-collector >/dev/null
 
 registry-jars: setup-test

@@ -108,7 +108,8 @@ async fn main() {
             for _ in 0..OUTAGE_ROUNDS {
                 all.push(outage(away).await);
             }
-            row(&format!("Kafka away for {} s, session 45 s", away.as_secs()), &all);
+            let rounds = format!("session 45 s ({OUTAGE_ROUNDS} rounds)");
+            row(&format!("Kafka away for {} s, {rounds}", away.as_secs()), &all);
         }
     }
     if wanted("drain") {

@@ -214,7 +214,7 @@ mod tests {
 
     /// Most of the second in which the first messages are answered went by without any.
     #[test]
-    fn the_first_seconds_are_no_longer_felt_than_others() {
+    fn the_first_second_does_not_linger() {
         let mut pace = Pace::default();
         pace.note(4, SECOND);
         for done in [30, 50, 40, 40] {

@@ -25,11 +25,7 @@ use crate::worker::output::{Record, RecordWriter};
 use crate::worker::protocol::{self, Outcome as Ending, Protocol, Ready};
 use crate::worker::shared::{Shared, Side, Step};
 use crate::worker::spans::Sent;
-use crate::worker::transaction::{Failure, Transactor};
-
-/// Failures in a row, of transactions or of building a producer, after which the worker says that it
-/// is not ready.
-const WORRYING_FAILURES: u32 = 3;
+use crate::worker::transaction::{Failure, Transactor, WORRYING_FAILURES};
 
 pub struct Publisher {
     pub inbox: Receiver<Event>,
@@ -346,14 +342,7 @@ impl Publisher {
 
     fn rebuild(&mut self) -> Result<()> {
         let (shared, shutdown) = (&self.shared, &self.shutdown);
-        let mut tries = 0;
-        self.transactor.replace(|| {
-            tries += 1;
-            if tries > WORRYING_FAILURES {
-                shared.health.set_troubled("no transactional producer can be built");
-            }
-            shared.has_failed() || shutdown.is_cancelled()
-        })
+        self.transactor.replace(|| shared.has_failed() || shutdown.is_cancelled())
     }
 
     /// Longer after each failure in a row.

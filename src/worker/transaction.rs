@@ -47,6 +47,9 @@ const CALL_MARGIN: Duration = Duration::from_secs(2);
 const MOST_LEFT_BEHIND: usize = 4;
 /// A first producer that can't be built for so long ends the worker; later ones are waited for.
 const FIRST_BUILD_LIMIT: Duration = Duration::from_secs(300);
+/// Failures in a row, of transactions or of building a producer, after which the worker says that it
+/// is not ready.
+pub const WORRYING_FAILURES: u32 = 3;
 /// How far a stuck call may outlive the transaction that the broker gives up.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
 
@@ -83,6 +86,7 @@ pub struct Transactor {
     transaction_timeout: Duration,
     message_timeout: Duration,
     watchdog: Watchdog,
+    health: Arc<Health>,
     fencings: Fencings,
     /// Shared with every call that was left behind.
     left_behind: Arc<()>,
@@ -104,7 +108,7 @@ impl Transactor {
     pub fn connect(
         clients: &Clients,
         health: &Arc<Health>,
-        stop: impl FnMut() -> bool,
+        stop: impl Fn() -> bool,
     ) -> Result<Self> {
         let mut transactor = Self {
             config: clients.producer.clone(),
@@ -116,6 +120,7 @@ impl Transactor {
                 clients.producer.get("bootstrap.servers").unwrap_or_default().to_owned(),
                 Arc::clone(health),
             )?,
+            health: Arc::clone(health),
             fencings: Fencings::default(),
             left_behind: Arc::default(),
             alone: false,
@@ -130,12 +135,12 @@ impl Transactor {
     /// Drops the producer, if there is one, and builds a new one, which ends whatever the old one
     /// left open: for as long as it takes, since brokers that are away come back. Returns early,
     /// without a producer, when `stop` says so.
-    pub fn replace(&mut self, stop: impl FnMut() -> bool) -> Result<()> {
+    pub fn replace(&mut self, stop: impl Fn() -> bool) -> Result<()> {
         self.close();
         self.build_within(Duration::MAX, stop)
     }
 
-    fn build_within(&mut self, limit: Duration, mut stop: impl FnMut() -> bool) -> Result<()> {
+    fn build_within(&mut self, limit: Duration, stop: impl Fn() -> bool) -> Result<()> {
         let started = Instant::now();
         let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(5));
         let mut attempts = 0;
@@ -166,6 +171,9 @@ impl Transactor {
                 self.fencings.note();
             }
             tracing::warn!(%error, attempts, "the transactional producer will be built again");
+            if attempts >= WORRYING_FAILURES {
+                self.health.set_troubled("no transactional producer can be built");
+            }
             std::thread::sleep(pause);
         }
         Ok(())

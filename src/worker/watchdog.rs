@@ -20,9 +20,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long one broker may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a worker is not ready then.
-pub const BROKERS_AWAY: &str = "no broker of kafka can be reached";
-
 /// What is called when a call is late, with its name. Returns whether to wait for as long again.
 type Expire = Box<dyn Fn(&'static str) -> bool + Send>;
 
@@ -48,7 +45,7 @@ impl Watchdog {
             Box::new(move |name| {
                 if !can_reach(&brokers) {
                     tracing::warn!(call = name, brokers, "no broker can be reached: waiting on");
-                    health.set_troubled(BROKERS_AWAY);
+                    health.set_troubled("no broker of kafka can be reached");
                     return true;
                 }
                 tracing::error!(
