@@ -35,6 +35,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::Identity;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const CONFIG: &str = "config.json";
@@ -188,15 +189,6 @@ pub struct Bundle {
     pub config: ModelConfig,
     pub generation: GenerationConfig,
     pub preprocessor: PreprocessorConfig,
-}
-
-/// What tells one bundle from another, in records, metrics and logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub name: String,
-    pub version: String,
-    /// As [`Bundle::digest`].
-    pub digest: String,
 }
 
 impl Bundle {

@@ -10,7 +10,6 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::config;
 use crate::error::{Disposition, Error};
 
 /// How often and how patiently something is tried.
@@ -41,16 +40,6 @@ impl Policy {
             .with_max_elapsed_time(None)
             .build();
         Pauses { backoff, left: self.max_attempts.saturating_sub(1), max: self.max }
-    }
-}
-
-impl From<&config::S3> for Policy {
-    fn from(settings: &config::S3) -> Self {
-        Self {
-            max_attempts: settings.max_attempts,
-            initial: Duration::from_millis(settings.backoff_initial_ms),
-            max: Duration::from_millis(settings.backoff_max_ms),
-        }
     }
 }
 

@@ -3,10 +3,9 @@
 //!
 //! The SDK's own retries are off: a call here is one try with one deadline, and who calls decides
 //! through `retry` whether there is another. Errors carry the kind that the dead-letter topic
-//! names (see `fault`). No request is made for what [`name`] refuses, and no redirect is followed.
+//! names (see `fault`). No request is made for what [`object_name`](crate::object_name) refuses, and no redirect is followed.
 
 mod fault;
-pub mod name;
 mod room;
 
 use std::future::Future;
@@ -24,6 +23,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
+use crate::object_name;
 use crate::retry::{Policy, retry};
 pub use room::{Room, Taken};
 
@@ -52,8 +52,18 @@ impl FromStr for Location {
         if bucket.is_empty() {
             return Err(wrong());
         }
-        name::check_bucket(bucket)?;
+        object_name::check_bucket(bucket)?;
         Ok(Self { bucket: bucket.into(), key: key.into() })
+    }
+}
+
+impl From<&config::S3> for Policy {
+    fn from(settings: &config::S3) -> Self {
+        Self {
+            max_attempts: settings.max_attempts,
+            initial: Duration::from_millis(settings.backoff_initial_ms),
+            max: Duration::from_millis(settings.backoff_max_ms),
+        }
     }
 }
 
@@ -223,7 +233,7 @@ impl Store {
 
     /// Every key of `bucket` that begins with `prefix`, in the store's order.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Entry>> {
-        name::check_bucket(bucket)?;
+        object_name::check_bucket(bucket)?;
         let mut entries = Vec::new();
         let mut token: Option<String> = None;
         loop {
@@ -327,8 +337,8 @@ impl Store {
     }
 
     async fn open(&self, object: ObjectRef<'_>) -> Result<GetObjectOutput> {
-        name::check_bucket(object.bucket)?;
-        name::check_key(object.key)?;
+        object_name::check_bucket(object.bucket)?;
+        object_name::check_key(object.key)?;
         self.client
             .get_object()
             .bucket(object.bucket)

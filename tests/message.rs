@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
-use fusioncap::worker::message::{
+use fusioncap::message::{
     CaptionRecord, DeadLetter, Kept, Marker, Original, Place, RawHeader, Requests, SourcePosition,
     Stage, TraceContext, header, parse,
 };

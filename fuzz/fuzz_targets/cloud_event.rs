@@ -2,7 +2,7 @@
 //! packed (`data`, `text`, `data_base64`, `binary`).
 #![no_main]
 
-use fusioncap::worker::message::parse;
+use fusioncap::message::parse;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 

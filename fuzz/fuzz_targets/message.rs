@@ -1,7 +1,7 @@
 //! Any bytes as a message. What stands before a NUL byte are its headers, `name: value` lines.
 #![no_main]
 
-use fusioncap::worker::message::{TraceContext, parse};
+use fusioncap::message::{TraceContext, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -2,7 +2,7 @@
 //! alone would rarely be JSON, and more rarely a notification.
 #![no_main]
 
-use fusioncap::worker::message::parse;
+use fusioncap::message::parse;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, json};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fusioncap::ErrorKind;
 use fusioncap::error::Result;
-use fusioncap::worker::message::{DeadLetter, Requests, SourcePosition, Stage};
+use fusioncap::message::{DeadLetter, Requests, SourcePosition, Stage};
 
 pub fn source() -> SourcePosition {
     SourcePosition { topic: Arc::from("images.in"), partition: 3, offset: 41 }

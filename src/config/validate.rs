@@ -5,7 +5,7 @@ use url::Url;
 
 use super::field::shown;
 use super::{Config, Format, Kafka, Registry, Runtime, S3, Topics};
-use crate::s3::name;
+use crate::object_name;
 
 /// What leaving the group may take after a drain.
 pub const LEAVING_MS: u64 = 5_000;
@@ -233,14 +233,14 @@ fn check_registry(registry: &Registry) -> Result<(), Problem> {
 fn check_allowed(entry: &str) -> Result<(), Problem> {
     let problem = |allowed: &str| Problem::new("s3.allowed_buckets", vec![entry], allowed);
     let (bucket, prefix) = entry.split_once('/').unwrap_or((entry, ""));
-    if let Some(rule) = name::broken_rule(bucket) {
+    if let Some(rule) = object_name::broken_rule(bucket) {
         return Err(problem(&format!("bucket or bucket/prefix/; of a bucket's name {rule}")));
     }
     // Without the slash, `photos/public` would hold `photos/public-not` too.
     if !prefix.is_empty() && !prefix.ends_with('/') {
         return Err(problem("bucket or bucket/prefix/, the prefix with a slash at its end"));
     }
-    if name::check_key(prefix).is_err() {
+    if object_name::check_key(prefix).is_err() {
         return Err(problem("bucket or bucket/prefix/, no '.', no '..' and no control character"));
     }
     Ok(())
@@ -271,7 +271,7 @@ fn check_model_path(path: &str) -> Result<(), Problem> {
         return Ok(());
     };
     let has_bucket =
-        rest.split('/').next().is_some_and(|bucket| name::broken_rule(bucket).is_none());
+        rest.split('/').next().is_some_and(|bucket| object_name::broken_rule(bucket).is_none());
     if scheme == "s3" && has_bucket {
         return Ok(());
     }

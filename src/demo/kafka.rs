@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::message::{CaptionRecord, DeadLetter};
+use crate::message::{CaptionRecord, DeadLetter};
 
 /// Partitions of each topic.
 const PARTITIONS: i32 = 4;

@@ -5,6 +5,7 @@
 //! cut into slices, which take less time than all of it at once, and its instances take one slice
 //! after another.
 
+use super::encoded::{Encoded, Slice};
 use super::instances::Threads;
 use super::session::LEAST_ROWS;
 use super::tower::Tower;
@@ -30,41 +31,6 @@ pub struct Encoder {
     records: bool,
     /// For callers that have images and no [`Pixels`]; none while it is lent out.
     pixels: Option<Pixels>,
-}
-
-/// A batch's prefix for the decoder and the embeddings it came from.
-#[derive(Default)]
-pub struct Encoded {
-    pub images: usize,
-    /// Row-major `[images, prefix_length, hidden_size]`.
-    pub prefix: Vec<f32>,
-    /// Unit length, row-major `[images, embedding_dim]`.
-    pub embeddings: Vec<f32>,
-    /// Row-major `[images, prefix_length, num_patches]`, or empty.
-    pub attention: Vec<f32>,
-}
-
-impl Encoded {
-    fn joined(parts: Vec<Self>) -> Self {
-        parts.into_iter().reduce(Self::with).unwrap_or_default()
-    }
-
-    fn with(mut self, next: Self) -> Self {
-        self.images += next.images;
-        self.prefix.extend(next.prefix);
-        self.embeddings.extend(next.embeddings);
-        self.attention.extend(next.attention);
-        self
-    }
-}
-
-/// Images of a batch that a tower encodes at once.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Slice {
-    pub first: usize,
-    pub images: usize,
-    /// Rows, those without an image counted.
-    pub size: usize,
 }
 
 impl Encoder {

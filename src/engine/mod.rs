@@ -5,6 +5,7 @@
 //! padded, and no kernel in use mixes the rows of a batch: same input, same caption, whatever
 //! shares its batch.
 
+mod encoded;
 mod encoder;
 mod fixed;
 pub mod generate;
@@ -19,7 +20,8 @@ use crate::bundle::Bundle;
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
-pub use encoder::{Encoded, Encoder};
+pub use encoded::Encoded;
+pub use encoder::Encoder;
 use instances::Threads;
 pub use pixels::Pixels;
 pub use writer::Writer;

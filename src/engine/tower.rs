@@ -3,7 +3,7 @@
 use ort::session::{Session, SessionOutputs};
 use ort::value::{DynValue, Tensor, TensorRef};
 
-use super::encoder::{Encoded, Slice};
+use super::encoded::{Encoded, Slice};
 use super::fixed::Fixed;
 use super::session::{failed, read, take};
 use super::{Pixels, Seen};

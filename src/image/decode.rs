@@ -11,13 +11,12 @@ use image::{
 };
 
 use super::jpeg::{self, Jpeg};
+use super::limits::check_size;
 use super::workspace::Workspace;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes a decoder may allocate for each pixel that the limit allows.
 const BYTES_PER_PIXEL: u64 = 16;
-/// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
-const MAX_EDGE: u32 = 1 << 20;
 pub struct Decoded {
     pub rgb: RgbImage,
     /// Width and height of the whole image, upright.
@@ -100,26 +99,6 @@ fn area(reduced: (u32, u32), whole: (u32, u32), reduction: u32, orientation: Ori
     let left = if from_right { f64::from(reduced.0) - width } else { 0.0 };
     let top = if from_below { f64::from(reduced.1) - height } else { 0.0 };
     Area { left, top, width, height }
-}
-
-pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
-    let size = format!("{width} x {height}");
-    if width == 0 || height == 0 {
-        return Err(
-            Error::new(ErrorKind::CorruptImage, "the image has no pixels").with("size", size)
-        );
-    }
-    if width.max(height) > MAX_EDGE {
-        return Err(Error::new(ErrorKind::ImageTooLarge, "an edge of the image is too long")
-            .with("size", size)
-            .with("longest", MAX_EDGE));
-    }
-    if u64::from(width) * u64::from(height) > max_pixels {
-        return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
-            .with("size", size)
-            .with("limits.max_pixels", max_pixels));
-    }
-    Ok(())
 }
 
 fn pixels(decoder: impl ImageDecoder, bytes: &[u8]) -> Result<DynamicImage> {

@@ -6,7 +6,7 @@ use image::RgbImage;
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Decompressor, PixelFormat, ScalingFactor};
 
-use super::decode::check_size;
+use super::limits::check_size;
 use super::workspace::Workspace;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -9,6 +9,7 @@
 
 mod decode;
 mod jpeg;
+mod limits;
 mod resize;
 mod sharpen;
 mod workspace;

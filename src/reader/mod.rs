@@ -23,7 +23,7 @@ pub use progress::Progress;
 
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::client::{self, Clients};
+use crate::kafka::settings::{self, Clients};
 
 /// For one request to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,7 +74,7 @@ impl Reader {
         // A follower may not have reached yet what the leader calls the end.
         config.remove("client.rack");
         let create = |config: &ClientConfig| {
-            config.create_with_context(Listener::default()).map_err(client::creation_error)
+            config.create_with_context(Listener::default()).map_err(settings::creation_error)
         };
         let stable = create(&config)?;
         let latest = create(config.set("isolation.level", "read_uncommitted"))?;

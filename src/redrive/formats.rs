@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use crate::config::Topics;
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::DeadLetter;
 use crate::registry::{Encoder, Kind, Reader, Registry};
-use crate::worker::message::DeadLetter;
 
 pub struct Formats {
     letters: Reader,

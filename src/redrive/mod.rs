@@ -27,12 +27,12 @@ pub use summary::{Counts, NotRedrivable, Summary};
 
 use crate::config::{Kafka, Topics};
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::{DeadLetter, Place};
 use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::redrive::rebuild::{Rebuilder, Rebuilt};
 use crate::redrive::survey::Survey;
 use crate::redrive::transaction::{Committed, Redriver};
-use crate::worker::message::{DeadLetter, Place};
 
 /// Payload bytes a transaction, whatever its number of letters.
 const BATCH_BYTES: usize = 8 << 20;
@@ -187,7 +187,7 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::message::{Original, SourcePosition, Stage};
+    use crate::message::{Original, SourcePosition, Stage};
 
     fn letter(code: ErrorKind, failed_at: &str) -> DeadLetter {
         let source = SourcePosition { topic: "images.in".into(), partition: 0, offset: 7 };

@@ -9,13 +9,11 @@ use rdkafka::message::Message as _;
 
 use crate::config::Kafka;
 use crate::error::Result;
+use crate::kafka::headers;
+use crate::message::{self, DeadLetter, ImageRequest, Marker, Original, Place, RawHeader, header};
 use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::registry::Encoder;
-use crate::worker::headers;
-use crate::worker::message::{
-    self, DeadLetter, ImageRequest, Marker, Original, Place, RawHeader, header,
-};
 
 /// Why a letter can't be put back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +188,7 @@ fn size(record: &Original) -> usize {
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
-    use crate::worker::message::{SourcePosition, Stage, parse};
+    use crate::message::{SourcePosition, Stage, parse};
 
     fn source() -> SourcePosition {
         SourcePosition { topic: "images.in".into(), partition: 1, offset: 5 }

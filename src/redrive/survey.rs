@@ -11,9 +11,9 @@ use super::formats::Formats;
 use super::{Choice, Summary};
 use crate::config::Kafka;
 use crate::error::Result;
+use crate::kafka::headers;
+use crate::message::Marker;
 use crate::reader::{Ranges, Reader};
-use crate::worker::headers;
-use crate::worker::message::Marker;
 
 /// Partition and offset of a letter.
 type Spot = (i32, i64);

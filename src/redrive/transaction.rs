@@ -14,11 +14,11 @@ use rdkafka::util::Timeout;
 
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::headers;
+use crate::kafka::producer::Served;
+use crate::kafka::settings::{self, Clients};
 use crate::redrive::rebuild::Rebuilt;
 use crate::retry::Policy;
-use crate::worker::client::{self, Clients};
-use crate::worker::headers;
-use crate::worker::producer::Served;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -53,7 +53,7 @@ impl Redriver {
         }
         let mut config = clients.producer;
         config.set("transactional.id", &transactional_id);
-        let producer = Served::new(&config).map_err(client::creation_error)?;
+        let producer = Served::new(&config).map_err(settings::creation_error)?;
         let redriver =
             Self { producer, transactional_id, message_timeout: clients.timeouts.message };
         redriver

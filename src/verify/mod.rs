@@ -30,12 +30,12 @@ pub use report::{Example, Examples, PartitionReport, Report, Total, Unknown};
 
 use crate::config::Topics;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::headers;
+use crate::message::{self, Marker, SourcePosition, header};
 use crate::reader::{End, Offsets, Ranges, Reader};
 use crate::registry::{self, Kind, Registry};
 use crate::verify::account::{Account, Answer, Image, Stranger};
 use crate::verify::report::Output;
-use crate::worker::headers;
-use crate::worker::message::{self, Marker, SourcePosition, header};
 
 /// Where the account ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

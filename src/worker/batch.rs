@@ -9,9 +9,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::engine::Pixels;
-use crate::worker::flow::DecodedImage;
+use crate::worker::context::Shared;
+use crate::worker::item::DecodedImage;
 use crate::worker::models::Model;
-use crate::worker::shared::{Shared, Step};
+use crate::worker::telemetry::step::Step;
 
 /// Images and what the vision tower of their model reads of them.
 pub struct Batch {

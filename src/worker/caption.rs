@@ -8,11 +8,14 @@ use tokio::sync::mpsc;
 
 use crate::engine::{Caption, Writer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::worker::context::Shared;
 use crate::worker::encode::EncodedBatch;
-use crate::worker::flow::{Captioned, DecodedImage, Event, Outcome};
+use crate::worker::item::DecodedImage;
 use crate::worker::models::Half;
-use crate::worker::shared::{Shared, Side, Step};
-use crate::worker::spans::BatchTimes;
+use crate::worker::outcome::{Captioned, Outcome};
+use crate::worker::publish::event::Event;
+use crate::worker::telemetry::spans::BatchTimes;
+use crate::worker::telemetry::step::{Side, Step};
 
 pub struct Captioner {
     pub writer: Half<Writer>,

@@ -14,27 +14,13 @@ use std::time::Duration;
 
 use crate::config::{Config, LEAVING_MS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::timeouts::Timeouts;
 
 /// What a process needs to end, when all that is to be waited for has been.
 const EXITING: Duration = Duration::from_secs(2);
 
 /// What a drain that needed all its time still grants the last transaction.
 const LAST_COMMIT: Duration = Duration::from_secs(1);
-
-/// Of the consumer's and the producer's time limits those that rest on each other.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// `message.timeout.ms`
-    pub message: Duration,
-    /// `transaction.timeout.ms`
-    pub transaction: Duration,
-    /// `session.timeout.ms`
-    pub session: Duration,
-    /// `heartbeat.interval.ms`
-    pub heartbeat: Duration,
-    /// `max.poll.interval.ms`
-    pub max_poll: Duration,
-}
 
 /// The limits of one worker.
 #[derive(Clone, Copy, Debug)]

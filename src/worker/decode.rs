@@ -16,12 +16,14 @@ use tokio::time::timeout;
 use crate::config::{Limits, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::DecodedPixels;
-use crate::worker::fetch::check;
-use crate::worker::flow::{DecodedImage, Event, FetchedImage, Outcome};
-use crate::worker::message::Stage;
-use crate::worker::models::{Model, Models};
-use crate::worker::rollout;
-use crate::worker::shared::{Shared, Side, Step};
+use crate::message::Stage;
+use crate::worker::context::Shared;
+use crate::worker::item::{DecodedImage, FetchedImage};
+use crate::worker::models::{self, Model, Models};
+use crate::worker::outcome::Outcome;
+use crate::worker::publish::event::Event;
+use crate::worker::supervise::check;
+use crate::worker::telemetry::step::{Side, Step};
 
 /// What the dead letters of decoders that hang get at least to be committed in.
 const COMMITTING: Duration = Duration::from_secs(3);
@@ -120,7 +122,7 @@ impl Decode {
                     }
                     if let Some(next) = decode.models.turn() {
                         let before = std::mem::replace(&mut model, next);
-                        rollout::tell(&decode.shared.metrics, &model.identity, Some(&before.identity));
+                        models::tell(&decode.shared.metrics, &model.identity, Some(&before.identity));
                     }
                     continue;
                 }

@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use crate::engine::{Encoded, Encoder};
 use crate::error::Result;
 use crate::worker::batch::Batch;
-use crate::worker::flow::DecodedImage;
+use crate::worker::context::Shared;
+use crate::worker::item::DecodedImage;
 use crate::worker::models::{Half, Model};
-use crate::worker::shared::{Shared, Side, Step};
+use crate::worker::telemetry::step::{Side, Step};
 
 /// A batch on its way from the encoder to the decoder.
 pub struct EncodedBatch {

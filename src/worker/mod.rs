@@ -15,87 +15,49 @@
 //! `rebalance`, `membership`). Everything else here may fail at any moment and costs repeated
 //! work, never a lost or a doubled caption.
 
-mod assignment;
-mod backlog;
 mod batch;
 mod breaker;
 mod caption;
-pub(crate) mod client;
-mod client_log;
+mod coalesce;
 mod consume;
-mod conventional;
+mod context;
 mod deadlines;
 mod decode;
-mod depth;
 mod encode;
-mod fencing;
+mod exactly_once;
 mod fetch;
-mod flow;
-pub mod headers;
-mod hedge;
-mod intake;
-mod lead;
-mod ledger;
-mod membership;
-pub mod message;
+mod item;
 mod models;
-mod output;
-pub mod producer;
-mod protocol;
+mod outcome;
 mod publish;
-mod rebalance;
-mod repeats;
-mod rollout;
-mod shared;
-#[cfg(test)]
-mod simulation;
-mod spans;
-mod transaction;
-mod watchdog;
+mod source;
+mod stages;
+mod supervise;
+mod telemetry;
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use rdkafka::consumer::BaseConsumer;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::settings::{self, Clients};
 use crate::registry::{Kind, Registry};
 use crate::s3::Store;
 use crate::telemetry::{Health, Instruments};
-use crate::worker::backlog::Backlog;
-use crate::worker::batch::Batcher;
-use crate::worker::caption::Captioner;
-use crate::worker::client::Clients;
-use crate::worker::consume::Consume;
+use crate::worker::consume::intake::Intake;
+use crate::worker::consume::rebalance::Rebalancer;
+use crate::worker::consume::startup;
+use crate::worker::context::Shared;
 use crate::worker::deadlines::Deadlines;
-use crate::worker::decode::Decode;
-use crate::worker::encode::Encode;
-use crate::worker::fetch::Fetch;
-use crate::worker::flow::Event;
-use crate::worker::intake::Intake;
-use crate::worker::models::{Half, Model, Models};
-use crate::worker::output::{Encoders, RecordWriter};
-use crate::worker::publish::Publisher;
-use crate::worker::rebalance::Rebalancer;
-use crate::worker::rollout::Rollout;
-use crate::worker::shared::{Shared, panicked, spawn_thread};
-use crate::worker::transaction::Transactor;
-
-/// For a publisher that was waited for before, or whose consumer panicked.
-const LAST_WAIT: Duration = Duration::from_secs(1);
+use crate::worker::publish::records::Encoders;
+use crate::worker::publish::transaction::Transactor;
+use crate::worker::stages::{Connected, Stages};
 
 /// What one run of the worker did.
 #[derive(Clone, Debug, Default)]
@@ -192,11 +154,11 @@ async fn connect(
     let (kafka, stopped) = (config.kafka.clone(), stop.clone());
     let connecting = tokio::task::spawn_blocking(move || {
         let consumer: BaseConsumer<Rebalancer> =
-            clients.consumer.create_with_context(context).map_err(client::creation_error)?;
-        if !client::await_brokers(&consumer, &kafka, || stopped.is_cancelled())? {
+            clients.consumer.create_with_context(context).map_err(settings::creation_error)?;
+        if !startup::await_brokers(&consumer, &kafka, || stopped.is_cancelled())? {
             return Ok(None);
         }
-        client::check_topics(&consumer, &kafka)?;
+        startup::check_topics(&consumer, &kafka)?;
         let transactor = Transactor::connect(&clients, &health, || stopped.is_cancelled())?;
         tracing::info!(
             brokers = kafka.brokers,
@@ -213,152 +175,4 @@ async fn connect(
             Error::new(ErrorKind::Internal, "connecting to kafka panicked").because(error)
         })?,
     }
-}
-
-type Heard = tokio::sync::oneshot::Receiver<()>;
-type Connected = (BaseConsumer<Rebalancer>, Transactor);
-
-/// The running stages.
-struct Stages {
-    consume: Heard,
-    publish: Heard,
-    encode: Heard,
-    caption: Heard,
-    tasks: Vec<JoinHandle<()>>,
-    publisher: Sender<Event>,
-}
-
-impl Stages {
-    fn start(
-        (config, deadlines): (Config, Deadlines),
-        engine: Engine,
-        store: Store,
-        ((consumer, transactor), intake, encoders): (Connected, Intake, Encoders),
-        (publisher, inbox): (Sender<Event>, Receiver<Event>),
-        shared: &Arc<Shared>,
-        stop: CancellationToken,
-    ) -> Result<Self> {
-        let share = || Arc::clone(shared);
-        let topic: Arc<str> = config.kafka.input_topic.as_str().into();
-        let decode_threads = decode::threads(&config.runtime);
-        let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
-        let source = engine.bundle().source();
-        let source = source.map(|(source, state)| (source.clone(), state.clone()));
-        let models = Arc::new(Models::new(Model::new(engine, config.decode.mode)?));
-        rollout::tell(&shared.metrics, &models.serving().identity, None);
-        // References are small: all that may be in flight can wait here. Images are not.
-        let (to_fetch, fetched) = mpsc::channel(config.limits.max_in_flight.max(1));
-        let (to_decode, decoded) = mpsc::channel(decode_threads);
-        let (to_batch, batched) = mpsc::channel(batch_size);
-        let (to_encode, encoded) = mpsc::channel(1);
-        let (to_caption, captioned) = mpsc::channel(1);
-        let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
-
-        let records = RecordWriter::new(&config, Arc::clone(&models), encoders);
-        let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
-        let publish = spawn_thread("publish", shared, move || {
-            let outcome = publish.run();
-            drop(publish_ends);
-            outcome
-        })?;
-
-        let decode = Decode {
-            models: Arc::clone(&models),
-            limits: config.limits,
-            threads: decode_threads,
-            shared: share(),
-            publisher: publisher.clone(),
-            batch: to_batch,
-        };
-        let batcher = Batcher {
-            size: batch_size,
-            linger: Duration::from_millis(config.batch.linger_ms),
-            shared: share(),
-            encode: to_encode,
-        };
-        let fetch = {
-            let (store, models) = (store.clone(), Arc::clone(&models));
-            Fetch::new(&config, store, share(), models, publisher.clone(), to_decode)
-        };
-        let mut tasks = vec![
-            supervise("fetch", share(), fetch.run(fetched)),
-            supervise("decode", share(), decode.run(decoded)),
-            supervise("batch", share(), batcher.run(batched)),
-        ];
-        if let Some((source, seen)) = source {
-            let (config, metrics) = (config.clone(), Arc::clone(&shared.metrics));
-            let rollout = Rollout { config, source, seen, store, models, metrics };
-            tasks.push(supervise("rollout", share(), rollout.run()));
-        }
-        let encoder = Half::new(Model::take_encoder);
-        let encode = Encode { encoder, shared: share(), caption: to_caption };
-        let encode = spawn_thread("encode", shared, move || encode.run(encoded))?;
-        let writer = Half::new(Model::take_writer);
-        let captioner = Captioner { writer, shared: share(), publisher: publisher.clone() };
-        let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;
-
-        let mut consume = Consume {
-            consumer,
-            topic,
-            instance: config.kafka.group_instance_id.clone(),
-            shared: share(),
-            publisher: publisher.clone(),
-            fetch: to_fetch,
-            max_in_flight: config.limits.max_in_flight.max(1),
-            deadlines,
-            shutdown: stop,
-            intake,
-            unhanded: VecDeque::new(),
-            backlog: Backlog::new(&config.kafka),
-            membership: None,
-            last_poll: Instant::now(),
-            ending_since: None,
-        };
-        let consume = spawn_thread("consume", shared, move || {
-            if let Err(error) = consume.run() {
-                // The publisher must not commit what a broken consumer may not own.
-                consume.shared.assignment.suspend_all();
-                consume.shared.fail(error);
-            }
-            // It has ended already when it failed.
-            let _ = consume.publisher.send(Event::Close);
-            consume.close(&publish_ended);
-            Ok(())
-        })?;
-        Ok(Self { consume, publish, encode, caption, tasks, publisher })
-    }
-
-    /// Waits for the end: of the consumer, then of the publisher, then of what lies between.
-    async fn join(self, shared: &Shared) {
-        let _ = self.consume.await;
-        // The consumer has said so already, unless it panicked.
-        let _ = self.publisher.send(Event::Close);
-        // The consumer has waited for it as long as there was time.
-        if timeout(LAST_WAIT, self.publish).await.is_err() {
-            tracing::warn!("the publisher is left behind");
-        }
-        // Whatever they still hold is stale.
-        for task in &self.tasks {
-            task.abort();
-        }
-        for task in self.tasks {
-            let _ = task.await;
-        }
-        let _ = self.encode.await;
-        let _ = self.caption.await;
-        shared.assignment.suspend_all();
-    }
-}
-
-/// Runs a stage as a task; a panic ends the run.
-fn supervise(
-    name: &'static str,
-    shared: Arc<Shared>,
-    stage: impl Future<Output = ()> + Send + 'static,
-) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        if AssertUnwindSafe(stage).catch_unwind().await.is_err() {
-            shared.fail(panicked(name));
-        }
-    })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use fusioncap::worker::message::{Marker, header};
+use fusioncap::message::{Marker, header};
 use serde_json::{Value, json};
 
 use crate::command::{Running, Subcommand};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusioncap::worker::message::{DeadLetter, Kept, Original, RawHeader};
+use fusioncap::message::{DeadLetter, Kept, Original, RawHeader};
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};

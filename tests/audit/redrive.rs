@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fusioncap::worker::message::{
-    DeadLetter, Marker, Original, RawHeader, SourcePosition, Stage, header,
-};
+use fusioncap::message::{DeadLetter, Marker, Original, RawHeader, SourcePosition, Stage, header};
 use fusioncap::{Error, ErrorKind};
 use rdkafka::message::OwnedHeaders;
 use serde_json::{Value, json};

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use fusioncap::worker::headers;
-use fusioncap::worker::message::{Original, RawHeader};
-use fusioncap::worker::producer::Served;
+use fusioncap::kafka::headers;
+use fusioncap::kafka::producer::Served;
+use fusioncap::message::{Original, RawHeader};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fusioncap::worker::message::{Original, RawHeader};
+use fusioncap::message::{Original, RawHeader};
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fusioncap::worker::message::header;
+use fusioncap::message::header;
 use serde_json::{Value, json};
 
 use crate::bucket::{BUCKET, Bucket, picture, uri};

@@ -30,7 +30,7 @@ mod topic;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fusioncap::worker::message::Original;
+use fusioncap::message::Original;
 
 use bucket::Bucket;
 use kafka::{Cluster, Topics};

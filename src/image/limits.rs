@@ -1,0 +1,28 @@
+//! How large an image may be.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
+const MAX_EDGE: u32 = 1 << 20;
+
+/// # Errors
+/// `ErrorKind::CorruptImage` for an image without pixels, `ErrorKind::ImageTooLarge` above a limit.
+pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
+    let size = format!("{width} x {height}");
+    if width == 0 || height == 0 {
+        return Err(
+            Error::new(ErrorKind::CorruptImage, "the image has no pixels").with("size", size)
+        );
+    }
+    if width.max(height) > MAX_EDGE {
+        return Err(Error::new(ErrorKind::ImageTooLarge, "an edge of the image is too long")
+            .with("size", size)
+            .with("longest", MAX_EDGE));
+    }
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
+            .with("size", size)
+            .with("limits.max_pixels", max_pixels));
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Which model made a caption.
+
+/// What tells one bundle from another, in records, metrics and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    pub version: String,
+    /// SHA-256 of the bundle's manifest, in hex.
+    pub digest: String,
+}

@@ -1,0 +1,258 @@
+//! What is written: one flat record an image on `captions.out`, one a failure on `images.dlq`.
+//!
+//! Column names and types are a contract with lake tables: they may be added to, never changed.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::original::{Kept, LetterHeader, Original, decode, encode};
+use super::trace_context::{TRACEPARENT, TRACESTATE};
+use super::{Identity, ImageRequest, RawHeader, SourcePosition, TraceContext};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest reason of a dead letter, in characters: a cause may quote the message.
+const MAX_REASON: usize = 1000;
+
+/// A caption (`schemas/caption.v1.schema.json`).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct CaptionRecord {
+    pub id: String,
+    pub uri: String,
+    pub bucket: String,
+    pub key: String,
+    pub version_id: Option<String>,
+    pub etag: Option<String>,
+    pub content_type: String,
+    /// Of the source image, in pixels.
+    pub width: u32,
+    pub height: u32,
+    pub caption: String,
+    /// Mean log-probability of a token.
+    pub score: f32,
+    pub model_name: String,
+    pub model_version: String,
+    pub model_digest: String,
+    pub source_topic: String,
+    pub source_partition: i32,
+    pub source_offset: i64,
+    /// RFC 3339, UTC, microseconds.
+    pub captioned_at: String,
+    pub attributes: BTreeMap<String, String>,
+    /// The image's embedding, unit length; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Vec<f32>>,
+}
+
+/// The step of the flow at which an image failed.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Consume,
+    Fetch,
+    Decode,
+    Caption,
+}
+
+/// An image that can't be captioned (`schemas/dead-letter.v1.schema.json`).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct DeadLetter {
+    pub id: String,
+    /// Absent where the message could not be read.
+    pub uri: Option<String>,
+    /// One of [`ErrorKind::DEAD_LETTERS`].
+    pub code: String,
+    pub reason: String,
+    pub stage: Stage,
+    /// Tries made, at least 1.
+    pub attempts: u32,
+    pub source_topic: String,
+    pub source_partition: i32,
+    pub source_offset: i64,
+    /// The image's place among those of its message.
+    pub source_index: u32,
+    /// RFC 3339, UTC, microseconds.
+    pub failed_at: String,
+    /// What of the original message stands below.
+    #[serde(default)]
+    pub original: Kept,
+    /// The original message, Base64; empty where `original` says that it had none or is left out.
+    pub payload_base64: String,
+    /// The original key, Base64; absent where it had none.
+    pub key_base64: Option<String>,
+    /// The original headers, in order.
+    #[serde(default)]
+    pub headers: Vec<LetterHeader>,
+}
+
+impl DeadLetter {
+    /// The dead letter of the image at `index`; `request` is absent where the message itself
+    /// could not be read.
+    pub fn new(
+        source: &SourcePosition,
+        index: usize,
+        request: Option<&ImageRequest>,
+        error: &Error,
+        (stage, attempts): (Stage, u32),
+        original: &Original,
+    ) -> Self {
+        Self {
+            id: request.map_or_else(|| source.id(index), |image| image.id.clone()),
+            uri: request.map(ImageRequest::uri),
+            code: error.kind().code().to_owned(),
+            reason: one_line(&error.chain()),
+            stage,
+            attempts,
+            source_topic: source.topic.to_string(),
+            source_partition: source.partition,
+            source_offset: source.offset,
+            source_index: u32::try_from(index).unwrap_or(u32::MAX),
+            failed_at: now(),
+            original: if original.payload.is_some() { Kept::Whole } else { Kept::NoPayload },
+            payload_base64: encode(original.payload.as_deref().unwrap_or_default()),
+            key_base64: original.key.as_deref().map(encode),
+            headers: original.headers.iter().map(LetterHeader::from).collect(),
+        }
+    }
+
+    /// Leaves the original out, where the letter would outgrow what Kafka takes.
+    pub fn leave_out_original(&mut self) {
+        self.original = Kept::LeftOut;
+        self.payload_base64.clear();
+        self.key_base64 = None;
+        self.headers.clear();
+        self.reason.push_str("; the original bytes do not fit: read them at the source offset");
+    }
+
+    /// The original message; None where it was left out.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidMessage` where a field is no Base64.
+    pub fn original(&self) -> Result<Option<Original>> {
+        let payload = match self.original {
+            Kept::LeftOut => return Ok(None),
+            Kept::NoPayload => None,
+            Kept::Whole => Some(decode("payload_base64", &self.payload_base64)?),
+        };
+        let key = self.key_base64.as_deref().map(|text| decode("key_base64", text)).transpose()?;
+        let headers = self.headers.iter().map(LetterHeader::to_raw).collect::<Result<_>>()?;
+        Ok(Some(Original { key, payload, headers }))
+    }
+
+    /// Where the reference of this image stood.
+    pub fn source(&self) -> SourcePosition {
+        SourcePosition {
+            topic: self.source_topic.as_str().into(),
+            partition: self.source_partition,
+            offset: self.source_offset,
+        }
+    }
+
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+}
+
+impl CaptionRecord {
+    /// Everything that is known of an image before it has a caption; the caller fills in what
+    /// the fetch and the model found.
+    pub fn new(source: &SourcePosition, request: &ImageRequest, model: &Identity) -> Self {
+        Self {
+            id: request.id.clone(),
+            uri: request.uri(),
+            bucket: request.bucket.clone(),
+            key: request.key.clone(),
+            version_id: request.version_id.clone(),
+            etag: request.etag.clone(),
+            content_type: String::new(),
+            width: 0,
+            height: 0,
+            caption: String::new(),
+            score: 0.0,
+            model_name: model.name.clone(),
+            model_version: model.version.clone(),
+            model_digest: model.digest.clone(),
+            source_topic: source.topic.to_string(),
+            source_partition: source.partition,
+            source_offset: source.offset,
+            captioned_at: now(),
+            attributes: request.attributes.clone(),
+            embedding: None,
+        }
+    }
+
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+}
+
+/// Names of the record headers, and the headers themselves.
+pub mod header {
+    use super::{RawHeader, SourcePosition, TRACEPARENT, TRACESTATE, TraceContext};
+
+    pub const SOURCE_TOPIC: &str = "fusioncap-source-topic";
+    pub const SOURCE_PARTITION: &str = "fusioncap-source-partition";
+    pub const SOURCE_OFFSET: &str = "fusioncap-source-offset";
+    pub const SOURCE_INDEX: &str = "fusioncap-source-index";
+    pub const ETAG: &str = "fusioncap-etag";
+    pub const MODEL_DIGEST: &str = "fusioncap-model-digest";
+    pub const ERROR_CODE: &str = "fusioncap-error-code";
+    /// On a marker: the dead letter that was redriven, `topic/partition/offset`.
+    pub const REDRIVEN: &str = "fusioncap-redriven";
+    /// On a reference: the dead letter it was put back from, `topic/partition/offset`.
+    pub const REDRIVEN_FROM: &str = "fusioncap-redriven-from";
+    /// On a reference: how often its image has been redriven.
+    pub const REDRIVEN_TIMES: &str = "fusioncap-redriven-times";
+    /// On a reference: the id that its image keeps.
+    pub const REDRIVEN_ID: &str = "fusioncap-redriven-id";
+
+    /// The headers of every record: where it came from and the trace it belongs to. Numbers are
+    /// decimal text.
+    pub fn of(
+        source: &SourcePosition,
+        index: usize,
+        trace: &TraceContext,
+    ) -> Vec<(&'static str, Vec<u8>)> {
+        let mut headers = vec![
+            (SOURCE_TOPIC, source.topic.as_bytes().to_vec()),
+            (SOURCE_PARTITION, source.partition.to_string().into_bytes()),
+            (SOURCE_OFFSET, source.offset.to_string().into_bytes()),
+            (SOURCE_INDEX, index.to_string().into_bytes()),
+            (TRACEPARENT, trace.traceparent.clone().into_bytes()),
+        ];
+        if let Some(state) = &trace.tracestate {
+            headers.push((TRACESTATE, state.clone().into_bytes()));
+        }
+        headers
+    }
+
+    /// Which image a record answers, by its headers: where the reference stands, and the image's
+    /// index. None where they are absent or broken.
+    pub fn source(headers: &[RawHeader]) -> Option<(SourcePosition, usize)> {
+        let text = |name| std::str::from_utf8(RawHeader::find(headers, name)?).ok();
+        let offset: u64 = text(SOURCE_OFFSET)?.parse().ok()?;
+        let partition: u32 = text(SOURCE_PARTITION)?.parse().ok()?;
+        let position = SourcePosition {
+            topic: text(SOURCE_TOPIC)?.into(),
+            partition: partition.try_into().ok()?,
+            offset: offset.try_into().ok()?,
+        };
+        Some((position, text(SOURCE_INDEX)?.parse().ok()?))
+    }
+}
+
+/// `text` on one line, cut where it grows too long.
+fn one_line(text: &str) -> String {
+    let plain = |character: char| if character.is_control() { ' ' } else { character };
+    text.chars().take(MAX_REASON).map(plain).collect()
+}
+
+pub(super) fn now() -> String {
+    format!("{:.6}", Timestamp::now())
+}
+
+fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(record)
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").because(error))
+}

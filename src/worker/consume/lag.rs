@@ -1,0 +1,243 @@
+//! How far the worker is behind: the messages of its partitions that are not answered yet, and how
+//! many seconds it takes for as many at the pace of the last minute of work.
+//!
+//! Seconds are what autoscaling wants to hold: a thousand small photos are soon done, a thousand
+//! large ones are not. The end of a partition is librdkafka's own note of it, as of its last fetch:
+//! while the partitions are paused it may be behind. The brokers are asked for one thing: where a
+//! partition begins of which nothing has been read yet.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings::{self, rd_kafka_resp_err_t};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Kafka;
+use crate::worker::context::Shared;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// How long the brokers may take to say where a partition begins.
+const ASKING: Duration = Duration::from_millis(500);
+/// Time in which a change of pace is taken in by two thirds.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Messages a second; below it the seconds would say nothing any more.
+const SLOWEST: f64 = 1e-3;
+
+#[derive(Debug)]
+pub struct Backlog {
+    measured: Instant,
+    /// Messages that were answered until then.
+    answered: u64,
+    pace: Pace,
+    /// The committed offset, if there is one, of each partition of which nothing has been read.
+    committed: HashMap<i32, Option<i64>>,
+    /// Whether one without a committed offset is read from its first message, or from its end.
+    from_first: bool,
+}
+
+/// Messages a second while there were more than the worker had taken in.
+#[derive(Debug, Default)]
+struct Pace {
+    /// None while nothing was ever done.
+    now: Option<f64>,
+    /// Time that is in it, in seconds.
+    noted: f64,
+}
+
+impl Backlog {
+    pub fn new(kafka: &Kafka) -> Self {
+        let reset = kafka.properties.get("auto.offset.reset").map(String::as_str);
+        Self {
+            from_first: matches!(reset, None | Some("earliest" | "smallest" | "beginning")),
+            measured: Instant::now(),
+            answered: 0,
+            pace: Pace::default(),
+            committed: HashMap::new(),
+        }
+    }
+
+    /// Measures, at most once a second; `held` have been read and are not answered yet.
+    pub fn measure<C: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+        held: usize,
+        shared: &Shared,
+    ) {
+        let elapsed = self.measured.elapsed();
+        if elapsed < EVERY {
+            return;
+        }
+        let answered = shared.tally.answered.load(Ordering::Relaxed);
+        let done = answered.saturating_sub(self.answered);
+        (self.measured, self.answered) = (Instant::now(), answered);
+        let unread = self.unread(consumer, topic).unwrap_or(0);
+        let waiting = unread.saturating_add(held as u64);
+        // An outage of the store says nothing of the pace, nor does a time in which the worker
+        // keeps up: it is as fast then as messages come.
+        if unread > 0 && !shared.breaker.is_open() {
+            self.pace.note(done, elapsed);
+        }
+        shared.metrics.backlog_messages.record(waiting, &[]);
+        if let Some(seconds) = self.pace.seconds(waiting) {
+            shared.metrics.backlog_seconds.record(seconds, &[]);
+        }
+    }
+}
+
+impl Backlog {
+    /// Messages of the consumer's partitions that it has not read, as far as is known.
+    fn unread<C: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+    ) -> Option<u64> {
+        let positions = consumer.position().ok()?;
+        let name = CString::new(topic).ok()?;
+        let elements = positions.elements();
+        // What comes back later may have been read further by others.
+        let is_ours = |partition: &i32| elements.iter().any(|one| one.partition() == *partition);
+        self.committed.retain(|partition, _| is_ours(partition));
+        let mut unknown = TopicPartitionList::new();
+        for element in &elements {
+            let partition = element.partition();
+            if matches!(element.offset(), Offset::Offset(_)) {
+                self.committed.remove(&partition);
+            } else if !self.committed.contains_key(&partition) {
+                unknown.add_partition(topic, partition);
+            }
+        }
+        if unknown.count() > 0
+            && let Err(error) = self.look_up(consumer, unknown)
+        {
+            tracing::debug!(%error, "committed offsets are not to be had");
+        }
+        let of_one = |partition, offset| {
+            let (low, high) = watermarks(consumer, &name, partition)?;
+            let next = match offset {
+                Offset::Offset(next) => next,
+                _ => match self.committed.get(&partition)? {
+                    Some(committed) => low.max(*committed),
+                    None if self.from_first => low,
+                    None => high,
+                },
+            };
+            u64::try_from(high - next).ok()
+        };
+        let counts = elements.iter().filter_map(|one| of_one(one.partition(), one.offset()));
+        Some(counts.sum())
+    }
+
+    fn look_up<C: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<C>,
+        partitions: TopicPartitionList,
+    ) -> KafkaResult<()> {
+        for found in consumer.committed_offsets(partitions, ASKING)?.elements() {
+            found.error()?;
+            let committed = match found.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+            self.committed.insert(found.partition(), committed);
+        }
+        Ok(())
+    }
+}
+
+impl Pace {
+    fn note(&mut self, done: u64, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        let now = done as f64 / seconds;
+        let Some(before) = self.now else {
+            // Before, the first messages were under way; most of this second they still were.
+            self.now = (done > 0).then_some(now);
+            return;
+        };
+        self.noted += seconds;
+        let fading = 1.0 - (-seconds / WINDOW.as_secs_f64()).exp();
+        // A plain average, until there is as much as fades.
+        let weight = fading.max(seconds / self.noted);
+        self.now = Some(before + weight * (now - before));
+    }
+
+    /// How long so many messages take; None where none was ever done.
+    fn seconds(&self, messages: u64) -> Option<f64> {
+        match (messages, self.now) {
+            (0, _) => Some(0.0),
+            (_, None) => None,
+            (messages, Some(pace)) => Some(messages as f64 / pace.max(SLOWEST)),
+        }
+    }
+}
+
+/// The first and the next offset of a partition, as far as they are known.
+fn watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &CStr,
+    partition: i32,
+) -> Option<(i64, i64)> {
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: the client and the name outlive the call, which writes two numbers.
+    let found = unsafe {
+        bindings::rd_kafka_get_watermark_offsets(
+            consumer.client().native_ptr(),
+            topic.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (found == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then_some((low, high))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn without_messages_there_is_no_delay_and_without_a_pace_no_answer() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.seconds(0), Some(0.0));
+        assert_eq!(pace.seconds(7), None);
+        pace.note(0, SECOND);
+        assert_eq!(pace.seconds(7), None);
+        pace.note(50, SECOND);
+        assert_eq!(pace.seconds(100), Some(2.0));
+    }
+
+    /// Most of the second in which the first messages are answered went by without any.
+    #[test]
+    fn the_first_second_does_not_linger() {
+        let mut pace = Pace::default();
+        pace.note(4, SECOND);
+        for done in [30, 50, 40, 40] {
+            pace.note(done, SECOND);
+        }
+        assert_eq!(pace.seconds(400), Some(10.0));
+    }
+
+    #[test]
+    fn a_change_of_pace_is_taken_in_within_minutes() {
+        let mut pace = Pace::default();
+        for _ in 0..10 * WINDOW.as_secs() {
+            pace.note(100, SECOND);
+        }
+        for _ in 0..WINDOW.as_secs() {
+            pace.note(20, SECOND);
+        }
+        let seconds = pace.seconds(100).unwrap();
+        assert!((1.5..3.0).contains(&seconds), "{seconds}");
+        for _ in 0..10 * WINDOW.as_secs() {
+            pace.note(0, SECOND);
+        }
+        let seconds = pace.seconds(100).unwrap();
+        assert!((10_000.0..=100.0 / SLOWEST).contains(&seconds), "{seconds}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The group metadata that a transaction presents, taken by the polling thread.
+//!
+//! Metadata without a member (generation -1, empty member id) makes the broker skip its check of
+//! a transactional offset commit, and librdkafka hands out exactly that after a session timeout.
+//! rust-rdkafka does not show who the consumer is, so that is read from librdkafka here, before
+//! and after the metadata is taken: generations only grow, so if both are the same, they are the
+//! metadata's own.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use rdkafka::bindings;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+
+use crate::worker::context::Shared;
+
+/// The consumer's place in its group.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Membership {
+    generation: i32,
+    member: Vec<u8>,
+}
+
+/// Puts the metadata of the current membership beside the assignment, if it is not there yet:
+/// `known` is whose metadata is there, and is kept up. A consumer that is no member leaves things
+/// as they are: with the old metadata the broker refuses its commits.
+pub fn refresh<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    shared: &Shared,
+    known: &mut Option<Membership>,
+) {
+    let before = membership(consumer);
+    if before.is_none() || before == *known {
+        return;
+    }
+    let Some(metadata) = consumer.group_metadata() else {
+        return;
+    };
+    if membership(consumer) != before {
+        return;
+    }
+    shared.assignment.set_group(Arc::new(metadata));
+    shared.health.set_ready(true);
+    tracing::debug!(generation = before.as_ref().map(|now| now.generation), "joined the group");
+    *known = before;
+}
+
+/// The consumer's place in its group; None while it has none.
+fn membership<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<Membership> {
+    // SAFETY: the client outlives the call; the metadata is a copy that is ours until destroyed,
+    // its member id a NUL-terminated string inside it.
+    unsafe {
+        let metadata = bindings::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return None;
+        }
+        let generation = bindings::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        let member = bindings::rd_kafka_consumer_group_metadata_member_id(metadata);
+        let member =
+            if member.is_null() { Vec::new() } else { CStr::from_ptr(member).to_bytes().to_vec() };
+        bindings::rd_kafka_consumer_group_metadata_destroy(metadata);
+        (generation >= 0 && !member.is_empty()).then_some(Membership { generation, member })
+    }
+}
