@@ -1,29 +1,41 @@
 //! Encoded batches to captions, on the thread that owns the decoder.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use crate::engine::{Caption, Writer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::worker::context::Shared;
+use crate::worker::context::Context;
 use crate::worker::encode::EncodedBatch;
-use crate::worker::item::DecodedImage;
-use crate::worker::models::Half;
-use crate::worker::outcome::{Captioned, Outcome};
-use crate::worker::publish::event::Event;
+use crate::worker::item::Decoded;
+use crate::worker::models::{EngineSlot, Model};
+use crate::worker::outcome::{Answer, Captioned};
+use crate::worker::ownership::Ownership;
+use crate::worker::publish::outbox::Outbox;
+use crate::worker::run::Run;
+use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::BatchTimes;
-use crate::worker::telemetry::step::{Side, Step};
+use crate::worker::telemetry::step::{Step, WaitFor};
 
 pub struct Captioner {
-    pub writer: Half<Writer>,
-    pub shared: Arc<Shared>,
-    pub publisher: Sender<Event>,
+    engine: EngineSlot<Writer>,
+    /// Whether captions carry the image's embedding.
+    embeddings: bool,
+    ownership: Arc<Ownership>,
+    run: Arc<Run>,
+    observer: Arc<Observer>,
+    outbox: Outbox,
 }
 
 impl Captioner {
+    pub fn new(embeddings: bool, context: &Context) -> Self {
+        let Context { ownership, run, observer, outbox, .. } = context.clone();
+        let engine = EngineSlot::new(Model::take_writer);
+        Self { engine, embeddings, ownership, run, observer, outbox }
+    }
+
     /// Runs until its input ends; blocks its thread.
     pub fn run(mut self, mut input: mpsc::Receiver<EncodedBatch>) -> Result<()> {
         loop {
@@ -31,50 +43,49 @@ impl Captioner {
             let Some(batch) = input.blocking_recv() else {
                 return Ok(());
             };
-            self.shared.waited(Step::Caption, Side::Input, idle);
-            if self.shared.has_failed() {
+            self.observer.waited(Step::Caption, WaitFor::Upstream, idle);
+            if self.run.has_failed() {
                 return Ok(());
             }
-            // What is stale in part is captioned whole; the publisher drops that part.
-            if !batch.images.iter().any(|image| self.shared.is_current(&image.origin)) {
-                continue;
+            // A batch that is stale in part is captioned whole; the publisher drops that part.
+            if batch.items.iter().any(|item| item.origin().is_current(&self.ownership)) {
+                self.caption(batch)?;
             }
-            let outcomes = self.one(batch)?;
-            // The publisher ends first only when the run is over.
-            let _ = self.publisher.send(Event::Finished(outcomes));
         }
     }
 
-    fn one(&mut self, batch: EncodedBatch) -> Result<Vec<Outcome>> {
+    fn caption(&mut self, batch: EncodedBatch) -> Result<()> {
         let started = Instant::now();
-        let EncodedBatch { images, model, encoded, began, ended } = batch;
-        let captions = self.writer.of(&model)?.write(encoded)?;
-        self.shared.busy(Step::Caption, started);
-        self.shared.slowest.batch(began.elapsed());
-        if captions.len() != images.len() {
+        let EncodedBatch { items, model, encoded, began, ended } = batch;
+        let captions = self.engine.of(&model)?.write(encoded)?;
+        self.observer.busy(Step::Caption, started);
+        self.observer.slowest.batch(began.elapsed());
+        if captions.len() != items.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
-                .with("images", images.len())
+                .with("images", items.len())
                 .with("captions", captions.len()));
         }
         let times = BatchTimes { began, encoded: ended, writing: started, written: Instant::now() };
-        self.shared.spans.inferred(images.iter().map(|image| &image.origin.trace), times);
-        tracing::debug!(images = images.len(), elapsed = ?began.elapsed(), "batch captioned");
-        let pairs = images.into_iter().zip(captions);
-        Ok(pairs.flat_map(|(image, caption)| captioned(image, caption)).collect())
+        self.observer.spans.inferred(items.iter().map(|item| &item.origin().trace), times);
+        tracing::debug!(images = items.len(), elapsed = ?began.elapsed(), "batch captioned");
+        let pairs = items.into_iter().zip(captions);
+        self.outbox.finish_batch(pairs.map(|(item, caption)| {
+            let (item, decoded) = item.split();
+            (item, self.answer(decoded, caption))
+        }));
+        Ok(())
     }
-}
 
-/// The image's outcome, and those of the references that waited for it.
-fn captioned(image: DecodedImage, caption: Caption) -> Vec<Outcome> {
-    let DecodedImage { origin, request, object, pixels, model, lead } = image;
-    lead.answer(Outcome::Captioned(Box::new(Captioned {
-        origin,
-        request,
-        object,
-        content_type: pixels.content_type,
-        width: pixels.source_width,
-        height: pixels.source_height,
-        caption,
-        model: Arc::clone(&model.identity),
-    })))
+    fn answer(&self, Decoded { object, pixels, model }: Decoded, caption: Caption) -> Answer {
+        Ok(Arc::new(Captioned {
+            object,
+            content_type: pixels.content_type,
+            width: pixels.source_width,
+            height: pixels.source_height,
+            text: caption.text,
+            score: caption.score,
+            embedding: self.embeddings.then_some(caption.embedding),
+            model: Arc::clone(&model.identity),
+        }))
+    }
 }

@@ -1,9 +1,9 @@
 //! Bytes to pixels, on a pool of blocking threads sized to the cores.
 //!
-//! Decoders read hostile input: a panic in one is contained and becomes the record's dead letter,
-//! and so does an image that takes longer than `limits.decode_timeout_ms`. A thread can't be
-//! stopped, so a decoder that hangs keeps its place. When all places are lost that way the run
-//! fails, a while after the last dead letter was sent: what is started next goes on behind it.
+//! Decoders read hostile input: a panic in one is contained and becomes the item's dead letter, and so
+//! does an image that takes longer than `limits.decode_timeout_ms`. A thread can't be stopped, so a
+//! decoder that hangs keeps its slot. When all slots are lost that way the run fails, a while after
+//! the last dead letter was sent: the next process goes on behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,28 +13,33 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::config::{Limits, Runtime};
+use crate::config::{Config, Limits, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::DecodedPixels;
 use crate::message::Stage;
-use crate::worker::context::Shared;
-use crate::worker::item::{DecodedImage, FetchedImage};
+use crate::worker::context::Context;
+use crate::worker::item::{Decoded, Fetched, Item};
 use crate::worker::models::{self, Model, Models};
-use crate::worker::outcome::Outcome;
-use crate::worker::publish::event::Event;
-use crate::worker::supervise::check;
-use crate::worker::telemetry::step::{Side, Step};
+use crate::worker::outcome::Failed;
+use crate::worker::ownership::Ownership;
+use crate::worker::publish::outbox::Outbox;
+use crate::worker::run::Run;
+use crate::worker::supervise::check_task;
+use crate::worker::telemetry::Observer;
+use crate::worker::telemetry::step::{Step, WaitFor};
 
-/// What the dead letters of decoders that hang get at least to be committed in.
-const COMMITTING: Duration = Duration::from_secs(3);
+/// Minimum time to commit the dead letters of hung decoders.
+const COMMIT_TIME: Duration = Duration::from_secs(3);
 
-pub struct Decode {
-    pub models: Arc<Models>,
-    pub limits: Limits,
-    pub threads: usize,
-    pub shared: Arc<Shared>,
-    pub publisher: std::sync::mpsc::Sender<Event>,
-    pub batch: mpsc::Sender<DecodedImage>,
+pub struct Decoder {
+    models: Arc<Models>,
+    limits: Limits,
+    threads: usize,
+    ownership: Arc<Ownership>,
+    run: Arc<Run>,
+    observer: Arc<Observer>,
+    outbox: Outbox,
+    batcher: mpsc::Sender<Item<Decoded>>,
 }
 
 /// Threads that decode, as configured; one a core by default.
@@ -45,15 +50,15 @@ pub fn threads(runtime: &Runtime) -> usize {
     }
 }
 
-/// The places in which images are decoded, and how many of them are lost to decoders that hang.
+/// The slots in which images are decoded, and how many of them are lost to decoders that hang.
 struct Pool {
     free: Arc<Semaphore>,
     hanging: Arc<AtomicUsize>,
     threads: usize,
 }
 
-/// One place, until both the task and the thread that share it are through.
-struct Place {
+/// One slot, until both the task and the thread that share it have ended.
+struct Slot {
     _permit: OwnedSemaphorePermit,
     hangs: AtomicBool,
     hanging: Arc<AtomicUsize>,
@@ -65,8 +70,8 @@ impl Pool {
         Self { free: Arc::new(Semaphore::new(threads)), hanging: Arc::default(), threads }
     }
 
-    /// Waits for a free place; none where all were lost for as long as `patience`.
-    async fn place(&self, patience: Duration) -> Option<Arc<Place>> {
+    /// Waits for a free slot; None when all have been lost for `patience`.
+    async fn acquire(&self, patience: Duration) -> Option<Arc<Slot>> {
         loop {
             let were_lost = self.is_lost();
             let free = timeout(patience, Arc::clone(&self.free).acquire_owned()).await;
@@ -76,7 +81,7 @@ impl Pool {
                     let hangs = AtomicBool::new(false);
                     return permit
                         .ok()
-                        .map(|permit| Arc::new(Place { _permit: permit, hangs, hanging }));
+                        .map(|permit| Arc::new(Slot { _permit: permit, hangs, hanging }));
                 }
                 Err(_) if were_lost && self.is_lost() => return None,
                 Err(_) => {}
@@ -89,14 +94,14 @@ impl Pool {
     }
 }
 
-impl Place {
+impl Slot {
     fn hangs(&self) {
         self.hangs.store(true, Ordering::Relaxed);
         self.hanging.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         if self.hangs.load(Ordering::Relaxed) {
             self.hanging.fetch_sub(1, Ordering::Relaxed);
@@ -104,73 +109,86 @@ impl Drop for Place {
     }
 }
 
-impl Decode {
+impl Decoder {
+    pub fn new(
+        config: &Config,
+        context: &Context,
+        models: Arc<Models>,
+        batcher: mpsc::Sender<Item<Decoded>>,
+    ) -> Self {
+        let Context { ownership, run, observer, outbox, .. } = context.clone();
+        let (limits, threads) = (config.limits, threads(&config.runtime));
+        Self { models, limits, threads, ownership, run, observer, outbox, batcher }
+    }
+
     /// Runs until its input ends or every decoder hangs.
-    pub async fn run(self, mut input: mpsc::Receiver<FetchedImage>) {
-        let decode = Arc::new(self);
-        let pool = Pool::new(decode.threads);
+    pub async fn run(self, mut input: mpsc::Receiver<Item<Fetched>>) {
+        let decoder = Arc::new(self);
+        let pool = Pool::new(decoder.threads);
         let mut tasks = JoinSet::new();
-        let mut model = decode.models.serving();
+        let mut model = decoder.models.serving();
         loop {
             let idle = Instant::now();
-            let image = tokio::select! {
-                image = input.recv() => image,
-                () = decode.models.offered() => {
-                    // Behind the last image of the one before comes none of it any more.
+            let item = tokio::select! {
+                item = input.recv() => item,
+                () = decoder.models.next_changed() => {
+                    // No image of the model before comes after these.
                     while let Some(ended) = tasks.join_next().await {
-                        check(&decode.shared, ended);
+                        check_task(&decoder.run, ended);
                     }
-                    if let Some(next) = decode.models.turn() {
+                    if let Some(next) = decoder.models.swap() {
                         let before = std::mem::replace(&mut model, next);
-                        models::tell(&decode.shared.metrics, &model.identity, Some(&before.identity));
+                        let metrics = &decoder.observer.metrics;
+                        models::announce(metrics, &model.identity, Some(&before.identity));
                     }
                     continue;
                 }
             };
-            let Some(image) = image else {
+            let Some(item) = item else {
                 break;
             };
-            decode.shared.waited(Step::Decode, Side::Input, idle);
-            let Some(place) = pool.place(decode.limit().max(COMMITTING)).await else {
-                decode.shared.fail(decode.lost(&pool));
+            decoder.observer.waited(Step::Decode, WaitFor::Upstream, idle);
+            let Some(slot) = pool.acquire(decoder.timeout().max(COMMIT_TIME)).await else {
+                decoder.run.fail(decoder.all_hang(&pool));
                 return;
             };
             while let Some(ended) = tasks.try_join_next() {
-                check(&decode.shared, ended);
+                check_task(&decoder.run, ended);
             }
-            tasks.spawn(Arc::clone(&decode).one(image, Arc::clone(&model), place));
+            tasks.spawn(Arc::clone(&decoder).decode(item, Arc::clone(&model), slot));
         }
         while let Some(ended) = tasks.join_next().await {
-            check(&decode.shared, ended);
+            check_task(&decoder.run, ended);
         }
     }
 
-    async fn one(self: Arc<Self>, image: FetchedImage, model: Arc<Model>, place: Arc<Place>) {
-        if !self.shared.is_current(&image.origin) {
+    async fn decode(self: Arc<Self>, item: Item<Fetched>, model: Arc<Model>, slot: Arc<Slot>) {
+        if !item.origin().is_current(&self.ownership) {
             return;
         }
-        let FetchedImage { origin, request, object, bytes, taken, attempts, lead } = image;
-        origin.trace.step("decode wait", Instant::now());
-        let decoded = self.pixels(bytes, &model, &place).await;
-        origin.trace.step_of("decode", decoded.as_ref().err());
+        let (item, Fetched { object, bytes, reserved, attempts }) = item.split();
+        let trace = &item.origin().trace;
+        trace.step("decode wait", Instant::now());
+        let decoded = self.pixels(bytes, &model, &slot).await;
+        trace.step_of("decode", decoded.as_ref().err());
         // A decoder that hangs keeps its bytes, but must not keep the others from theirs.
-        drop(taken);
+        drop(reserved);
         match decoded {
             Ok(pixels) => {
-                let decoded = DecodedImage { origin, request, object, pixels, model, lead };
                 let full = Instant::now();
                 // Batching ends before decoding only when the run has failed.
-                let _ = self.batch.send(decoded).await;
-                self.shared.waited(Step::Decode, Side::Output, full);
+                let _ = self.batcher.send(item.with(Decoded { object, pixels, model })).await;
+                self.observer.waited(Step::Decode, WaitFor::Downstream, full);
             }
             Err(error) => {
                 if error.kind() == ErrorKind::DecodeTimeout {
-                    let _in_trace = origin.in_trace();
-                    tracing::warn!(uri = request.uri(), "an image takes too long to decode");
+                    let _in_trace = item.origin().in_trace();
+                    let uri = item.reference.request.uri();
+                    tracing::warn!(uri, "an image takes too long to decode");
                 }
-                let outcome =
-                    Outcome::failed(origin, Some(request), Stage::Decode, error, attempts);
-                let _ = self.publisher.send(Event::Finished(lead.answer(outcome)));
+                let (stage, model) = (Stage::Decode, Arc::clone(&model.identity));
+                let failed = Failed { stage, error, attempts, model };
+                self.outbox.finish(item, Err(Arc::new(failed)));
             }
         }
     }
@@ -179,16 +197,16 @@ impl Decode {
         &self,
         bytes: Vec<u8>,
         model: &Model,
-        place: &Arc<Place>,
+        slot: &Arc<Slot>,
     ) -> Result<DecodedPixels> {
-        let limit = self.limit();
-        // All that the thread holds: it may outlive the run.
+        let limit = self.timeout();
+        // The thread may outlive the run: it holds these and nothing else.
         let (preprocessor, limits) = (model.preprocessor.clone(), self.limits);
-        let (shared, held) = (Arc::clone(&self.shared), Arc::clone(place));
+        let (observer, held) = (Arc::clone(&self.observer), Arc::clone(slot));
         let decoding = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let pixels = preprocessor.decode(&bytes, &limits);
-            shared.busy(Step::Decode, started);
+            observer.busy(Step::Decode, started);
             drop(held);
             pixels
         });
@@ -198,18 +216,18 @@ impl Decode {
                 Err(Error::new(ErrorKind::CorruptImage, "the image made its decoder panic"))
             }
             Err(_) => {
-                place.hangs();
+                slot.hangs();
                 Err(Error::new(ErrorKind::DecodeTimeout, "the image takes too long to decode")
                     .with("limits.decode_timeout_ms", limit.as_millis()))
             }
         }
     }
 
-    fn limit(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         Duration::from_millis(self.limits.decode_timeout_ms)
     }
 
-    fn lost(&self, pool: &Pool) -> Error {
+    fn all_hang(&self, pool: &Pool) -> Error {
         Error::new(
             ErrorKind::Internal,
             "every decoder hangs; the worker must be started again, and goes on behind their images",
@@ -226,29 +244,30 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(5);
 
     #[tokio::test]
-    async fn a_place_is_free_when_both_of_its_holders_are_through() {
+    async fn a_slot_is_free_when_both_of_its_holders_have_ended() {
         let pool = Pool::new(1);
-        let task = pool.place(SHORT).await.unwrap();
+        let task = pool.acquire(SHORT).await.unwrap();
         let thread = Arc::clone(&task);
         task.hangs();
         drop(task);
         assert!(pool.is_lost());
-        assert!(pool.place(SHORT).await.is_none());
+        assert!(pool.acquire(SHORT).await.is_none());
         drop(thread);
         assert!(!pool.is_lost());
-        assert!(pool.place(SHORT).await.is_some());
+        assert!(pool.acquire(SHORT).await.is_some());
     }
 
     /// Images that are only slow, within the limit, are waited for.
     #[tokio::test]
     async fn a_busy_pool_is_not_a_lost_one() {
         let pool = Pool::new(2);
-        let (first, second) = (pool.place(SHORT).await.unwrap(), pool.place(SHORT).await.unwrap());
+        let (first, second) =
+            (pool.acquire(SHORT).await.unwrap(), pool.acquire(SHORT).await.unwrap());
         first.hangs();
-        let waiting = timeout(SHORT * 10, pool.place(SHORT)).await;
-        assert!(waiting.is_err(), "a pool was given up with a place that works");
+        let waiting = timeout(SHORT * 10, pool.acquire(SHORT)).await;
+        assert!(waiting.is_err(), "a pool was given up with a slot that works");
         drop(second);
-        assert!(pool.place(SHORT).await.is_some());
+        assert!(pool.acquire(SHORT).await.is_some());
         drop(first);
     }
 }

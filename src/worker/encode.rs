@@ -1,40 +1,51 @@
-//! Batches to what the decoder starts from, on the thread that owns the vision tower. While one
-//! batch is captioned the next one is encoded here.
+//! Batches to the decoder's prefixes, on the thread that owns the vision tower. While one batch is
+//! captioned the next one is encoded here.
 //!
-//! An error of the engine is never one image's fault: it ends the worker, and whatever was not
-//! committed is read again by its successor.
+//! An error of the engine is never one image's fault: it ends the worker, and its successor reads
+//! again what was not committed.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::engine::{Encoded, Encoder};
+use crate::engine::{self, Encoded};
 use crate::error::Result;
 use crate::worker::batch::Batch;
-use crate::worker::context::Shared;
-use crate::worker::item::DecodedImage;
-use crate::worker::models::{Half, Model};
-use crate::worker::telemetry::step::{Side, Step};
+use crate::worker::context::Context;
+use crate::worker::item::{Decoded, Item};
+use crate::worker::models::{EngineSlot, Model};
+use crate::worker::ownership::Ownership;
+use crate::worker::run::Run;
+use crate::worker::telemetry::Observer;
+use crate::worker::telemetry::step::{Step, WaitFor};
 
-/// A batch on its way from the encoder to the decoder.
+/// A batch on its way to the decoder.
 pub struct EncodedBatch {
-    pub images: Vec<DecodedImage>,
+    pub items: Vec<Item<Decoded>>,
     pub model: Arc<Model>,
     pub encoded: Encoded,
+    /// When encoding began.
     pub began: Instant,
     /// When encoding ended.
     pub ended: Instant,
 }
 
-pub struct Encode {
-    pub encoder: Half<Encoder>,
-    pub shared: Arc<Shared>,
-    /// Of capacity 1, so that one batch waits while another is captioned.
-    pub caption: mpsc::Sender<EncodedBatch>,
+pub struct Encoder {
+    engine: EngineSlot<engine::Encoder>,
+    ownership: Arc<Ownership>,
+    run: Arc<Run>,
+    observer: Arc<Observer>,
+    captioner: mpsc::Sender<EncodedBatch>,
 }
 
-impl Encode {
+impl Encoder {
+    /// `captioner` has a capacity of 1, so that one batch waits while another is captioned.
+    pub fn new(context: &Context, captioner: mpsc::Sender<EncodedBatch>) -> Self {
+        let Context { ownership, run, observer, .. } = context.clone();
+        Self { engine: EngineSlot::new(Model::take_encoder), ownership, run, observer, captioner }
+    }
+
     /// Runs until its input ends; blocks its thread.
     pub fn run(mut self, mut input: mpsc::Receiver<Batch>) -> Result<()> {
         loop {
@@ -42,27 +53,27 @@ impl Encode {
             let Some(mut batch) = input.blocking_recv() else {
                 return Ok(());
             };
-            self.shared.waited(Step::Encode, Side::Input, idle);
-            if self.shared.has_failed() {
+            self.observer.waited(Step::Encode, WaitFor::Upstream, idle);
+            if self.run.has_failed() {
                 return Ok(());
             }
-            batch.retain_current(&self.shared);
-            let Batch { images, model, mut pixels } = batch;
+            batch.retain_current(&self.ownership);
+            let Batch { items, model, mut pixels } = batch;
             let began = Instant::now();
-            let encoded = match images.is_empty() {
+            let encoded = match items.is_empty() {
                 true => None,
-                false => Some(self.encoder.of(&model)?.encode_pixels(&mut pixels)?),
+                false => Some(self.engine.of(&model)?.encode_pixels(&mut pixels)?),
             };
             model.give_back(pixels);
             let Some(encoded) = encoded else {
                 continue;
             };
-            self.shared.busy(Step::Encode, began);
+            self.observer.busy(Step::Encode, began);
             let ended = Instant::now();
             // Captioning ends before encoding only when the run has failed.
-            let batch = EncodedBatch { images, model, encoded, began, ended };
-            let _ = self.caption.blocking_send(batch);
-            self.shared.waited(Step::Encode, Side::Output, ended);
+            let batch = EncodedBatch { items, model, encoded, began, ended };
+            let _ = self.captioner.blocking_send(batch);
+            self.observer.waited(Step::Encode, WaitFor::Downstream, ended);
         }
     }
 }

@@ -1,45 +1,69 @@
-//! What moves through the worker: one type per state, each stamped with where it came from.
+//! What travels through the stages: one [`Item`], whose state says how far it has come.
 //!
-//! [`Referenced`] → [`FetchedImage`] → [`DecodedImage`] → batch → [`Outcome`]. A stage that can't
-//! go on with a record sends its [`Failed`] outcome straight to the publisher.
+//! `Item<Referenced>` → `Item<Fetched>` → `Item<Decoded>` → batch → caption. A stage ends an item by
+//! handing it to the [`Outbox`](crate::worker::publish::outbox::Outbox), or drops it when it is
+//! stale.
 
 use std::sync::Arc;
 
 use crate::image::DecodedPixels;
-use crate::message::ImageRequest;
 use crate::s3::Taken;
-use crate::worker::coalesce::Lead;
+use crate::worker::coalesce::{Leader, Leading};
 use crate::worker::models::Model;
-use crate::worker::outcome::{ObjectState, Origin};
+use crate::worker::outcome::{ObjectState, Origin, Reference};
 
 #[derive(Debug)]
-pub struct Referenced {
-    pub origin: Origin,
-    pub request: ImageRequest,
-    /// Those that wait for its answer.
-    pub lead: Lead,
+pub struct Item<S> {
+    pub reference: Reference,
+    /// The references that wait for this one's answer.
+    pub leader: Leader,
+    pub state: S,
 }
 
+/// Not read yet.
 #[derive(Debug)]
-pub struct FetchedImage {
-    pub origin: Origin,
-    pub request: ImageRequest,
+pub struct Referenced;
+
+/// The object was read.
+#[derive(Debug)]
+pub struct Fetched {
     pub object: ObjectState,
     pub bytes: Vec<u8>,
-    /// The room that the bytes take up, until they are decoded.
-    pub taken: Taken,
-    /// Tries that fetching took.
+    /// Memory that the bytes take up until they are decoded.
+    pub reserved: Taken,
+    /// How often the object was asked for.
     pub attempts: u32,
-    pub lead: Lead,
 }
 
+/// The image is decoded for a model.
 #[derive(Debug)]
-pub struct DecodedImage {
-    pub origin: Origin,
-    pub request: ImageRequest,
+pub struct Decoded {
     pub object: ObjectState,
     pub pixels: DecodedPixels,
-    /// What it is decoded for.
     pub model: Arc<Model>,
-    pub lead: Lead,
+}
+
+impl From<Leading> for Item<Referenced> {
+    fn from(Leading { reference, leader }: Leading) -> Self {
+        Self { reference, leader, state: Referenced }
+    }
+}
+
+impl<S> Item<S> {
+    pub fn origin(&self) -> &Origin {
+        &self.reference.origin
+    }
+
+    /// The item without its state, and the state.
+    pub fn split(self) -> (Item<Referenced>, S) {
+        let Self { reference, leader, state } = self;
+        (Item { reference, leader, state: Referenced }, state)
+    }
+}
+
+impl Item<Referenced> {
+    pub fn with<S>(self, state: S) -> Item<S> {
+        let Self { reference, leader, state: Referenced } = self;
+        Item { reference, leader, state }
+    }
 }

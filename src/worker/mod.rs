@@ -29,7 +29,9 @@ mod fetch;
 mod item;
 mod models;
 mod outcome;
+mod ownership;
 mod publish;
+mod run;
 mod source;
 mod stages;
 mod supervise;
@@ -50,14 +52,19 @@ use crate::kafka::settings::{self, Clients};
 use crate::registry::{Kind, Registry};
 use crate::s3::Store;
 use crate::telemetry::{Health, Instruments};
-use crate::worker::consume::intake::Intake;
+use crate::worker::consume::awaiting_schema::AwaitingSchema;
 use crate::worker::consume::rebalance::Rebalancer;
 use crate::worker::consume::startup;
-use crate::worker::context::Shared;
+use crate::worker::context::Context;
 use crate::worker::deadlines::Deadlines;
+use crate::worker::models::reload::ModelReloader;
+use crate::worker::models::{Model, Models};
+use crate::worker::publish::outbox::Outbox;
 use crate::worker::publish::records::Encoders;
 use crate::worker::publish::transaction::Transactor;
-use crate::worker::stages::{Connected, Stages};
+use crate::worker::run::Run;
+use crate::worker::stages::{Connected, Parts, Stages};
+use crate::worker::telemetry::Observer;
 
 /// What one run of the worker did.
 #[derive(Clone, Debug, Default)]
@@ -87,49 +94,77 @@ pub async fn run(
     // Dropping this future ends the threads too.
     let stop = shutdown.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let shared = Arc::new(Shared::new(instruments, &config.kafka));
+    let Instruments { metrics, health, tracer, meter, .. } = instruments;
     let store = Store::connect(&config.s3).await?;
     let registry = Registry::new(&config.registry)?;
     let encoders = Encoders::settle(&registry, &config.kafka).await?;
-    let intake = Intake::new(registry.decoder(Kind::Request, Handle::current()));
-    let (publisher, inbox) = std::sync::mpsc::channel();
+    let awaiting_schema = AwaitingSchema::new(registry.decoder(Kind::Request, Handle::current()));
     let clients = Clients::new(&config.kafka)?;
     let deadlines = Deadlines::new(&config, clients.timeouts)?;
-    let context = Rebalancer::new(
+
+    let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
+    let source = engine.bundle().source();
+    let source = source.map(|(source, state)| (source.clone(), state.clone()));
+    let models = Arc::new(Models::new(Model::new(engine, config.decode.mode)?));
+    models::announce(&metrics, &models.serving().identity, None);
+
+    let (publisher, inbox) = std::sync::mpsc::channel();
+    let context = Context {
+        ownership: Arc::default(),
+        run: Arc::new(Run::new(health)),
+        observer: Arc::new(Observer::new(metrics, tracer, meter, &config.kafka)),
+        outbox: Outbox::new(publisher.clone(), Arc::clone(&models)),
+        breaker: Arc::default(),
+    };
+    let rebalancer = Rebalancer::new(
         config.kafka.input_topic.as_str().into(),
-        Arc::clone(&shared),
+        Arc::clone(&context.ownership),
+        Arc::clone(&context.run),
         publisher.clone(),
         deadlines.poll_wait(),
     );
-    let Some(clients) =
-        connect(&config, clients, context, Arc::clone(&shared.health), &stop).await?
-    else {
+    let health = Arc::clone(&context.run.health);
+    let Some(kafka) = connect(&config, clients, rebalancer, health, &stop).await? else {
         tracing::info!("stopped before kafka was connected to");
         return Ok(Report { elapsed: started.elapsed(), ..Report::default() });
     };
-    shared.health.set_not_ready("joining the consumer group");
-    let stages = Stages::start(
-        (config, deadlines),
-        engine,
+    context.run.health.set_not_ready("joining the consumer group");
+    let reloader = source.map(|(source, seen)| ModelReloader {
+        config: config.clone(),
+        source,
+        seen,
+        store: store.clone(),
+        models: Arc::clone(&models),
+        metrics: Arc::clone(&context.observer.metrics),
+    });
+    let parts = Parts {
+        config,
+        deadlines,
         store,
-        (clients, intake, encoders),
-        (publisher, inbox),
-        &shared,
-        stop,
-    )?;
-    stages.join(&shared).await;
-    if let Some(error) = shared.take_failure() {
+        models,
+        batch_size,
+        reloader,
+        kafka,
+        awaiting_schema,
+        encoders,
+        publisher,
+        inbox,
+        shutdown: stop,
+    };
+    Stages::start(parts, &context)?.join().await;
+    if let Some(error) = context.run.take_failure() {
         return Err(error);
     }
+    let tally = &context.observer.tally;
     let count = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
     let report = Report {
-        messages: count(&shared.tally.messages),
-        captions: count(&shared.tally.captions),
-        dead_letters: count(&shared.tally.dead_letters),
-        skipped: count(&shared.tally.skipped),
-        transactions: count(&shared.tally.transactions),
+        messages: count(&tally.messages),
+        captions: count(&tally.captions),
+        dead_letters: count(&tally.dead_letters),
+        skipped: count(&tally.skipped),
+        transactions: count(&tally.transactions),
         elapsed: started.elapsed(),
-        stages: shared.tally.stages(),
+        stages: tally.stages(),
     };
     tracing::info!(
         messages = report.messages,
@@ -142,8 +177,7 @@ pub async fn run(
     Ok(report)
 }
 
-/// Both Kafka clients, checked and ready; None where `stop` came first. What blocks then is left
-/// behind.
+/// Connects both Kafka clients; None where `stop` came first. A call that blocks then is left behind.
 async fn connect(
     config: &Config,
     clients: Clients,
@@ -167,7 +201,7 @@ async fn connect(
             input_topic = kafka.input_topic,
             "connected to kafka"
         );
-        Ok(Some((consumer, transactor)))
+        Ok(Some(Connected { consumer, transactor }))
     });
     tokio::select! {
         () = stop.cancelled() => Ok(None),

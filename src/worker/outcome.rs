@@ -1,42 +1,48 @@
-//! How a reference ended, and where it came from.
+//! A reference to an image, and its outcome: a caption, or why there is none.
 
 use std::sync::Arc;
 
 use opentelemetry::ContextGuard;
 
-use crate::engine::Caption;
 use crate::error::Error;
 use crate::message::{Identity, ImageRequest, Stage};
+use crate::worker::exactly_once::ledger::MessageId;
+use crate::worker::ownership::Ownership;
 use crate::worker::source::SourceMessage;
 use crate::worker::telemetry::spans::{Trace, attach};
 
-/// One record of a message: the unit that is captioned or dead-lettered.
+/// Where a reference comes from: one record of a message.
 #[derive(Clone, Debug)]
 pub struct Origin {
     pub message: Arc<SourceMessage>,
     /// Position among the message's records.
     pub index: usize,
-    /// Its spans.
+    /// The reference's spans.
     pub trace: Trace,
 }
 
 impl Origin {
-    pub fn partition(&self) -> i32 {
-        self.message.position.partition
+    pub fn message_id(&self) -> MessageId {
+        self.message.id()
     }
 
-    pub fn offset(&self) -> i64 {
-        self.message.position.offset
+    /// Whether its work still counts; every hand-over asks.
+    pub fn is_current(&self, ownership: &Ownership) -> bool {
+        let MessageId { partition, epoch, .. } = self.message_id();
+        ownership.is_current(partition, epoch)
     }
 
-    pub fn epoch(&self) -> u64 {
-        self.message.epoch
-    }
-
-    /// What is logged until the guard is dropped belongs to this reference's trace.
+    /// Log lines belong to this reference's trace until the guard is dropped.
     pub fn in_trace(&self) -> ContextGuard {
         attach(self.trace.log_context(&self.message.original.headers))
     }
+}
+
+/// An image to caption, and where the request comes from.
+#[derive(Debug)]
+pub struct Reference {
+    pub origin: Origin,
+    pub request: ImageRequest,
 }
 
 /// The state of the object that was read.
@@ -47,52 +53,48 @@ pub struct ObjectState {
     pub version_id: Option<String>,
 }
 
+/// A caption. References to one object share it.
 #[derive(Debug)]
 pub struct Captioned {
-    pub origin: Origin,
-    pub request: ImageRequest,
     pub object: ObjectState,
     pub content_type: &'static str,
     /// Pixels, after the EXIF orientation is applied.
     pub width: u32,
     pub height: u32,
-    pub caption: Caption,
-    /// Whose caption it is.
+    pub text: String,
+    /// Mean log-probability of a token.
+    pub score: f32,
+    /// Unit length, `[embedding_dim]`; None unless `model.embeddings` is set.
+    pub embedding: Option<Vec<f32>>,
+    /// The model that made the caption.
     pub model: Arc<Identity>,
 }
 
+/// Why a reference has no caption.
 #[derive(Debug)]
 pub struct Failed {
+    pub stage: Stage,
+    pub error: Error,
+    /// How often the stage tried.
+    pub attempts: u32,
+    /// The model that the image was decoded for, or the serving one when it was not decoded.
+    pub model: Arc<Identity>,
+}
+
+/// What a reference comes to; cheap to clone.
+pub type Answer = Result<Arc<Captioned>, Arc<Failed>>;
+
+/// An answer, and the reference that gets it.
+#[derive(Debug)]
+pub struct Outcome {
     pub origin: Origin,
     /// None when the message could not be read.
     pub request: Option<ImageRequest>,
-    pub stage: Stage,
-    pub error: Error,
-    pub attempts: u32,
+    pub answer: Answer,
 }
 
-/// How a record ended.
-#[derive(Debug)]
-pub enum Outcome {
-    Captioned(Box<Captioned>),
-    Failed(Box<Failed>),
-}
-
-impl Outcome {
-    pub fn failed(
-        origin: Origin,
-        request: Option<ImageRequest>,
-        stage: Stage,
-        error: Error,
-        attempts: u32,
-    ) -> Self {
-        Self::Failed(Box::new(Failed { origin, request, stage, error, attempts }))
-    }
-
-    pub fn origin(&self) -> &Origin {
-        match self {
-            Self::Captioned(captioned) => &captioned.origin,
-            Self::Failed(failed) => &failed.origin,
-        }
+impl Reference {
+    pub fn answered(self, answer: Answer) -> Outcome {
+        Outcome { origin: self.origin, request: Some(self.request), answer }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use crate::message::{Original, SourcePosition};
+use crate::worker::exactly_once::ledger::MessageId;
 
-/// A message of the input topic, detached from the consumer's memory.
 #[derive(Debug)]
 pub struct SourceMessage {
     pub position: SourcePosition,
@@ -12,4 +12,11 @@ pub struct SourceMessage {
     pub epoch: u64,
     pub original: Original,
     pub polled: Instant,
+}
+
+impl SourceMessage {
+    pub fn id(&self) -> MessageId {
+        let SourcePosition { partition, offset, .. } = self.position;
+        MessageId { partition, epoch: self.epoch, offset }
+    }
 }

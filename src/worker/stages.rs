@@ -1,9 +1,8 @@
-//! The running stages: channels and threads, in the order of the flow.
+//! The running stages: channels, threads and tasks, in the order of the pipeline.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::BaseConsumer;
 use tokio::sync::mpsc;
@@ -12,162 +11,142 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::engine::Engine;
 use crate::error::Result;
 use crate::s3::Store;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
-use crate::worker::consume::Consume;
-use crate::worker::consume::intake::Intake;
-use crate::worker::consume::lag::Backlog;
+use crate::worker::consume::Consumer;
+use crate::worker::consume::awaiting_schema::AwaitingSchema;
 use crate::worker::consume::rebalance::Rebalancer;
-use crate::worker::context::Shared;
+use crate::worker::consume::receive;
+use crate::worker::context::Context;
 use crate::worker::deadlines::Deadlines;
-use crate::worker::decode::{self, Decode};
-use crate::worker::encode::Encode;
-use crate::worker::fetch::Fetch;
-use crate::worker::models::reload::Rollout;
-use crate::worker::models::{self, Half, Model, Models};
+use crate::worker::decode::{self, Decoder};
+use crate::worker::encode::Encoder;
+use crate::worker::fetch::Fetcher;
+use crate::worker::models::Models;
+use crate::worker::models::reload::ModelReloader;
+use crate::worker::ownership::Ownership;
 use crate::worker::publish::Publisher;
 use crate::worker::publish::event::Event;
 use crate::worker::publish::records::{Encoders, RecordWriter};
 use crate::worker::publish::transaction::Transactor;
-use crate::worker::supervise::{spawn_thread, supervise};
+use crate::worker::supervise::{ThreadEnd, spawn_task, spawn_thread};
 
 /// For a publisher that was waited for before, or whose consumer panicked.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-type Heard = tokio::sync::oneshot::Receiver<()>;
-pub type Connected = (BaseConsumer<Rebalancer>, Transactor);
+/// Both Kafka clients, checked and ready.
+pub struct Connected {
+    pub consumer: BaseConsumer<Rebalancer>,
+    pub transactor: Transactor,
+}
 
-/// The running stages.
+/// Everything that the stages are built from, beside what they share.
+pub struct Parts {
+    pub config: Config,
+    pub deadlines: Deadlines,
+    pub store: Store,
+    pub models: Arc<Models>,
+    /// Images in a batch.
+    pub batch_size: usize,
+    /// None where the bundle is not in S3.
+    pub reloader: Option<ModelReloader>,
+    pub kafka: Connected,
+    pub awaiting_schema: AwaitingSchema,
+    pub encoders: Encoders,
+    pub publisher: Sender<Event>,
+    pub inbox: Receiver<Event>,
+    pub shutdown: CancellationToken,
+}
+
 pub struct Stages {
-    consume: Heard,
-    publish: Heard,
-    encode: Heard,
-    caption: Heard,
+    consumer: ThreadEnd,
+    publisher: ThreadEnd,
+    encoder: ThreadEnd,
+    captioner: ThreadEnd,
     tasks: Vec<JoinHandle<()>>,
-    publisher: Sender<Event>,
+    events: Sender<Event>,
+    ownership: Arc<Ownership>,
 }
 
 impl Stages {
-    pub fn start(
-        (config, deadlines): (Config, Deadlines),
-        engine: Engine,
-        store: Store,
-        ((consumer, transactor), intake, encoders): (Connected, Intake, Encoders),
-        (publisher, inbox): (Sender<Event>, Receiver<Event>),
-        shared: &Arc<Shared>,
-        stop: CancellationToken,
-    ) -> Result<Self> {
-        let share = || Arc::clone(shared);
-        let topic: Arc<str> = config.kafka.input_topic.as_str().into();
-        let decode_threads = decode::threads(&config.runtime);
-        let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
-        let source = engine.bundle().source();
-        let source = source.map(|(source, state)| (source.clone(), state.clone()));
-        let models = Arc::new(Models::new(Model::new(engine, config.decode.mode)?));
-        models::tell(&shared.metrics, &models.serving().identity, None);
-        // References are small: all that may be in flight can wait here. Images are not.
-        let (to_fetch, fetched) = mpsc::channel(config.limits.max_in_flight.max(1));
-        let (to_decode, decoded) = mpsc::channel(decode_threads);
-        let (to_batch, batched) = mpsc::channel(batch_size);
-        let (to_encode, encoded) = mpsc::channel(1);
-        let (to_caption, captioned) = mpsc::channel(1);
-        let (publish_ends, publish_ended) = std::sync::mpsc::channel::<()>();
+    /// Starts the stages from the last to the first, so that each finds the one behind it running.
+    pub fn start(parts: Parts, context: &Context) -> Result<Self> {
+        let Parts { config, store, models, batch_size, kafka, shutdown, .. } = parts;
+        let run = &context.run;
+        let (to_fetch, referenced) = mpsc::unbounded_channel();
+        let (to_decode, fetched) = mpsc::channel(decode::threads(&config.runtime));
+        let (to_batch, decoded) = mpsc::channel(batch_size);
+        let (to_encode, batches) = mpsc::channel(1);
+        let (to_caption, encoded) = mpsc::channel(1);
 
-        let records = RecordWriter::new(&config, Arc::clone(&models), encoders);
-        let publish = Publisher::new(&config, inbox, share(), transactor, records, stop.clone());
-        let publish = spawn_thread("publish", shared, move || {
-            let outcome = publish.run();
-            drop(publish_ends);
-            outcome
+        let writer = RecordWriter::new(&config, parts.encoders);
+        let (inbox, stop) = (parts.inbox, shutdown.clone());
+        let publisher = Publisher::new(&config, context, inbox, kafka.transactor, writer, stop);
+        let (publisher_ends, publisher_ended) = std::sync::mpsc::channel::<()>();
+        let publisher = spawn_thread("publish", run, move || {
+            let result = publisher.run();
+            drop(publisher_ends);
+            result
         })?;
 
-        let decode = Decode {
-            models: Arc::clone(&models),
-            limits: config.limits,
-            threads: decode_threads,
-            shared: share(),
-            publisher: publisher.clone(),
-            batch: to_batch,
-        };
-        let batcher = Batcher {
-            size: batch_size,
-            linger: Duration::from_millis(config.batch.linger_ms),
-            shared: share(),
-            encode: to_encode,
-        };
-        let fetch = {
-            let (store, models) = (store.clone(), Arc::clone(&models));
-            Fetch::new(&config, store, share(), models, publisher.clone(), to_decode)
-        };
-        let mut tasks = vec![
-            supervise("fetch", share(), fetch.run(fetched)),
-            supervise("decode", share(), decode.run(decoded)),
-            supervise("batch", share(), batcher.run(batched)),
-        ];
-        if let Some((source, seen)) = source {
-            let (config, metrics) = (config.clone(), Arc::clone(&shared.metrics));
-            let rollout = Rollout { config, source, seen, store, models, metrics };
-            tasks.push(supervise("rollout", share(), rollout.run()));
-        }
-        let encoder = Half::new(Model::take_encoder);
-        let encode = Encode { encoder, shared: share(), caption: to_caption };
-        let encode = spawn_thread("encode", shared, move || encode.run(encoded))?;
-        let writer = Half::new(Model::take_writer);
-        let captioner = Captioner { writer, shared: share(), publisher: publisher.clone() };
-        let caption = spawn_thread("caption", shared, move || captioner.run(captioned))?;
+        let captioner = Captioner::new(config.model.embeddings, context);
+        let captioner = spawn_thread("caption", run, move || captioner.run(encoded))?;
+        let encoder = Encoder::new(context, to_caption);
+        let encoder = spawn_thread("encode", run, move || encoder.run(batches))?;
 
-        let mut consume = Consume {
-            consumer,
-            topic,
-            instance: config.kafka.group_instance_id.clone(),
-            shared: share(),
-            publisher: publisher.clone(),
-            fetch: to_fetch,
-            max_in_flight: config.limits.max_in_flight.max(1),
-            deadlines,
-            shutdown: stop,
-            intake,
-            unhanded: VecDeque::new(),
-            backlog: Backlog::new(&config.kafka),
-            membership: None,
-            last_poll: Instant::now(),
-            ending_since: None,
-        };
-        let consume = spawn_thread("consume", shared, move || {
-            if let Err(error) = consume.run() {
+        let linger = Duration::from_millis(config.batch.linger_ms);
+        let batcher = Batcher::new(batch_size, linger, context, to_encode);
+        let decoder = Decoder::new(&config, context, Arc::clone(&models), to_batch);
+        let fetcher = Fetcher::new(&config, context, store, models, to_decode);
+        let mut tasks = vec![
+            spawn_task("batch", run, batcher.run(decoded)),
+            spawn_task("decode", run, decoder.run(fetched)),
+            spawn_task("fetch", run, fetcher.run(referenced)),
+        ];
+        tasks.extend(parts.reloader.map(|reloader| spawn_task("reload", run, reloader.run())));
+
+        let events = parts.publisher;
+        let receiver =
+            receive::Receiver::new(context, events.clone(), parts.awaiting_schema, to_fetch);
+        let mut consumer =
+            Consumer::new(&config, context, kafka.consumer, receiver, parts.deadlines, shutdown);
+        let (ownership, to_publisher) = (Arc::clone(&context.ownership), events.clone());
+        let failing = Arc::clone(run);
+        let consumer = spawn_thread("consume", run, move || {
+            if let Err(error) = consumer.run() {
                 // The publisher must not commit what a broken consumer may not own.
-                consume.shared.assignment.suspend_all();
-                consume.shared.fail(error);
+                ownership.suspend_all();
+                failing.fail(error);
             }
             // It has ended already when it failed.
-            let _ = consume.publisher.send(Event::Close);
-            consume.close(&publish_ended);
+            let _ = to_publisher.send(Event::Close);
+            consumer.close(&publisher_ended);
             Ok(())
         })?;
-        Ok(Self { consume, publish, encode, caption, tasks, publisher })
+        let ownership = Arc::clone(&context.ownership);
+        Ok(Self { consumer, publisher, encoder, captioner, tasks, events, ownership })
     }
 
-    /// Waits for the end: of the consumer, then of the publisher, then of what lies between.
-    pub async fn join(self, shared: &Shared) {
-        let _ = self.consume.await;
-        // The consumer has said so already, unless it panicked.
-        let _ = self.publisher.send(Event::Close);
-        // The consumer has waited for it as long as there was time.
-        if timeout(LAST_WAIT, self.publish).await.is_err() {
+    /// Waits for the end of the consumer, then of the publisher, then of the stages between them.
+    pub async fn join(self) {
+        let _ = self.consumer.await;
+        // The consumer has sent it already, unless it panicked.
+        let _ = self.events.send(Event::Close);
+        // The consumer has waited for the publisher as long as there was time.
+        if timeout(LAST_WAIT, self.publisher).await.is_err() {
             tracing::warn!("the publisher is left behind");
         }
-        // Whatever they still hold is stale.
+        // The work that they still hold is stale.
         for task in &self.tasks {
             task.abort();
         }
         for task in self.tasks {
             let _ = task.await;
         }
-        let _ = self.encode.await;
-        let _ = self.caption.await;
-        shared.assignment.suspend_all();
+        let _ = self.encoder.await;
+        let _ = self.captioner.await;
+        self.ownership.suspend_all();
     }
 }

@@ -1,34 +1,35 @@
-//! References to one object within a while: one of them leads and is worked on, the others wait
-//! for its answer, and who comes a little later is given the same.
+//! References to one object within a window of time: one of them leads and is worked on, the others
+//! follow and wait for its answer, and a reference that comes a little later is given the same.
 //!
-//! Pure; `lead` joins it to the flow. An answer is as old as the read it rests on: when that is
-//! longer ago than the window, the next reference leads anew, although others may still wait for
-//! the one before.
+//! Pure; the module above joins it to the stages. An answer is as old as the read behind it: when
+//! that is longer ago than the window, the next reference leads anew, although others may still
+//! follow the leader before.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// The object as a reference names it, and who is asked.
+/// The object as a reference names it, and the model that captions it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub bucket: String,
     pub key: String,
     pub version_id: Option<String>,
     pub etag: Option<String>,
-    /// Which of the models since the start is in use: another one has its own answers.
+    /// Generation of the serving model: each has its own answers.
     pub model: u64,
 }
 
-/// `W` is what waits, `A` an answer.
+/// `W` is a reference, `A` an answer.
 #[derive(Debug)]
-pub struct Repeats<W, A> {
+pub struct Table<W, A> {
     window: Duration,
-    /// Answers that are kept at most.
-    most: usize,
-    numbers: u64,
+    /// Most answers that are kept.
+    max_kept: usize,
+    /// Groups so far.
+    groups_made: u64,
     /// The newest group of each object that may still be joined.
     newest: HashMap<Key, Newest<A>>,
-    /// Groups whose leaders are under way, by their number.
+    /// Groups whose leaders are being worked on, by their number.
     groups: HashMap<u64, Group<W>>,
     /// Answers, the oldest first.
     kept: VecDeque<(Key, u64)>,
@@ -36,7 +37,7 @@ pub struct Repeats<W, A> {
 
 #[derive(Debug)]
 enum Newest<A> {
-    UnderWay(u64),
+    InProgress(u64),
     Answered { number: u64, read: Instant, answer: A },
 }
 
@@ -50,39 +51,39 @@ struct Group<W> {
 
 /// What becomes of a reference.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Place<W, A> {
+pub enum Joined<W, A> {
     /// It leads the group of that number.
     Leads(W, u64),
-    Waits,
+    Follows,
     Answered(W, A),
 }
 
-impl<W, A: Clone> Repeats<W, A> {
-    pub fn new(window: Duration, most: usize) -> Self {
+impl<W, A: Clone> Table<W, A> {
+    pub fn new(window: Duration, max_kept: usize) -> Self {
         Self {
             window,
-            most,
-            numbers: 0,
+            max_kept,
+            groups_made: 0,
             newest: HashMap::new(),
             groups: HashMap::new(),
             kept: VecDeque::new(),
         }
     }
 
-    /// Takes in `work`. Those that wait and don't count any more fall away now and then, so that
-    /// their number stays bounded by that of those which do.
+    /// Takes in `work`. Followers for which `counts` is false are dropped now and then, so that
+    /// their number stays bounded by that of the others.
     pub fn join(
         &mut self,
         key: Key,
         work: W,
         now: Instant,
         counts: impl Fn(&W) -> bool,
-    ) -> Place<W, A> {
+    ) -> Joined<W, A> {
         match self.newest.get(&key) {
             Some(Newest::Answered { read, answer, .. }) if self.is_fresh(*read, now) => {
-                return Place::Answered(work, answer.clone());
+                return Joined::Answered(work, answer.clone());
             }
-            Some(Newest::UnderWay(number)) => {
+            Some(Newest::InProgress(number)) => {
                 let window = self.window;
                 if let Some(group) = self.groups.get_mut(number)
                     && group.read.is_none_or(|read| now.saturating_duration_since(read) <= window)
@@ -91,16 +92,16 @@ impl<W, A: Clone> Repeats<W, A> {
                         group.waiting.retain(counts);
                     }
                     group.waiting.push_back(work);
-                    return Place::Waits;
+                    return Joined::Follows;
                 }
             }
             _ => {}
         }
-        self.numbers += 1;
-        let number = self.numbers;
-        self.newest.insert(key.clone(), Newest::UnderWay(number));
+        self.groups_made += 1;
+        let number = self.groups_made;
+        self.newest.insert(key.clone(), Newest::InProgress(number));
         self.groups.insert(number, Group { key, read: None, waiting: VecDeque::new() });
-        Place::Leads(work, number)
+        Joined::Leads(work, number)
     }
 
     /// The group's leader begins to read the object.
@@ -110,8 +111,8 @@ impl<W, A: Clone> Repeats<W, A> {
         }
     }
 
-    /// Ends a group: those that waited, to be answered. An `answer` is kept for who comes later;
-    /// without one the next reference leads anew.
+    /// Ends a group: its followers, to be answered. An `answer` is kept for later references; without
+    /// one the next reference leads anew.
     pub fn answer(&mut self, number: u64, answer: Option<A>, now: Instant) -> VecDeque<W> {
         let Some(Group { key, read, waiting }) = self.groups.remove(&number) else {
             return VecDeque::new();
@@ -128,7 +129,7 @@ impl<W, A: Clone> Repeats<W, A> {
         waiting
     }
 
-    /// The group's leader fell away: the first of those that still count leads it now. A group
+    /// The group's leader was dropped: the first follower that still counts leads it now. A group
     /// without any is over.
     pub fn give_up(&mut self, number: u64, counts: impl Fn(&W) -> bool) -> Option<W> {
         let group = self.groups.get_mut(&number)?;
@@ -152,7 +153,7 @@ impl<W, A: Clone> Repeats<W, A> {
 
     fn is_newest(&self, key: &Key, of: u64) -> bool {
         match self.newest.get(key) {
-            Some(Newest::UnderWay(number) | Newest::Answered { number, .. }) => *number == of,
+            Some(Newest::InProgress(number) | Newest::Answered { number, .. }) => *number == of,
             None => false,
         }
     }
@@ -167,7 +168,7 @@ impl<W, A: Clone> Repeats<W, A> {
                 // Another has led since.
                 _ => true,
             };
-            if !old && self.kept.len() <= self.most {
+            if !old && self.kept.len() <= self.max_kept {
                 return;
             }
             if let Some((key, number)) = self.kept.pop_front()
@@ -196,69 +197,69 @@ mod tests {
 
     #[test]
     fn the_first_leads_and_the_others_get_its_answer() {
-        let (mut repeats, now) = (Repeats::new(WINDOW, 10), Instant::now());
-        assert_eq!(repeats.join(key("a"), 0, now, all), Place::Leads(0, 1));
-        assert_eq!(repeats.join(key("a"), 1, now, all), Place::Waits);
-        assert_eq!(repeats.join(key("b"), 2, now, all), Place::Leads(2, 2));
+        let (mut table, now) = (Table::new(WINDOW, 10), Instant::now());
+        assert_eq!(table.join(key("a"), 0, now, all), Joined::Leads(0, 1));
+        assert_eq!(table.join(key("a"), 1, now, all), Joined::Follows);
+        assert_eq!(table.join(key("b"), 2, now, all), Joined::Leads(2, 2));
         let version = Key { version_id: Some("1".into()), ..key("a") };
-        assert_eq!(repeats.join(version, 3, now, all), Place::Leads(3, 3));
-        repeats.reads(1, now);
-        assert_eq!(repeats.answer(1, Some("cat"), now), [1]);
-        assert_eq!(repeats.join(key("a"), 4, now + WINDOW, all), Place::Answered(4, "cat"));
-        assert!(repeats.answer(1, Some("dog"), now).is_empty());
+        assert_eq!(table.join(version, 3, now, all), Joined::Leads(3, 3));
+        table.reads(1, now);
+        assert_eq!(table.answer(1, Some("cat"), now), [1]);
+        assert_eq!(table.join(key("a"), 4, now + WINDOW, all), Joined::Answered(4, "cat"));
+        assert!(table.answer(1, Some("dog"), now).is_empty());
     }
 
     #[test]
     fn an_answer_is_as_old_as_its_read() {
-        let (mut repeats, now) = (Repeats::new(WINDOW, 10), Instant::now());
+        let (mut table, now) = (Table::new(WINDOW, 10), Instant::now());
         let later = now + WINDOW + Duration::from_millis(1);
-        assert_eq!(repeats.join(key("a"), 0, now, all), Place::Leads(0, 1));
+        assert_eq!(table.join(key("a"), 0, now, all), Joined::Leads(0, 1));
         // However long the leader waits for its turn, what it will read is new.
-        assert_eq!(repeats.join(key("a"), 1, later, all), Place::Waits);
-        repeats.reads(1, now);
-        assert_eq!(repeats.join(key("a"), 2, later, all), Place::Leads(2, 2));
-        assert_eq!(repeats.join(key("a"), 3, later, all), Place::Waits);
+        assert_eq!(table.join(key("a"), 1, later, all), Joined::Follows);
+        table.reads(1, now);
+        assert_eq!(table.join(key("a"), 2, later, all), Joined::Leads(2, 2));
+        assert_eq!(table.join(key("a"), 3, later, all), Joined::Follows);
         // The older group ends without a word about the newer one.
-        assert_eq!(repeats.answer(1, Some("cat"), later), [1]);
-        assert_eq!(repeats.join(key("a"), 4, later, all), Place::Waits);
-        repeats.reads(2, later);
-        assert_eq!(repeats.answer(2, Some("dog"), later), [3, 4]);
-        assert_eq!(repeats.join(key("a"), 5, later, all), Place::Answered(5, "dog"));
-        assert_eq!(repeats.join(key("a"), 6, later + later.duration_since(now), all), {
-            Place::Leads(6, 3)
+        assert_eq!(table.answer(1, Some("cat"), later), [1]);
+        assert_eq!(table.join(key("a"), 4, later, all), Joined::Follows);
+        table.reads(2, later);
+        assert_eq!(table.answer(2, Some("dog"), later), [3, 4]);
+        assert_eq!(table.join(key("a"), 5, later, all), Joined::Answered(5, "dog"));
+        assert_eq!(table.join(key("a"), 6, later + later.duration_since(now), all), {
+            Joined::Leads(6, 3)
         });
     }
 
     #[test]
     fn failures_are_shared_and_forgotten() {
-        let (mut repeats, now) = (Repeats::<_, ()>::new(WINDOW, 10), Instant::now());
-        assert_eq!(repeats.join(key("a"), 0, now, all), Place::Leads(0, 1));
-        assert_eq!(repeats.join(key("a"), 1, now, all), Place::Waits);
-        repeats.reads(1, now);
-        assert_eq!(repeats.answer(1, None, now), [1]);
-        assert_eq!(repeats.join(key("a"), 2, now, all), Place::Leads(2, 2));
+        let (mut table, now) = (Table::<_, ()>::new(WINDOW, 10), Instant::now());
+        assert_eq!(table.join(key("a"), 0, now, all), Joined::Leads(0, 1));
+        assert_eq!(table.join(key("a"), 1, now, all), Joined::Follows);
+        table.reads(1, now);
+        assert_eq!(table.answer(1, None, now), [1]);
+        assert_eq!(table.join(key("a"), 2, now, all), Joined::Leads(2, 2));
     }
 
     #[test]
     fn the_first_that_counts_takes_over() {
-        let (mut repeats, now) = (Repeats::<_, ()>::new(WINDOW, 10), Instant::now());
+        let (mut table, now) = (Table::<_, ()>::new(WINDOW, 10), Instant::now());
         for work in 0..4 {
-            repeats.join(key("a"), work, now, all);
+            table.join(key("a"), work, now, all);
         }
-        assert_eq!(repeats.give_up(1, |work| *work > 1), Some(2));
-        assert_eq!(repeats.give_up(1, |work| *work > 3), None);
-        assert_eq!(repeats.join(key("a"), 9, now, all), Place::Leads(9, 2));
+        assert_eq!(table.give_up(1, |work| *work > 1), Some(2));
+        assert_eq!(table.give_up(1, |work| *work > 3), None);
+        assert_eq!(table.join(key("a"), 9, now, all), Joined::Leads(9, 2));
     }
 
     #[test]
     fn answers_are_kept_for_a_while_and_not_too_many_of_them() {
-        let (mut repeats, now) = (Repeats::new(WINDOW, 3), Instant::now());
+        let (mut table, now) = (Table::new(WINDOW, 3), Instant::now());
         let mut one = |name: u32, now| {
-            if let Place::Leads(_, number) = repeats.join(key(&name.to_string()), name, now, all) {
-                repeats.reads(number, now);
-                repeats.answer(number, Some(name), now);
+            if let Joined::Leads(_, number) = table.join(key(&name.to_string()), name, now, all) {
+                table.reads(number, now);
+                table.answer(number, Some(name), now);
             }
-            (repeats.kept.len(), repeats.newest.len(), repeats.groups.len())
+            (table.kept.len(), table.newest.len(), table.groups.len())
         };
         assert_eq!((0..9).map(|name| one(name, now)).last(), Some((3, 3, 0)));
         assert_eq!(one(9, now + WINDOW * 2), (1, 1, 0));
@@ -266,11 +267,11 @@ mod tests {
 
     #[test]
     fn those_that_do_not_count_are_not_gathered() {
-        let (mut repeats, now) = (Repeats::<_, ()>::new(WINDOW, 3), Instant::now());
+        let (mut table, now) = (Table::<_, ()>::new(WINDOW, 3), Instant::now());
         for work in 0..10_000_u32 {
-            repeats.join(key("a"), work, now, |other| other + 10 > work);
+            table.join(key("a"), work, now, |other| other + 10 > work);
         }
-        assert!(repeats.groups[&1].waiting.len() < 50);
+        assert!(table.groups[&1].waiting.len() < 50);
     }
 
     #[derive(Clone, Debug)]
@@ -300,7 +301,7 @@ mod tests {
         /// it was stale.
         #[test]
         fn each_is_answered_once_or_stale(steps in proptest::collection::vec(step(), 1..200)) {
-            let mut repeats = Repeats::new(WINDOW, 2);
+            let mut table = Table::new(WINDOW, 2);
             let mut now = Instant::now();
             let (mut objects, mut stale_below) = (Vec::new(), 0);
             let mut leading: Vec<(u32, u64)> = Vec::new();
@@ -311,22 +312,22 @@ mod tests {
                         let work = objects.len() as u32;
                         objects.push(object);
                         let name = key(&object.to_string());
-                        match repeats.join(name, work, now, |work| *work >= stale_below) {
-                            Place::Leads(work, number) => leading.push((work, number)),
-                            Place::Waits => {}
-                            Place::Answered(work, answer) => {
+                        match table.join(name, work, now, |work| *work >= stale_below) {
+                            Joined::Leads(work, number) => leading.push((work, number)),
+                            Joined::Follows => {}
+                            Joined::Answered(work, answer) => {
                                 prop_assert_eq!(answer, object);
                                 *answered.entry(work).or_default() += 1;
                             }
                         }
                     }
                     Step::Read(which) if which < leading.len() => {
-                        repeats.reads(leading[which].1, now);
+                        table.reads(leading[which].1, now);
                     }
                     Step::Answer(which, good) if which < leading.len() => {
                         let (leader, number) = leading.remove(which);
                         let object = objects[leader as usize];
-                        let waited = repeats.answer(number, good.then_some(object), now);
+                        let waited = table.answer(number, good.then_some(object), now);
                         for work in waited.into_iter().chain([leader]) {
                             prop_assert_eq!(objects[work as usize], object);
                             *answered.entry(work).or_default() += 1;
@@ -336,7 +337,7 @@ mod tests {
                         // Only what is stale is given up.
                         let (leader, number) = leading.remove(which);
                         stale_below = stale_below.max(leader + 1);
-                        if let Some(next) = repeats.give_up(number, |work| *work >= stale_below) {
+                        if let Some(next) = table.give_up(number, |work| *work >= stale_below) {
                             leading.push((next, number));
                         }
                     }
@@ -348,11 +349,11 @@ mod tests {
                 }
             }
             for (leader, number) in leading {
-                for work in repeats.answer(number, None, now).into_iter().chain([leader]) {
+                for work in table.answer(number, None, now).into_iter().chain([leader]) {
                     *answered.entry(work).or_default() += 1;
                 }
             }
-            prop_assert!(repeats.groups.is_empty());
+            prop_assert!(table.groups.is_empty());
             for work in 0..objects.len() as u32 {
                 match answered.get(&work) {
                     Some(times) => prop_assert_eq!(*times, 1, "{} was answered so often", work),

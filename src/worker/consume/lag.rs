@@ -1,10 +1,10 @@
-//! How far the worker is behind: the messages of its partitions that are not answered yet, and how
-//! many seconds it takes for as many at the pace of the last minute of work.
+//! Consumer lag: the messages of the worker's partitions that are not answered yet, and the seconds
+//! that they take at the processing rate of the last minute of work.
 //!
-//! Seconds are what autoscaling wants to hold: a thousand small photos are soon done, a thousand
-//! large ones are not. The end of a partition is librdkafka's own note of it, as of its last fetch:
-//! while the partitions are paused it may be behind. The brokers are asked for one thing: where a
-//! partition begins of which nothing has been read yet.
+//! Autoscaling holds the seconds: a thousand small photos are soon done, a thousand large ones are
+//! not. The end of a partition is the one that librdkafka has noted at its last fetch: it may be old
+//! while the partitions are paused. The brokers are asked for one thing: the committed offset of a
+//! partition of which nothing has been read yet.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -17,22 +17,23 @@ use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Kafka;
-use crate::worker::context::Shared;
+use crate::worker::telemetry::Observer;
 
-const EVERY: Duration = Duration::from_secs(1);
-/// How long the brokers may take to say where a partition begins.
-const ASKING: Duration = Duration::from_millis(500);
-/// Time in which a change of pace is taken in by two thirds.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout of a request for committed offsets.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time constant of the moving average.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Messages a second; below it the seconds would say nothing any more.
-const SLOWEST: f64 = 1e-3;
+/// Lowest rate in messages a second: it bounds the seconds.
+const MIN_RATE: f64 = 1e-3;
 
 #[derive(Debug)]
-pub struct Backlog {
+pub struct ConsumerLag {
+    topic: String,
     measured: Instant,
     /// Messages that were answered until then.
     answered: u64,
-    pace: Pace,
+    rate: ProcessingRate,
     /// The committed offset, if there is one, of each partition of which nothing has been read.
     committed: HashMap<i32, Option<i64>>,
     /// Whether one without a committed offset is read from its first message, or from its end.
@@ -41,63 +42,60 @@ pub struct Backlog {
 
 /// Messages a second while there were more than the worker had taken in.
 #[derive(Debug, Default)]
-struct Pace {
+struct ProcessingRate {
     /// None while nothing was ever done.
     now: Option<f64>,
     /// Time that is in it, in seconds.
     noted: f64,
 }
 
-impl Backlog {
+impl ConsumerLag {
     pub fn new(kafka: &Kafka) -> Self {
         let reset = kafka.properties.get("auto.offset.reset").map(String::as_str);
         Self {
+            topic: kafka.input_topic.clone(),
             from_first: matches!(reset, None | Some("earliest" | "smallest" | "beginning")),
             measured: Instant::now(),
             answered: 0,
-            pace: Pace::default(),
+            rate: ProcessingRate::default(),
             committed: HashMap::new(),
         }
     }
 
-    /// Measures, at most once a second; `held` have been read and are not answered yet.
+    /// Measures, at most once a second. `held` messages are read and not answered yet.
     pub fn measure<C: ConsumerContext>(
         &mut self,
         consumer: &BaseConsumer<C>,
-        topic: &str,
         held: usize,
-        shared: &Shared,
+        observer: &Observer,
+        is_store_down: bool,
     ) {
         let elapsed = self.measured.elapsed();
-        if elapsed < EVERY {
+        if elapsed < INTERVAL {
             return;
         }
-        let answered = shared.tally.answered.load(Ordering::Relaxed);
+        let answered = observer.tally.answered.load(Ordering::Relaxed);
         let done = answered.saturating_sub(self.answered);
         (self.measured, self.answered) = (Instant::now(), answered);
-        let unread = self.unread(consumer, topic).unwrap_or(0);
+        let unread = self.unread(consumer).unwrap_or(0);
         let waiting = unread.saturating_add(held as u64);
-        // An outage of the store says nothing of the pace, nor does a time in which the worker
+        // An outage of the store says nothing about the rate, nor does a time in which the worker
         // keeps up: it is as fast then as messages come.
-        if unread > 0 && !shared.breaker.is_open() {
-            self.pace.note(done, elapsed);
+        if unread > 0 && !is_store_down {
+            self.rate.note(done, elapsed);
         }
-        shared.metrics.backlog_messages.record(waiting, &[]);
-        if let Some(seconds) = self.pace.seconds(waiting) {
-            shared.metrics.backlog_seconds.record(seconds, &[]);
+        observer.metrics.backlog_messages.record(waiting, &[]);
+        if let Some(seconds) = self.rate.seconds(waiting) {
+            observer.metrics.backlog_seconds.record(seconds, &[]);
         }
     }
 }
 
-impl Backlog {
+impl ConsumerLag {
     /// Messages of the consumer's partitions that it has not read, as far as is known.
-    fn unread<C: ConsumerContext>(
-        &mut self,
-        consumer: &BaseConsumer<C>,
-        topic: &str,
-    ) -> Option<u64> {
+    fn unread<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) -> Option<u64> {
         let positions = consumer.position().ok()?;
-        let name = CString::new(topic).ok()?;
+        let name = CString::new(self.topic.as_str()).ok()?;
         let elements = positions.elements();
         // What comes back later may have been read further by others.
         let is_ours = |partition: &i32| elements.iter().any(|one| one.partition() == *partition);
@@ -108,13 +106,13 @@ impl Backlog {
             if matches!(element.offset(), Offset::Offset(_)) {
                 self.committed.remove(&partition);
             } else if !self.committed.contains_key(&partition) {
-                unknown.add_partition(topic, partition);
+                unknown.add_partition(&self.topic, partition);
             }
         }
         if unknown.count() > 0
             && let Err(error) = self.look_up(consumer, unknown)
         {
-            tracing::debug!(%error, "committed offsets are not to be had");
+            tracing::debug!(%error, "committed offsets are not available");
         }
         let of_one = |partition, offset| {
             let (low, high) = watermarks(consumer, &name, partition)?;
@@ -137,7 +135,7 @@ impl Backlog {
         consumer: &BaseConsumer<C>,
         partitions: TopicPartitionList,
     ) -> KafkaResult<()> {
-        for found in consumer.committed_offsets(partitions, ASKING)?.elements() {
+        for found in consumer.committed_offsets(partitions, LOOK_UP_TIMEOUT)?.elements() {
             found.error()?;
             let committed = match found.offset() {
                 Offset::Offset(offset) => Some(offset),
@@ -149,7 +147,7 @@ impl Backlog {
     }
 }
 
-impl Pace {
+impl ProcessingRate {
     fn note(&mut self, done: u64, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         let now = done as f64 / seconds;
@@ -170,7 +168,7 @@ impl Pace {
         match (messages, self.now) {
             (0, _) => Some(0.0),
             (_, None) => None,
-            (messages, Some(pace)) => Some(messages as f64 / pace.max(SLOWEST)),
+            (messages, Some(rate)) => Some(messages as f64 / rate.max(MIN_RATE)),
         }
     }
 }
@@ -202,42 +200,42 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn without_messages_there_is_no_delay_and_without_a_pace_no_answer() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.seconds(0), Some(0.0));
-        assert_eq!(pace.seconds(7), None);
-        pace.note(0, SECOND);
-        assert_eq!(pace.seconds(7), None);
-        pace.note(50, SECOND);
-        assert_eq!(pace.seconds(100), Some(2.0));
+    fn without_messages_there_is_no_delay_and_without_a_rate_no_answer() {
+        let mut rate = ProcessingRate::default();
+        assert_eq!(rate.seconds(0), Some(0.0));
+        assert_eq!(rate.seconds(7), None);
+        rate.note(0, SECOND);
+        assert_eq!(rate.seconds(7), None);
+        rate.note(50, SECOND);
+        assert_eq!(rate.seconds(100), Some(2.0));
     }
 
     /// Most of the second in which the first messages are answered went by without any.
     #[test]
     fn the_first_second_does_not_linger() {
-        let mut pace = Pace::default();
-        pace.note(4, SECOND);
+        let mut rate = ProcessingRate::default();
+        rate.note(4, SECOND);
         for done in [30, 50, 40, 40] {
-            pace.note(done, SECOND);
+            rate.note(done, SECOND);
         }
-        assert_eq!(pace.seconds(400), Some(10.0));
+        assert_eq!(rate.seconds(400), Some(10.0));
     }
 
     #[test]
-    fn a_change_of_pace_is_taken_in_within_minutes() {
-        let mut pace = Pace::default();
+    fn a_change_of_rate_is_taken_in_within_minutes() {
+        let mut rate = ProcessingRate::default();
         for _ in 0..10 * WINDOW.as_secs() {
-            pace.note(100, SECOND);
+            rate.note(100, SECOND);
         }
         for _ in 0..WINDOW.as_secs() {
-            pace.note(20, SECOND);
+            rate.note(20, SECOND);
         }
-        let seconds = pace.seconds(100).unwrap();
+        let seconds = rate.seconds(100).unwrap();
         assert!((1.5..3.0).contains(&seconds), "{seconds}");
         for _ in 0..10 * WINDOW.as_secs() {
-            pace.note(0, SECOND);
+            rate.note(0, SECOND);
         }
-        let seconds = pace.seconds(100).unwrap();
-        assert!((10_000.0..=100.0 / SLOWEST).contains(&seconds), "{seconds}");
+        let seconds = rate.seconds(100).unwrap();
+        assert!((10_000.0..=100.0 / MIN_RATE).contains(&seconds), "{seconds}");
     }
 }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use rdkafka::bindings;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 
-use crate::worker::context::Shared;
+use crate::worker::ownership::Ownership;
+use crate::worker::run::Run;
 
 /// The consumer's place in its group.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,12 +22,13 @@ pub struct Membership {
     member: Vec<u8>,
 }
 
-/// Puts the metadata of the current membership beside the assignment, if it is not there yet:
-/// `known` is whose metadata is there, and is kept up. A consumer that is no member leaves things
-/// as they are: with the old metadata the broker refuses its commits.
+/// Puts the metadata of the current membership beside the assignment, if it is not there yet. `known`
+/// is the membership whose metadata is there, and is updated. A consumer that is not a member leaves
+/// things as they are: the broker refuses commits with the old metadata.
 pub fn refresh<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
-    shared: &Shared,
+    ownership: &Ownership,
+    run: &Run,
     known: &mut Option<Membership>,
 ) {
     let before = membership(consumer);
@@ -39,8 +41,8 @@ pub fn refresh<C: ConsumerContext>(
     if membership(consumer) != before {
         return;
     }
-    shared.assignment.set_group(Arc::new(metadata));
-    shared.health.set_ready(true);
+    ownership.set_group(Arc::new(metadata));
+    run.health.set_ready(true);
     tracing::debug!(generation = before.as_ref().map(|now| now.generation), "joined the group");
     *known = before;
 }

@@ -1,18 +1,21 @@
-//! What happens when the group gives partitions or takes them: the consumer's callbacks.
+//! The consumer's callbacks: the group assigns partitions and takes them away.
 //!
-//! They run inside `poll`, on the polling thread. Given: a new epoch, then `incremental_assign`.
-//! Taken: the publisher commits what is finished (waited for within a bound), the epochs end, then
-//! `incremental_unassign`. Lost: the epochs end at once, since somebody else may own them already.
-//! The order is what counts: work of a partition is stale before librdkafka lets it go.
+//! They run inside `poll`, on the polling thread.
 //!
-//! Neither the bound nor the "lost" flag is what correctness rests on: whatever slips through
-//! carries a group generation that the broker refuses.
+//! - Assigned: a new epoch, then `incremental_assign`.
+//! - Revoked: the publisher commits what is finished (waited for within a bound), the epochs end,
+//!   then `incremental_unassign`.
+//! - Lost: the epochs end at once, since somebody else may own the partitions already.
+//!
+//! The order counts: work of a partition is stale before librdkafka lets the partition go.
+//! Correctness rests neither on the bound nor on the "lost" flag: late work carries a group
+//! generation that the broker refuses.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::RDKafkaLogLevel;
@@ -22,66 +25,52 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::error::{Error, ErrorKind};
 use crate::kafka::log;
-use crate::worker::context::Shared;
+use crate::worker::consume::pause::PausedPartitions;
+use crate::worker::ownership::Ownership;
 use crate::worker::publish::event::Event;
+use crate::worker::run::Run;
 
 /// The consumer's context.
 pub struct Rebalancer {
-    topic: Arc<str>,
-    shared: Arc<Shared>,
+    ownership: Arc<Ownership>,
+    run: Arc<Run>,
     publisher: Sender<Event>,
     /// How long a revocation waits for the publisher.
-    flush_limit: Duration,
-    /// Partitions that this consumer has paused: only these may be resumed (librdkafka #2593,
-    /// #4637), and librdkafka keeps the mark beyond the assignment.
-    paused: Mutex<BTreeSet<i32>>,
+    flush_timeout: Duration,
+    paused: Arc<PausedPartitions>,
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 impl Rebalancer {
     pub fn new(
         topic: Arc<str>,
-        shared: Arc<Shared>,
+        ownership: Arc<Ownership>,
+        run: Arc<Run>,
         publisher: Sender<Event>,
-        flush_limit: Duration,
+        flush_timeout: Duration,
     ) -> Self {
-        Self {
-            topic,
-            shared,
-            publisher,
-            flush_limit,
-            paused: Mutex::new(BTreeSet::new()),
-            last_error: Mutex::new(None),
-        }
+        let paused = Arc::new(PausedPartitions::new(topic));
+        Self { ownership, run, publisher, flush_timeout, paused, last_error: Mutex::default() }
     }
 
-    pub fn paused(&self) -> MutexGuard<'_, BTreeSet<i32>> {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn paused(&self) -> &Arc<PausedPartitions> {
+        &self.paused
     }
 
-    /// What librdkafka said last about its connections, other than that it has none.
+    /// librdkafka's last error about its connections, other than that it has none.
     pub fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A list of partitions of the input topic.
-    pub fn list(&self, partitions: impl IntoIterator<Item = i32>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, partition);
-        }
-        list
+        self.last_error.lock().clone()
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, given: &TopicPartitionList) -> KafkaResult<()> {
         let partitions = numbers(given);
         for &partition in &partitions {
-            self.shared.assignment.assign(partition);
+            self.ownership.assign(partition);
         }
         consumer.incremental_assign(given)?;
         tracing::info!(
             ?partitions,
-            assigned = ?self.shared.assignment.partitions(),
+            assigned = ?self.ownership.partitions(),
             "partitions assigned"
         );
         Ok(())
@@ -98,18 +87,12 @@ impl Rebalancer {
             self.flush(&partitions);
             self.forget(&partitions);
         }
-        let paused: Vec<i32> = {
-            let mut paused = self.paused();
-            partitions.iter().copied().filter(|partition| paused.remove(partition)).collect()
-        };
-        if !paused.is_empty() {
-            consumer.resume(&self.list(paused))?;
-        }
+        self.paused.release(consumer, &partitions)?;
         consumer.incremental_unassign(taken)?;
         tracing::info!(
             ?partitions,
             lost,
-            assigned = ?self.shared.assignment.partitions(),
+            assigned = ?self.ownership.partitions(),
             "partitions revoked"
         );
         Ok(())
@@ -122,8 +105,8 @@ impl Rebalancer {
         let (done, answer) = sync_channel(1);
         let asked = self.publisher.send(Event::Revoked { partitions: partitions.to_vec(), done });
         if asked.is_ok()
-            && answer.recv_timeout(self.flush_limit).is_err()
-            && !self.shared.has_failed()
+            && answer.recv_timeout(self.flush_timeout).is_err()
+            && !self.run.has_failed()
         {
             tracing::warn!(?partitions, "finished work was not committed before the revocation");
         }
@@ -131,7 +114,7 @@ impl Rebalancer {
 
     fn forget(&self, partitions: &[i32]) {
         for &partition in partitions {
-            self.shared.assignment.remove(partition);
+            self.ownership.remove(partition);
         }
     }
 }
@@ -143,7 +126,7 @@ impl ClientContext for Rebalancer {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, client = "consumer", "kafka client error");
-        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_error.lock();
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) if last.is_some() => {}
             Some(code) => *last = Some((code, reason.to_owned())),
@@ -166,7 +149,7 @@ impl ConsumerContext for Rebalancer {
             _ => self.revoke(consumer, partitions),
         };
         if let Err(error) = outcome {
-            self.shared.fail(
+            self.run.fail(
                 Error::new(ErrorKind::Kafka, "the assignment could not be changed").because(error),
             );
         }

@@ -12,7 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Shared by all stages. `G` is the group metadata: what the broker is shown at a commit.
 pub struct Assignment<G> {
@@ -67,7 +69,7 @@ impl<G> Default for Assignment<G> {
 impl<G> Assignment<G> {
     /// Adds a partition under a new epoch.
     pub fn assign(&self, partition: i32) -> u64 {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.last_epoch += 1;
         let epoch = state.last_epoch;
         state
@@ -78,7 +80,7 @@ impl<G> Assignment<G> {
 
     /// Removes a partition: its work is stale from now on.
     pub fn remove(&self, partition: i32) {
-        self.lock().partitions.remove(&partition);
+        self.state.lock().partitions.remove(&partition);
     }
 
     /// Notes a polled offset, and says what becomes of its message.
@@ -88,7 +90,7 @@ impl<G> Assignment<G> {
     /// committed offset, and neither does otherwise. Where the log was cut below that offset, which
     /// Kafka calls data loss, `auto.offset.reset` decides: what is retained is read again.
     pub fn polled(&self, partition: i32, offset: i64) -> Polled {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(owned) = state.partitions.get_mut(&partition) else {
             return Polled::Dropped;
         };
@@ -104,14 +106,14 @@ impl<G> Assignment<G> {
         Polled::Taken { epoch }
     }
 
-    /// Whether work of `epoch` on `partition` still counts.
+    /// Whether work of `epoch` on `partition` still counts; every hand-over asks.
     pub fn is_current(&self, partition: i32, epoch: u64) -> bool {
-        self.lock().partitions.get(&partition).is_some_and(|owned| owned.epoch == Some(epoch))
+        self.state.lock().partitions.get(&partition).is_some_and(|owned| owned.epoch == Some(epoch))
     }
 
     /// Makes all work in flight stale, until [`Assignment::rewound`].
     pub fn suspend_all(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.unsettled = true;
         for owned in state.partitions.values_mut() {
             owned.epoch = None;
@@ -120,17 +122,17 @@ impl<G> Assignment<G> {
 
     /// The failed transaction is over: committed offsets are the truth again.
     pub fn allow_rewind(&self) {
-        self.lock().unsettled = false;
+        self.state.lock().unsettled = false;
     }
 
     /// Whether some partition waits for its rewind.
     pub fn is_suspended(&self) -> bool {
-        self.lock().partitions.values().any(|owned| owned.epoch.is_none())
+        self.state.lock().partitions.values().any(|owned| owned.epoch.is_none())
     }
 
     /// The partitions to rewind now.
     pub fn to_rewind(&self) -> Vec<Rewind> {
-        let state = self.lock();
+        let state = self.state.lock();
         if state.unsettled {
             return Vec::new();
         }
@@ -141,7 +143,7 @@ impl<G> Assignment<G> {
     /// The partition has been rewound: it goes on under a new epoch. Does nothing when it was
     /// suspended anew in the meantime.
     pub fn rewound(&self, partition: i32) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.unsettled {
             return;
         }
@@ -154,11 +156,11 @@ impl<G> Assignment<G> {
     }
 
     pub fn partitions(&self) -> Vec<i32> {
-        self.lock().partitions.keys().copied().collect()
+        self.state.lock().partitions.keys().copied().collect()
     }
 
     pub fn set_group(&self, group: Arc<G>) {
-        self.lock().group = Some(group);
+        self.state.lock().group = Some(group);
     }
 
     /// Of the given (partition, epoch) pairs those that are current, and the group metadata, both
@@ -167,7 +169,7 @@ impl<G> Assignment<G> {
         &self,
         wanted: impl IntoIterator<Item = (i32, u64)>,
     ) -> (Vec<i32>, Option<Arc<G>>) {
-        let state = self.lock();
+        let state = self.state.lock();
         let current = wanted
             .into_iter()
             .filter(|(partition, epoch)| {
@@ -177,16 +179,12 @@ impl<G> Assignment<G> {
             .collect();
         (current, state.group.clone())
     }
-
-    /// No method panics while it holds the lock, so a poisoned one guards sound data.
-    fn lock(&self) -> MutexGuard<'_, State<G>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<G> fmt::Debug for Assignment<G> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let epochs: BTreeMap<i32, Option<u64>> = self
+            .state
             .lock()
             .partitions
             .iter()

@@ -11,6 +11,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::worker::exactly_once::in_flight::Permit;
+
+/// A message, and the assignment epoch under which it was polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MessageId {
+    pub partition: i32,
+    pub epoch: u64,
+    pub offset: i64,
+}
+
 /// The messages of the partitions that are being worked on; `O` is the outcome of one record.
 #[derive(Debug)]
 pub struct Ledger<O> {
@@ -31,32 +41,26 @@ struct Entry<O> {
     offset: i64,
     outcomes: Vec<Option<O>>,
     unfinished: usize,
-}
-
-impl<O> Entry<O> {
-    fn references(&self) -> usize {
-        references(self.outcomes.len())
-    }
-}
-
-/// What a message counts towards `limits.max_in_flight`: its records, and at least 1, since a
-/// message without records waits for its commit too.
-pub fn references(records: usize) -> usize {
-    records.max(1)
+    permit: Permit,
 }
 
 /// The finished prefix of one partition, ready to commit.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Finished<O> {
+#[derive(Debug)]
+pub struct FinishedPrefix<O> {
     pub partition: i32,
     pub epoch: u64,
     /// The offset to commit: the last finished one + 1.
     pub next_offset: i64,
-    pub messages: usize,
-    /// References (see [`references`]) that leave the ledger.
-    pub references: usize,
     /// In the order of offset and record.
     pub outcomes: Vec<O>,
+    /// One for each message: they count as in flight until this is dropped.
+    pub permits: Vec<Permit>,
+}
+
+impl<O> FinishedPrefix<O> {
+    pub fn messages(&self) -> usize {
+        self.permits.len()
+    }
 }
 
 impl<O> Default for Ledger<O> {
@@ -67,12 +71,11 @@ impl<O> Default for Ledger<O> {
 
 impl<O> Ledger<O> {
     /// Notes a polled message of `records` records. Returns `false`, and notes nothing, when its
-    /// offset was already seen in this epoch or its epoch is an older one.
-    ///
-    /// A newer epoch replaces whatever the partition held; the caller accounts for that with
-    /// [`Ledger::remove`] beforehand.
+    /// offset was already seen in this epoch or its epoch is an older one. A newer epoch replaces
+    /// the work of the one before.
     #[must_use]
-    pub fn track(&mut self, partition: i32, epoch: u64, offset: i64, records: usize) -> bool {
+    pub fn track(&mut self, message: MessageId, records: usize, permit: Permit) -> bool {
+        let MessageId { partition, epoch, offset } = message;
         let fresh = || Partition { epoch, next: offset, entries: VecDeque::new() };
         let state = self.partitions.entry(partition).or_insert_with(fresh);
         if epoch > state.epoch {
@@ -83,93 +86,66 @@ impl<O> Ledger<O> {
         }
         state.next = offset.saturating_add(1);
         let outcomes = std::iter::repeat_with(|| None).take(records).collect();
-        state.entries.push_back(Entry { offset, outcomes, unfinished: records });
+        state.entries.push_back(Entry { offset, outcomes, unfinished: records, permit });
         true
     }
 
-    /// Notes the outcome of record `index` of the message at `offset`. Returns `false`, and drops
-    /// it, when the epoch is over, the message unknown or the record already finished.
-    pub fn finish(
-        &mut self,
-        partition: i32,
-        epoch: u64,
-        offset: i64,
-        index: usize,
-        outcome: O,
-    ) -> bool {
-        let Some(state) = self.partitions.get_mut(&partition) else {
+    /// Notes the outcome of record `index` of a message. Returns `false`, and drops it, when the
+    /// epoch is over, the message unknown or the record already finished.
+    pub fn finish(&mut self, message: MessageId, index: usize, outcome: O) -> bool {
+        let Some(entry) = self.entry(message) else {
             return false;
         };
-        if state.epoch != epoch {
-            return false;
-        }
-        let Ok(place) = state.entries.binary_search_by_key(&offset, |entry| entry.offset) else {
+        let Some(slot @ None) = entry.outcomes.get_mut(index) else {
             return false;
         };
-        let Some(entry) = state.entries.get_mut(place) else {
-            return false;
-        };
-        let Some(slot) = entry.outcomes.get_mut(index) else {
-            return false;
-        };
-        if slot.is_some() {
-            return false;
-        }
         *slot = Some(outcome);
         entry.unfinished -= 1;
         true
     }
 
+    fn entry(&mut self, message: MessageId) -> Option<&mut Entry<O>> {
+        let state = self.partitions.get_mut(&message.partition)?;
+        if state.epoch != message.epoch {
+            return None;
+        }
+        let found = state.entries.binary_search_by_key(&message.offset, |entry| entry.offset);
+        state.entries.get_mut(found.ok()?)
+    }
+
     /// Takes the finished prefix of every partition that has one.
-    pub fn take_finished(&mut self) -> Vec<Finished<O>> {
+    pub fn take_finished(&mut self) -> Vec<FinishedPrefix<O>> {
         let mut taken = Vec::new();
         for (&partition, state) in &mut self.partitions {
             let prefix = state.entries.iter().take_while(|entry| entry.unfinished == 0).count();
             if prefix == 0 {
                 continue;
             }
-            let mut finished = Finished {
+            let mut finished = FinishedPrefix {
                 partition,
                 epoch: state.epoch,
                 next_offset: 0,
-                messages: prefix,
-                references: 0,
                 outcomes: Vec::new(),
+                permits: Vec::with_capacity(prefix),
             };
             for entry in state.entries.drain(..prefix) {
                 finished.next_offset = entry.offset.saturating_add(1);
-                finished.references += entry.references();
                 finished.outcomes.extend(entry.outcomes.into_iter().flatten());
+                finished.permits.push(entry.permit);
             }
             taken.push(finished);
         }
         taken
     }
 
-    /// Forgets a partition; returns the references it held.
-    pub fn remove(&mut self, partition: i32) -> usize {
-        let Some(state) = self.partitions.remove(&partition) else {
-            return 0;
-        };
-        state.entries.iter().map(Entry::references).sum()
+    /// Forgets the work of a partition.
+    pub fn remove(&mut self, partition: i32) {
+        self.partitions.remove(&partition);
     }
 
-    /// The epoch under which `partition` is tracked.
-    pub fn epoch(&self, partition: i32) -> Option<u64> {
-        self.partitions.get(&partition).map(|state| state.epoch)
-    }
-
-    /// Forgets everything; returns the references it held.
-    pub fn clear(&mut self) -> usize {
-        let held = self.references();
+    /// Forgets everything.
+    pub fn clear(&mut self) {
         self.partitions.clear();
-        held
-    }
-
-    /// References tracked and not yet taken.
-    pub fn references(&self) -> usize {
-        let entries = self.partitions.values().flat_map(|state| &state.entries);
-        entries.map(Entry::references).sum()
     }
 }
 
@@ -180,6 +156,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::worker::exactly_once::in_flight::InFlight;
+
+    fn id(partition: i32, epoch: u64, offset: i64) -> MessageId {
+        MessageId { partition, epoch, offset }
+    }
 
     fn taken(ledger: &mut Ledger<u32>) -> Option<(i64, Vec<u32>)> {
         let mut all = ledger.take_finished();
@@ -189,72 +170,76 @@ mod tests {
 
     #[test]
     fn outcomes_wait_for_the_prefix() {
-        let mut ledger = Ledger::default();
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
         for offset in 10..13 {
-            assert!(ledger.track(0, 1, offset, 1));
+            assert!(ledger.track(id(0, 1, offset), 1, in_flight.enter(1)));
         }
-        assert!(ledger.finish(0, 1, 12, 0, 12));
-        assert!(ledger.finish(0, 1, 11, 0, 11));
+        assert!(ledger.finish(id(0, 1, 12), 0, 12));
+        assert!(ledger.finish(id(0, 1, 11), 0, 11));
         assert_eq!(taken(&mut ledger), None);
-        assert!(ledger.finish(0, 1, 10, 0, 10));
+        assert!(ledger.finish(id(0, 1, 10), 0, 10));
         assert_eq!(taken(&mut ledger), Some((13, vec![10, 11, 12])));
         assert_eq!(taken(&mut ledger), None);
     }
 
     #[test]
     fn a_message_is_finished_with_its_last_record() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.track(0, 1, 5, 3));
-        assert!(ledger.finish(0, 1, 5, 2, 2));
-        assert!(ledger.finish(0, 1, 5, 0, 0));
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
+        assert!(ledger.track(id(0, 1, 5), 3, in_flight.enter(3)));
+        assert!(ledger.finish(id(0, 1, 5), 2, 2));
+        assert!(ledger.finish(id(0, 1, 5), 0, 0));
         assert_eq!(taken(&mut ledger), None);
-        assert!(ledger.finish(0, 1, 5, 1, 1));
+        assert!(ledger.finish(id(0, 1, 5), 1, 1));
         assert_eq!(taken(&mut ledger), Some((6, vec![0, 1, 2])));
     }
 
     #[test]
     fn a_message_without_records_is_finished_at_once() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.track(0, 1, 5, 0));
-        assert_eq!(ledger.references(), 1);
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
+        assert!(ledger.track(id(0, 1, 5), 0, in_flight.enter(0)));
+        assert_eq!(in_flight.references(), 1);
         assert_eq!(taken(&mut ledger), Some((6, vec![])));
-        assert_eq!(ledger.references(), 0);
+        assert_eq!(in_flight.references(), 0);
     }
 
     #[test]
     fn an_offset_is_tracked_once() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.track(0, 1, 5, 1));
-        assert!(!ledger.track(0, 1, 5, 1));
-        assert!(ledger.finish(0, 1, 5, 0, 1));
-        assert!(!ledger.finish(0, 1, 5, 0, 2));
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
+        assert!(ledger.track(id(0, 1, 5), 1, in_flight.enter(1)));
+        assert!(!ledger.track(id(0, 1, 5), 1, in_flight.enter(1)));
+        assert!(ledger.finish(id(0, 1, 5), 0, 1));
+        assert!(!ledger.finish(id(0, 1, 5), 0, 2));
         assert_eq!(taken(&mut ledger), Some((6, vec![1])));
-        assert!(!ledger.track(0, 1, 5, 1), "also when it has been taken");
-        assert!(ledger.track(0, 1, 9, 1), "offsets may skip");
+        assert!(!ledger.track(id(0, 1, 5), 1, in_flight.enter(1)), "also when it has been taken");
+        assert!(ledger.track(id(0, 1, 9), 1, in_flight.enter(1)), "offsets may skip");
     }
 
     #[test]
     fn other_epochs_are_refused() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.track(0, 2, 5, 1));
-        assert!(!ledger.track(0, 1, 6, 1));
-        assert!(!ledger.finish(0, 1, 5, 0, 1));
-        assert!(ledger.track(0, 3, 4, 1), "a newer epoch begins anew, here after a rewind");
-        assert!(!ledger.finish(0, 2, 5, 0, 1));
-        assert!(ledger.finish(0, 3, 4, 0, 4));
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
+        assert!(ledger.track(id(0, 2, 5), 1, in_flight.enter(1)));
+        assert!(!ledger.track(id(0, 1, 6), 1, in_flight.enter(1)));
+        assert!(!ledger.finish(id(0, 1, 5), 0, 1));
+        assert!(
+            ledger.track(id(0, 3, 4), 1, in_flight.enter(1)),
+            "a newer epoch begins anew, here after a rewind"
+        );
+        assert!(!ledger.finish(id(0, 2, 5), 0, 1));
+        assert!(ledger.finish(id(0, 3, 4), 0, 4));
         assert_eq!(taken(&mut ledger), Some((5, vec![4])));
     }
 
     #[test]
     fn unknown_work_is_refused() {
-        let mut ledger = Ledger::default();
-        assert!(!ledger.finish(0, 1, 5, 0, 1));
-        assert!(ledger.track(0, 1, 5, 1));
-        assert!(!ledger.finish(0, 1, 5, 1, 1));
-        assert!(!ledger.finish(0, 1, 4, 0, 1));
-        assert!(!ledger.finish(1, 1, 5, 0, 1));
-        assert_eq!(ledger.remove(0), 1);
-        assert!(!ledger.finish(0, 1, 5, 0, 1));
+        let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
+        assert!(!ledger.finish(id(0, 1, 5), 0, 1));
+        assert!(ledger.track(id(0, 1, 5), 1, in_flight.enter(1)));
+        assert!(!ledger.finish(id(0, 1, 5), 1, 1));
+        assert!(!ledger.finish(id(0, 1, 4), 0, 1));
+        assert!(!ledger.finish(id(1, 1, 5), 0, 1));
+        ledger.remove(0);
+        assert_eq!(in_flight.references(), 0, "what is forgotten is not in flight");
+        assert!(!ledger.finish(id(0, 1, 5), 0, 1));
     }
 
     /// Messages of up to three records on three partitions, with gaps between the offsets, and
@@ -280,19 +265,18 @@ mod tests {
         /// offset; offsets only grow; nothing is committed past an unfinished record.
         #[test]
         fn commits_cover_exactly_what_they_carry((messages, order) in schedules(), every in 1..7_usize) {
-            let mut ledger = Ledger::default();
+            let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
             let mut records = Vec::new();
             for &(partition, offset, count) in &messages {
-                prop_assert!(ledger.track(partition, 7, offset, count));
+                prop_assert!(ledger.track(id(partition, 7, offset), count, in_flight.enter(count)));
                 records.extend((0..count).map(|index| (partition, offset, index)));
             }
             let mut done = BTreeSet::new();
             let mut seen = BTreeSet::new();
             let mut committed = [-1_i64; 3];
-            let mut left: usize = ledger.references();
             for (step, &pick) in order.iter().enumerate() {
                 let (partition, offset, index) = records[pick];
-                prop_assert!(ledger.finish(partition, 7, offset, index, records[pick]));
+                prop_assert!(ledger.finish(id(partition, 7, offset), index, records[pick]));
                 done.insert(records[pick]);
                 if step % every != 0 && step + 1 != order.len() {
                     continue;
@@ -312,12 +296,10 @@ mod tests {
                         }
                     }
                     committed[place] = finished.next_offset;
-                    left -= finished.references;
                 }
             }
-            let rest: usize = ledger.take_finished().iter().map(|finished| finished.references).sum();
-            prop_assert_eq!(left, rest);
-            prop_assert_eq!(ledger.references(), 0);
+            drop(ledger.take_finished());
+            prop_assert_eq!(in_flight.references(), 0);
             prop_assert_eq!(seen.len(), records.len());
         }
 
@@ -328,16 +310,16 @@ mod tests {
             (messages, order) in schedules(),
             cut in 0..100_usize,
         ) {
-            let mut ledger = Ledger::default();
+            let (mut ledger, in_flight) = (Ledger::default(), InFlight::default());
             let mut records = Vec::new();
             for &(partition, offset, count) in &messages {
-                prop_assert!(ledger.track(partition, 1, offset, count));
+                prop_assert!(ledger.track(id(partition, 1, offset), count, in_flight.enter(count)));
                 records.extend((0..count).map(|index| (partition, offset, index)));
             }
             let (early, late) = order.split_at(cut.min(order.len()));
             for &pick in early {
                 let (partition, offset, index) = records[pick];
-                ledger.finish(partition, 1, offset, index, records[pick]);
+                ledger.finish(id(partition, 1, offset), index, records[pick]);
             }
             let mut seen = BTreeSet::new();
             let mut committed = [0_i64; 3];
@@ -351,15 +333,15 @@ mod tests {
             };
             for &(partition, offset, count) in &messages {
                 if again(&(partition, offset)) {
-                    prop_assert!(ledger.track(partition, 2, offset, count));
+                    prop_assert!(ledger.track(id(partition, 2, offset), count, in_flight.enter(count)));
                 }
             }
             for &pick in late {
                 let (partition, offset, index) = records[pick];
-                prop_assert!(!ledger.finish(partition, 1, offset, index, records[pick]));
+                prop_assert!(!ledger.finish(id(partition, 1, offset), index, records[pick]));
             }
             for &record in records.iter().filter(|record| again(&(record.0, record.1))) {
-                prop_assert!(ledger.finish(record.0, 2, record.1, record.2, record));
+                prop_assert!(ledger.finish(id(record.0, 2, record.1), record.2, record));
             }
             for finished in ledger.take_finished() {
                 for record in finished.outcomes {

@@ -13,6 +13,7 @@
 //! 5. [`Protocol::settle`]: the transaction is over for certain, so the consumer may rewind.
 
 pub mod assignment;
+pub mod in_flight;
 pub mod ledger;
 #[cfg(test)]
 mod simulation;
@@ -20,7 +21,8 @@ mod simulation;
 use std::sync::Arc;
 
 use crate::worker::exactly_once::assignment::Assignment;
-use crate::worker::exactly_once::ledger::{Finished, Ledger, references};
+use crate::worker::exactly_once::in_flight::Permit;
+use crate::worker::exactly_once::ledger::{FinishedPrefix, Ledger, MessageId};
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +57,10 @@ pub struct Protocol<O> {
     ledger: Ledger<O>,
 }
 
-/// What one transaction is to hold.
+/// The content of one transaction.
 #[derive(Debug)]
 pub struct Ready<O, G> {
-    pub finished: Vec<Finished<O>>,
+    pub finished: Vec<FinishedPrefix<O>>,
     /// None when the consumer never was a member: then nothing can have been finished.
     pub group: Option<Arc<G>>,
 }
@@ -70,68 +72,51 @@ impl<O> Default for Protocol<O> {
 }
 
 impl<O> Protocol<O> {
-    /// Notes a polled message of `records` records. Returns the references that are dropped:
-    /// those of an older epoch, and the message's own if it is stale or was tracked before.
+    /// Notes a polled message of `records` records, unless it is stale or was tracked before. Drops
+    /// the work of an older epoch.
     pub fn track<G>(
         &mut self,
         assignment: &Assignment<G>,
-        (partition, epoch, offset): (i32, u64, i64),
+        message: MessageId,
         records: usize,
-    ) -> usize {
-        if !assignment.is_current(partition, epoch) {
-            return references(records);
+        permit: Permit,
+    ) {
+        if assignment.is_current(message.partition, message.epoch)
+            && !self.ledger.track(message, records, permit)
+        {
+            tracing::warn!(?message, "a message was polled twice, and dropped");
         }
-        let mut dropped = 0;
-        if self.ledger.epoch(partition).is_some_and(|known| known != epoch) {
-            dropped += self.ledger.remove(partition);
-        }
-        if !self.ledger.track(partition, epoch, offset, records) {
-            tracing::warn!(partition, offset, "a message was polled twice, and dropped");
-            dropped += references(records);
-        }
-        dropped
     }
 
     /// Notes the outcome of a record; `false`, and nothing noted, where it is stale.
-    pub fn finish(
-        &mut self,
-        (partition, epoch, offset): (i32, u64, i64),
-        index: usize,
-        outcome: O,
-    ) -> bool {
-        self.ledger.finish(partition, epoch, offset, index, outcome)
+    pub fn finish(&mut self, message: MessageId, index: usize, outcome: O) -> bool {
+        self.ledger.finish(message, index, outcome)
     }
 
-    /// Drops the partitions' work; returns its references.
-    pub fn forget(&mut self, partitions: &[i32]) -> usize {
-        partitions.iter().map(|&partition| self.ledger.remove(partition)).sum()
-    }
-
-    /// Takes every finished prefix whose partition is still owned under its epoch; the second
-    /// value is the references of those that are not.
-    pub fn prepare<G>(&mut self, assignment: &Assignment<G>) -> (Option<Ready<O, G>>, usize) {
-        let taken = self.ledger.take_finished();
-        if taken.is_empty() {
-            return (None, 0);
+    /// Drops the work of `partitions`.
+    pub fn forget(&mut self, partitions: &[i32]) {
+        for &partition in partitions {
+            self.ledger.remove(partition);
         }
-        let pairs = taken.iter().map(|finished| (finished.partition, finished.epoch));
+    }
+
+    /// Takes every finished prefix whose partition is still owned under its epoch, and drops those
+    /// of other partitions. None where nothing is left to commit.
+    pub fn prepare<G>(&mut self, assignment: &Assignment<G>) -> Option<Ready<O, G>> {
+        let mut finished = self.ledger.take_finished();
+        let pairs = finished.iter().map(|prefix| (prefix.partition, prefix.epoch));
         let (owned, group) = assignment.snapshot(pairs);
-        let (finished, stale): (Vec<_>, Vec<_>) =
-            taken.into_iter().partition(|finished| owned.contains(&finished.partition));
-        let dropped = stale.iter().map(|finished| finished.references).sum();
-        let ready = (!finished.is_empty()).then_some(Ready { finished, group });
-        (ready, dropped)
+        finished.retain(|prefix| owned.contains(&prefix.partition));
+        (!finished.is_empty()).then_some(Ready { finished, group })
     }
 
     /// Takes note of a transaction's end. Unless it was committed, everything in flight is stale
-    /// from now on, and nothing is polled under a new epoch before [`Protocol::settle`]. Returns
-    /// the references that are dropped.
-    pub fn end<G>(&mut self, assignment: &Assignment<G>, outcome: Outcome) -> usize {
-        if outcome.is_committed() {
-            return 0;
+    /// from now on, and nothing is polled under a new epoch before [`Protocol::settle`].
+    pub fn end<G>(&mut self, assignment: &Assignment<G>, outcome: Outcome) {
+        if !outcome.is_committed() {
+            assignment.suspend_all();
+            self.ledger.clear();
         }
-        assignment.suspend_all();
-        self.ledger.clear()
     }
 
     /// The failed transaction is over for certain: it was aborted, or its producer has a
@@ -142,6 +127,6 @@ impl<O> Protocol<O> {
 }
 
 /// Whether all of `finished` is still owned under its epoch: asked once more before a commit.
-pub fn is_owned<O, G>(finished: &[Finished<O>], assignment: &Assignment<G>) -> bool {
+pub fn is_owned<O, G>(finished: &[FinishedPrefix<O>], assignment: &Assignment<G>) -> bool {
     finished.iter().all(|part| assignment.is_current(part.partition, part.epoch))
 }

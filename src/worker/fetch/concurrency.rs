@@ -1,11 +1,11 @@
-//! How many objects are read at once: as many as keep the decoders supplied, up to
-//! `s3.concurrency`.
+//! An adaptive concurrency limit: as many objects are read at once as keep the decoders supplied, up
+//! to `s3.concurrency`.
 //!
-//! As TCP Vegas paces a connection by what its packets wait in queues (Brakmo and Peterson, 1995),
-//! an object that was read tells by how it is taken whether there are too many of its kind: one
-//! that waits for a decoder longer than it took to read gives its place up, one that finds the
-//! decoders' queue empty has another opened beside it. Where none comes back at all, since each
-//! place waits out a pause before another try, places are opened by the clock.
+//! As TCP Vegas paces a connection by the time that its packets wait in queues (Brakmo and Peterson,
+//! 1995), the limit follows the queue of the decoders. It falls when an object waits for a decoder
+//! longer than its read took, and rises when an object finds the queue empty. It also rises by the
+//! clock while the decoders are idle and no permit comes back, as when each read waits for its next
+//! try.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,80 +14,80 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// How long decoders may be without work before another place is opened.
+/// How long the decoders may be idle before the limit rises.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Cheap to clone; all clones are of one depth.
+/// Cheap to clone; all clones share one limit.
 #[derive(Clone, Debug)]
-pub struct Depth {
-    places: Arc<Semaphore>,
-    open: Arc<AtomicUsize>,
-    least: usize,
-    most: usize,
+pub struct ConcurrencyLimit {
+    permits: Arc<Semaphore>,
+    limit: Arc<AtomicUsize>,
+    min: usize,
+    max: usize,
 }
 
-/// One object may be read, until this is dropped.
+/// One object may be read until this is dropped.
 #[derive(Debug)]
-pub struct Place {
-    depth: Depth,
+pub struct Permit {
+    limit: ConcurrencyLimit,
     permit: OwnedSemaphorePermit,
 }
 
-impl Depth {
-    /// Begins, and never falls below, what hands each decoder its next object without a pause.
-    pub fn new(decoders: usize, most: usize) -> Self {
-        let most = most.max(1);
-        let least = (2 * decoders.max(1)).min(most);
+impl ConcurrencyLimit {
+    /// Starts at two reads for each decoder, and never falls below that.
+    pub fn new(decoders: usize, max: usize) -> Self {
+        let max = max.max(1);
+        let min = (2 * decoders.max(1)).min(max);
         Self {
-            places: Arc::new(Semaphore::new(least)),
-            open: Arc::new(AtomicUsize::new(least)),
-            least,
-            most,
+            permits: Arc::new(Semaphore::new(min)),
+            limit: Arc::new(AtomicUsize::new(min)),
+            min,
+            max,
         }
     }
 
-    /// Places that are open, taken or not.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
-    /// Waits for a place; `starving` says whether decoders are without work meanwhile.
-    pub async fn place(&self, starving: impl Fn() -> bool) -> Place {
+    /// Waits for a permit; `is_idle` says whether the decoders are idle meanwhile.
+    pub async fn acquire(&self, is_idle: impl Fn() -> bool) -> Permit {
         loop {
-            let free = Arc::clone(&self.places).acquire_owned();
+            let free = Arc::clone(&self.permits).acquire_owned();
             match timeout(PATIENCE, free).await {
-                Ok(Ok(permit)) => return Place { depth: self.clone(), permit },
+                Ok(Ok(permit)) => return Permit { limit: self.clone(), permit },
                 // It is never closed.
                 Ok(Err(_)) => {}
-                Err(_) if starving() => self.grow(),
+                Err(_) if is_idle() => self.grow(),
                 Err(_) => {}
             }
         }
     }
 
     fn grow(&self) {
-        let more = |open| (open < self.most).then_some(open + 1);
-        if self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
-            self.places.add_permits(1);
+        let more = |limit| (limit < self.max).then_some(limit + 1);
+        if self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            self.permits.add_permits(1);
         }
     }
 
     fn shrink(&self) -> bool {
-        let fewer = |open| (open > self.least).then(|| open - 1);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
+        let fewer = |limit| (limit > self.min).then(|| limit - 1);
+        self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
     }
 }
 
-impl Place {
-    /// Another place is opened: the object that was read found the decoders without work.
-    pub fn was_missed(&self) {
-        self.depth.grow();
+impl Permit {
+    /// Raises the limit: the object that was read found the decoders idle.
+    pub fn found_idle_decoder(&self) {
+        self.limit.grow();
     }
 
-    /// Gives the place back, or up if the object waited longer for a decoder than it was read.
-    pub fn done(self, read: Duration, waited: Duration) {
-        let Self { depth, permit } = self;
-        if waited > read && depth.shrink() {
+    /// Gives the permit back, or lowers the limit by it where the object waited longer for a decoder
+    /// than its read took.
+    pub fn release(self, read: Duration, waited: Duration) {
+        let Self { limit, permit } = self;
+        if waited > read && limit.shrink() {
             permit.forget();
         }
     }
@@ -101,73 +101,73 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(1);
     const LONG: Duration = Duration::from_millis(9);
 
-    async fn all(depth: &Depth) -> Vec<Place> {
-        let mut places = Vec::new();
-        while let Some(place) = depth.place(|| false).now_or_never() {
-            places.push(place);
+    async fn all(limit: &ConcurrencyLimit) -> Vec<Permit> {
+        let mut permits = Vec::new();
+        while let Some(place) = limit.acquire(|| false).now_or_never() {
+            permits.push(place);
         }
-        places
+        permits
     }
 
     #[tokio::test]
-    async fn decoders_without_work_open_places_up_to_the_most() {
-        let depth = Depth::new(2, 6);
-        let mut places = all(&depth).await;
-        assert_eq!(places.len(), 4);
-        places.iter().for_each(Place::was_missed);
-        assert_eq!(depth.open(), 6);
-        places.extend(all(&depth).await);
-        assert_eq!(places.len(), 6);
+    async fn idle_decoders_raise_the_limit_up_to_the_maximum() {
+        let limit = ConcurrencyLimit::new(2, 6);
+        let mut permits = all(&limit).await;
+        assert_eq!(permits.len(), 4);
+        permits.iter().for_each(Permit::found_idle_decoder);
+        assert_eq!(limit.limit(), 6);
+        permits.extend(all(&limit).await);
+        assert_eq!(permits.len(), 6);
     }
 
     #[tokio::test]
-    async fn objects_that_wait_long_close_them_down_to_the_least() {
-        let depth = Depth::new(2, 6);
-        all(&depth).await.iter().for_each(Place::was_missed);
-        let places = all(&depth).await;
-        assert_eq!(places.len(), 6);
-        for place in places {
-            place.done(SHORT, LONG);
+    async fn objects_that_wait_long_lower_it_down_to_the_minimum() {
+        let limit = ConcurrencyLimit::new(2, 6);
+        all(&limit).await.iter().for_each(Permit::found_idle_decoder);
+        let permits = all(&limit).await;
+        assert_eq!(permits.len(), 6);
+        for permit in permits {
+            permit.release(SHORT, LONG);
         }
-        assert_eq!(all(&depth).await.len(), 4);
-        assert_eq!(depth.open(), 4);
+        assert_eq!(all(&limit).await.len(), 4);
+        assert_eq!(limit.limit(), 4);
     }
 
     #[tokio::test]
-    async fn an_object_that_waits_for_less_than_it_was_read_keeps_its_place() {
-        let depth = Depth::new(1, 4);
-        let places = all(&depth).await;
-        places[0].was_missed();
-        for place in places {
-            place.done(LONG, SHORT);
+    async fn an_object_that_waits_less_than_its_read_took_keeps_the_limit() {
+        let limit = ConcurrencyLimit::new(1, 4);
+        let permits = all(&limit).await;
+        permits[0].found_idle_decoder();
+        for permit in permits {
+            permit.release(LONG, SHORT);
         }
-        assert_eq!(all(&depth).await.len(), 3);
+        assert_eq!(all(&limit).await.len(), 3);
     }
 
-    /// All places may wait for another try while other objects could be read.
+    /// All permits may wait for another try while other objects could be read.
     #[tokio::test]
-    async fn places_are_opened_while_none_comes_back() {
-        let depth = Depth::new(1, 3);
-        let held = all(&depth).await;
+    async fn the_limit_rises_while_no_permit_comes_back() {
+        let limit = ConcurrencyLimit::new(1, 3);
+        let held = all(&limit).await;
         assert_eq!(held.len(), 2);
-        let _third = depth.place(|| true).await;
-        assert_eq!(depth.open(), 3);
+        let _third = limit.acquire(|| true).await;
+        assert_eq!(limit.limit(), 3);
         // There are no more.
-        assert!(timeout(PATIENCE * 3, depth.place(|| true)).await.is_err());
-        assert_eq!(depth.open(), 3);
+        assert!(timeout(PATIENCE * 3, limit.acquire(|| true)).await.is_err());
+        assert_eq!(limit.limit(), 3);
     }
 
     #[tokio::test]
-    async fn none_is_opened_while_the_decoders_have_work() {
-        let depth = Depth::new(1, 3);
-        let _held = all(&depth).await;
-        assert!(timeout(PATIENCE * 3, depth.place(|| false)).await.is_err());
-        assert_eq!(depth.open(), 2);
+    async fn the_limit_stays_while_the_decoders_have_work() {
+        let limit = ConcurrencyLimit::new(1, 3);
+        let _held = all(&limit).await;
+        assert!(timeout(PATIENCE * 3, limit.acquire(|| false)).await.is_err());
+        assert_eq!(limit.limit(), 2);
     }
 
     #[tokio::test]
-    async fn there_is_at_least_one_place() {
-        assert_eq!(all(&Depth::new(0, 0)).await.len(), 1);
-        assert_eq!(all(&Depth::new(8, 3)).await.len(), 3);
+    async fn there_is_at_least_one_permit() {
+        assert_eq!(all(&ConcurrencyLimit::new(0, 0)).await.len(), 1);
+        assert_eq!(all(&ConcurrencyLimit::new(8, 3)).await.len(), 3);
     }
 }

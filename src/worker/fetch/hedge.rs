@@ -1,8 +1,8 @@
-//! A second request for an object whose first one is late: what comes first is taken (Dean and
-//! Barroso, "The Tail at Scale", 2013).
+//! Hedged requests: when a request is late a second one is sent, and the first answer is taken (Dean
+//! and Barroso, "The Tail at Scale", 2013).
 //!
-//! A store that is slow as a whole must not be asked twice as much, so that hedged requests are at
-//! most one in twenty, and a few more at once where there were none for long.
+//! A slow store must not get twice the load: at most one request in twenty is hedged, and a few more
+//! at once after a time without any.
 
 use std::future::Future;
 use std::pin::pin;
@@ -14,39 +14,39 @@ use tokio::time::timeout;
 
 use crate::error::{Disposition, Result};
 
-/// Requests that earn one hedge.
-const EACH: u32 = 20;
+/// Requests that pay for one hedge.
+const COST: u32 = 20;
 /// Hedges that can be saved up.
-const SAVED: u32 = 10;
+const MAX_SAVED: u32 = 10;
 
 #[derive(Debug)]
 pub struct Hedge {
     /// None: never.
     after: Option<Duration>,
-    /// Requests since, those that earned what was not yet spent.
-    earned: AtomicU32,
+    /// Unspent request credits; [`COST`] of them buy one hedge.
+    credits: AtomicU32,
 }
 
 impl Hedge {
     /// `after_ms`: as `s3.hedge_after_ms`, where 0 is never.
     pub fn new(after_ms: u64) -> Self {
         let after = (after_ms > 0).then(|| Duration::from_millis(after_ms));
-        Self { after, earned: AtomicU32::new(EACH * SAVED) }
+        Self { after, credits: AtomicU32::new(COST * MAX_SAVED) }
     }
 
-    /// Asks once, and once more when that takes long; `hedged` is called then.
+    /// Sends a request, and a second one when the first is late; `hedged` is called then.
     ///
     /// # Errors
-    /// What says something of the object itself, at once; what may pass, when both have failed.
-    pub async fn ask<T, F>(&self, ask: impl Fn() -> F, hedged: impl FnOnce()) -> Result<T>
+    /// A permanent error of either request at once, a transient one when both have failed.
+    pub async fn request<T, F>(&self, send: impl Fn() -> F, hedged: impl FnOnce()) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         let Some(after) = self.after else {
-            return ask().await;
+            return send().await;
         };
         self.earn();
-        let mut first = pin!(ask());
+        let mut first = pin!(send());
         if let Ok(answer) = timeout(after, &mut first).await {
             return answer;
         }
@@ -54,7 +54,7 @@ impl Hedge {
             return first.await;
         }
         hedged();
-        let second = pin!(ask());
+        let second = pin!(send());
         let (answer, other) = match select(first, second).await {
             Either::Left((answer, other)) => (answer, Either::Left(other)),
             Either::Right((answer, other)) => (answer, Either::Right(other)),
@@ -66,14 +66,14 @@ impl Hedge {
     }
 
     fn earn(&self) {
-        let more = |earned: u32| (earned < EACH * SAVED).then_some(earned + 1);
+        let more = |credits: u32| (credits < COST * MAX_SAVED).then_some(credits + 1);
         // It is full where this fails.
-        let _ = self.earned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let _ = self.credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     fn spend(&self) -> bool {
-        let less = |earned: u32| earned.checked_sub(EACH);
-        self.earned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+        let less = |credits: u32| credits.checked_sub(COST);
+        self.credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
                 ends.map_err(|kind| Error::new(kind, "failed"))
             }
         };
-        let answer = hedge.ask(ask, || hedges.set(hedges.get() + 1)).await;
+        let answer = hedge.request(ask, || hedges.set(hedges.get() + 1)).await;
         assert_eq!(hedges.get() + 1, requests.get());
         (answer, requests.get())
     }
@@ -179,7 +179,7 @@ mod tests {
         for _ in 0..300 {
             requests += asked(&hedge, &[(Late, Ok("a")), (Late, Ok("b"))]).await.1;
         }
-        let most = (SAVED + 300 / EACH) as usize;
+        let most = (MAX_SAVED + 300 / COST) as usize;
         assert!((300 + most / 2..=300 + most).contains(&requests), "{requests}");
     }
 }

@@ -1,16 +1,17 @@
-//! The model in use, and the one that takes its place.
+//! The serving model, and the next one.
 //!
-//! Images meet a model when they are decoded, for its size, and carry it from there: a batch is of
-//! one model, and each stage behind changes its half of the engine when the first batch of another
-//! comes. Before `decode` turns to the next model all that it has begun is through, so that no
-//! image of an older one comes after one of a newer.
+//! An image is decoded for a model, at its size, and carries it from there: a batch is of one model,
+//! and each stage behind changes its half of the engine when the first batch of another model comes.
+//! Before the decoder swaps to the next model it finishes what it has begun, so that no image of an
+//! older model comes after one of a newer.
 
 pub mod reload;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::DecodeMode;
@@ -21,19 +22,19 @@ use crate::message::Identity;
 use crate::telemetry::Metrics;
 use opentelemetry::KeyValue;
 
-/// Inputs that go round: one is filled, one is full and waits, one is encoded.
-const INPUTS: usize = 3;
+/// Pixel buffers that go round: one is filled, one is full and waits, one is encoded.
+const BUFFERS: usize = 3;
 
 /// A loaded bundle, for all stages.
 pub struct Model {
-    /// Names it in records, which outlive everything else of it.
+    /// Shared with records, which outlive the model.
     pub identity: Arc<Identity>,
     pub preprocessor: Preprocessor,
-    /// Until the stages that run them fetch them.
+    /// Until the stages that run them take them.
     encoder: Mutex<Option<Encoder>>,
     writer: Mutex<Option<Writer>>,
-    /// Room for batches that is free.
-    inputs: tokio::sync::Mutex<mpsc::Receiver<Pixels>>,
+    /// Free pixel buffers.
+    buffers: tokio::sync::Mutex<mpsc::Receiver<Pixels>>,
     give_back: mpsc::Sender<Pixels>,
 }
 
@@ -41,8 +42,8 @@ impl Model {
     /// # Errors
     /// As [`Engine::pixels`].
     pub fn new(engine: Engine, mode: DecodeMode) -> Result<Self> {
-        let (give_back, inputs) = mpsc::channel(INPUTS);
-        for _ in 0..INPUTS {
+        let (give_back, buffers) = mpsc::channel(BUFFERS);
+        for _ in 0..BUFFERS {
             // There is room for all of them.
             let _ = give_back.try_send(engine.pixels()?);
         }
@@ -54,28 +55,28 @@ impl Model {
             preprocessor,
             encoder: Mutex::new(Some(encoder)),
             writer: Mutex::new(Some(writer)),
-            inputs: tokio::sync::Mutex::new(inputs),
+            buffers: tokio::sync::Mutex::new(buffers),
             give_back,
         })
     }
 
-    /// Room for a batch, as soon as there is some.
-    pub async fn input(&self) -> Result<Pixels> {
-        let free = self.inputs.lock().await.recv().await;
-        free.ok_or_else(|| Error::new(ErrorKind::Internal, "the inputs of batches are gone"))
+    /// Waits for a free pixel buffer.
+    pub async fn buffer(&self) -> Result<Pixels> {
+        let free = self.buffers.lock().await.recv().await;
+        free.ok_or_else(|| Error::new(ErrorKind::Internal, "the pixel buffers are gone"))
     }
 
-    /// The batch in `pixels` is encoded.
+    /// Frees a pixel buffer.
     pub fn give_back(&self, pixels: Pixels) {
         let _ = self.give_back.try_send(pixels);
     }
 
     pub fn take_encoder(&self) -> Option<Encoder> {
-        lock(&self.encoder).take()
+        self.encoder.lock().take()
     }
 
     pub fn take_writer(&self) -> Option<Writer> {
-        lock(&self.writer).take()
+        self.writer.lock().take()
     }
 }
 
@@ -85,13 +86,13 @@ impl fmt::Debug for Model {
     }
 }
 
-/// The model that images are decoded for, and one that waits for its turn.
+/// The model that images are decoded for, and the next one.
 #[derive(Debug)]
 pub struct Models {
     serving: Mutex<Arc<Model>>,
     next: Mutex<Option<Arc<Model>>>,
-    offered: Notify,
-    turns: AtomicU64,
+    next_changed: Notify,
+    generation: AtomicU64,
 }
 
 impl Models {
@@ -99,56 +100,55 @@ impl Models {
         Self {
             serving: Mutex::new(Arc::new(model)),
             next: Mutex::default(),
-            offered: Notify::new(),
-            turns: AtomicU64::new(0),
+            next_changed: Notify::new(),
+            generation: AtomicU64::new(0),
         }
     }
 
     pub fn serving(&self) -> Arc<Model> {
-        Arc::clone(&lock(&self.serving))
+        Arc::clone(&self.serving.lock())
     }
 
-    /// How often another model has come into use.
-    pub fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
+    /// How often the serving model was swapped.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
-    /// To be used next, instead of one that was offered before and is not yet.
-    pub fn offer(&self, model: Model) {
-        *lock(&self.next) = Some(Arc::new(model));
-        self.offered.notify_one();
+    /// Sets the next model; replaces one that does not serve yet.
+    pub fn set_next(&self, model: Model) {
+        *self.next.lock() = Some(Arc::new(model));
+        self.next_changed.notify_one();
     }
 
-    /// Comes back when a model was offered.
-    pub async fn offered(&self) {
-        self.offered.notified().await;
+    /// Waits until there is a next model.
+    pub async fn next_changed(&self) {
+        self.next_changed.notified().await;
     }
 
-    /// Turns to the model that was offered, if there is one: the new one.
-    pub fn turn(&self) -> Option<Arc<Model>> {
-        let next = lock(&self.next).take()?;
-        *lock(&self.serving) = Arc::clone(&next);
-        self.turns.fetch_add(1, Ordering::Relaxed);
+    /// Makes the next model the serving one, and returns it; None where there is no next one.
+    pub fn swap(&self) -> Option<Arc<Model>> {
+        let next = self.next.lock().take()?;
+        *self.serving.lock() = Arc::clone(&next);
+        self.generation.fetch_add(1, Ordering::Relaxed);
         Some(next)
     }
 }
 
-/// A stage's half of the engine of the model in use.
-pub struct Half<H> {
-    /// Whose it is, and the half.
+/// A stage's half of the engine, of one model at a time.
+pub struct EngineSlot<H> {
     held: Option<(Arc<Identity>, H)>,
     take: fn(&Model) -> Option<H>,
 }
 
-impl<H> Half<H> {
+impl<H> EngineSlot<H> {
     pub fn new(take: fn(&Model) -> Option<H>) -> Self {
         Self { held: None, take }
     }
 
-    /// The half of `model`; that of another one is dropped first.
+    /// The half of `model`; the half of another model is dropped first.
     ///
     /// # Errors
-    /// `ErrorKind::Internal` for a model that was in use before.
+    /// `ErrorKind::Internal` for a model that was replaced before.
     pub fn of(&mut self, model: &Model) -> Result<&mut H> {
         self.held.take_if(|(owner, _)| !Arc::ptr_eq(owner, &model.identity));
         if self.held.is_none() {
@@ -162,12 +162,8 @@ impl<H> Half<H> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Tells which model is in use, instead of the one before.
-pub fn tell(metrics: &Metrics, model: &Identity, before: Option<&Identity>) {
+/// Shows in metrics and log that `model` serves now, in place of `before`.
+pub fn announce(metrics: &Metrics, model: &Identity, before: Option<&Identity>) {
     let labels = |model: &Identity| {
         [
             KeyValue::new("digest", model.digest.clone()),

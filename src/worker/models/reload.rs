@@ -1,6 +1,5 @@
-//! The bundle in S3 is looked at again and again. One that has changed is fetched, loaded and tried
-//! beside the model in use, and offered to the stages (`models`). Whatever is wrong with it leaves
-//! the model in use where it is.
+//! Polls the bundle in S3. One that has changed is fetched, loaded and tried beside the serving model,
+//! and becomes the next model. A bundle that can't be used leaves the serving model where it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,37 +15,37 @@ use crate::s3::Store;
 use crate::telemetry::Metrics;
 use crate::worker::models::{Model, Models};
 
-/// What is stored must have stood still for so long: files are uploaded one after the other.
+/// How long a changed prefix must stay the same before it is fetched: files are uploaded one by one.
 const SETTLING: Duration = Duration::from_secs(5);
 
-pub struct Rollout {
+pub struct ModelReloader {
     pub config: Config,
     pub source: Source,
-    /// What was stored when the model in use was fetched.
+    /// The objects under the prefix when the serving model was fetched.
     pub seen: State,
     pub store: Store,
     pub models: Arc<Models>,
     pub metrics: Arc<Metrics>,
 }
 
-/// What became of a state of the store.
-enum Looked {
-    /// It is the model in use.
+/// Outcome of a check.
+enum Checked {
+    /// The bundle is the serving model.
     Same,
-    /// It was offered, by this digest.
+    /// The bundle with this digest is the next model.
     Changed(String),
 }
 
-impl Rollout {
-    /// Runs until it is dropped, or at once to its end where `model.reload_interval_ms` is 0.
+impl ModelReloader {
+    /// Runs until it is dropped; returns at once where `model.reload_interval_ms` is 0.
     pub async fn run(self) {
         let interval = Duration::from_millis(self.config.model.reload_interval_ms);
         if interval.is_zero() {
             return;
         }
-        // The state that needs no more looking at, and the one of the last look.
+        // The state that is dealt with, and the state at the last check.
         let (mut settled, mut last) = (self.seen.clone(), self.seen.clone());
-        // Workers that were started at once need not load at once.
+        // Workers that start together need not load together.
         let mut pause = interval.mul_f64(rand::rng().random_range(0.5..1.5));
         let mut digest = self.models.serving().identity.digest.clone();
         loop {
@@ -67,15 +66,15 @@ impl Rollout {
                 pause = SETTLING.min(interval);
                 continue;
             }
-            match self.look(&digest).await {
-                Ok(looked) => {
+            match self.check(&digest).await {
+                Ok(checked) => {
                     settled = state;
                     self.metrics.model_refused.record(0, &[]);
-                    if let Looked::Changed(offered) = looked {
+                    if let Checked::Changed(offered) = checked {
                         digest = offered;
                     }
                 }
-                // The store's fault, which is asked again.
+                // The store is at fault: check again.
                 Err(error) if !is_the_bundles(&error) => self.unread(&error),
                 Err(error) => {
                     settled = state;
@@ -84,18 +83,18 @@ impl Rollout {
                         path = self.source.uri(),
                         model = digest,
                         error = error.chain(),
-                        "the changed bundle can't be used; the worker goes on with its model"
+                        "the changed bundle can't be used; the worker keeps its model"
                     );
                 }
             }
         }
     }
 
-    /// Fetches what is stored, and offers it unless it is `digest`, which was offered last.
-    async fn look(&self, digest: &str) -> Result<Looked> {
+    /// Fetches the bundle, and makes it the next model unless its digest is `digest`.
+    async fn check(&self, digest: &str) -> Result<Checked> {
         let bundle = self.source.fetch(&self.store).await?;
         if bundle.digest() == digest {
-            return Ok(Looked::Same);
+            return Ok(Checked::Same);
         }
         tracing::info!(
             model = bundle.digest(),
@@ -112,15 +111,15 @@ impl Rollout {
             Error::new(ErrorKind::Internal, "loading a model panicked").because(error)
         })??;
         let offered = model.identity.digest.clone();
-        self.models.offer(model);
-        Ok(Looked::Changed(offered))
+        self.models.set_next(model);
+        Ok(Checked::Changed(offered))
     }
 
     fn unread(&self, error: &Error) {
         tracing::warn!(
             path = self.source.uri(),
             error = error.chain(),
-            "the bundle can't be looked at again; the worker goes on with its model"
+            "the bundle can't be checked; the worker keeps its model"
         );
     }
 }

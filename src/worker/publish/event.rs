@@ -1,19 +1,19 @@
 //! The publisher's inbox.
+//!
+//! The channel has no bound of its own: what is tracked in it and not yet committed is bounded by
+//! `limits.max_in_flight`, above which the consumer polls nothing.
 
+use crate::worker::exactly_once::in_flight::Permit;
+use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::Outcome;
 
-/// What the publisher is told.
-///
-/// The channel that carries it has no bound of its own: what is tracked in it and not yet
-/// committed is bounded by `limits.max_in_flight`, above which the consumer takes nothing in.
 #[derive(Debug)]
 pub enum Event {
     /// A message was polled; sent before any of its outcomes.
     Tracked {
-        partition: i32,
-        epoch: u64,
-        offset: i64,
+        message: MessageId,
         records: usize,
+        permit: Permit,
     },
     Finished(Vec<Outcome>),
     /// The partitions are about to go: commit what is finished, forget the rest, then answer.

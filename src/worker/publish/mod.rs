@@ -1,11 +1,12 @@
-//! Commits what is finished, on a thread of its own that owns the producer.
+//! Commits finished work, on a thread of its own that owns the producer.
 //!
 //! A transaction holds the captions, the dead letters and the offsets of the same messages. It
-//! begins only when all of that is there, so that it is open for milliseconds. What may be
-//! committed, and what becomes of it afterwards, `protocol` decides.
+//! begins only when all of that is there, so that it is open for milliseconds. `exactly_once` decides
+//! what may be committed, and what becomes of it afterwards.
 
 pub mod event;
 mod fencing;
+pub mod outbox;
 pub mod records;
 pub mod transaction;
 mod watchdog;
@@ -25,40 +26,46 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::Policy;
-use crate::worker::context::Shared;
-use crate::worker::exactly_once::ledger::Finished;
+use crate::worker::context::Context;
+use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
 use crate::worker::exactly_once::{self, Outcome as Ending, Protocol, Ready};
 use crate::worker::outcome::Outcome;
+use crate::worker::ownership::Ownership;
 use crate::worker::publish::event::Event;
 use crate::worker::publish::records::{Record, RecordWriter};
 use crate::worker::publish::transaction::{Failure, Transactor, WORRYING_FAILURES};
+use crate::worker::run::Run;
+use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::Sent;
-use crate::worker::telemetry::step::{Side, Step};
+use crate::worker::telemetry::step::{Step, WaitFor};
 
 pub struct Publisher {
-    pub inbox: Receiver<Event>,
-    pub shared: Arc<Shared>,
-    pub transactor: Transactor,
-    pub writer: RecordWriter,
-    pub input_topic: Arc<str>,
-    pub shutdown: CancellationToken,
+    inbox: Receiver<Event>,
+    ownership: Arc<Ownership>,
+    run: Arc<Run>,
+    observer: Arc<Observer>,
+    transactor: Transactor,
+    writer: RecordWriter,
+    input_topic: Arc<str>,
+    shutdown: CancellationToken,
     protocol: Protocol<Outcome>,
-    pace: Pace,
+    schedule: CommitSchedule,
     /// Transactions that failed in a row.
     failures: u32,
 }
 
-/// When the next transaction may begin: each costs the brokers the same, whatever it holds.
-struct Pace {
+/// When the next transaction may begin: each costs the brokers the same, however many records it
+/// holds.
+struct CommitSchedule {
     interval: Duration,
-    /// As many finished records do not wait.
+    /// Number of finished records that do not wait for the interval.
     enough: usize,
     next: Instant,
-    /// Records, and messages without any, that have finished since the last one.
+    /// Records, and messages without records, that have finished since the last transaction.
     finished: usize,
 }
 
-impl Pace {
+impl CommitSchedule {
     fn new(config: &Config) -> Self {
         Self {
             interval: Duration::from_millis(config.kafka.commit_interval_ms),
@@ -68,7 +75,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait for more, if there is anything to wait with.
+    /// How long to wait for more; None when there is nothing to commit, or no need to wait.
     fn wait(&self) -> Option<Duration> {
         let wait = self.next.saturating_duration_since(Instant::now());
         (self.finished > 0 && self.finished < self.enough && !wait.is_zero()).then_some(wait)
@@ -80,46 +87,56 @@ impl Pace {
     }
 }
 
-/// A transaction's contents.
+/// The content of a transaction.
 struct Commit {
-    finished: Vec<Finished<Instant>>,
+    /// The finished prefixes; their outcomes are `records`.
+    finished: Vec<FinishedPrefix<Outcome>>,
     records: Vec<Record>,
     offsets: TopicPartitionList,
     group: Arc<ConsumerGroupMetadata>,
 }
 
+impl Commit {
+    fn messages(&self) -> usize {
+        self.finished.iter().map(FinishedPrefix::messages).sum()
+    }
+}
+
 impl Publisher {
     pub fn new(
         config: &Config,
+        context: &Context,
         inbox: Receiver<Event>,
-        shared: Arc<Shared>,
         transactor: Transactor,
         writer: RecordWriter,
         shutdown: CancellationToken,
     ) -> Self {
+        let Context { ownership, run, observer, .. } = context.clone();
         Self {
             inbox,
-            shared,
+            ownership,
+            run,
+            observer,
             transactor,
             writer,
             input_topic: config.kafka.input_topic.as_str().into(),
             shutdown,
             protocol: Protocol::default(),
-            pace: Pace::new(config),
+            schedule: CommitSchedule::new(config),
             failures: 0,
         }
     }
 
-    /// Runs until it is told to close or the run fails.
+    /// Runs until `Event::Close` or until the run fails.
     pub fn run(mut self) -> Result<()> {
         let mut closing = false;
-        while !closing && !self.shared.has_failed() {
+        while !closing && !self.run.has_failed() {
             let idle = Instant::now();
-            let event = match self.pace.wait() {
+            let event = match self.schedule.wait() {
                 Some(wait) => self.inbox.recv_timeout(wait),
                 None => self.inbox.recv().map_err(RecvTimeoutError::from),
             };
-            self.shared.waited(Step::Publish, Side::Input, idle);
+            self.observer.waited(Step::Publish, WaitFor::Upstream, idle);
             match event {
                 Ok(event) => closing = self.apply(event)?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -128,7 +145,7 @@ impl Publisher {
             while !closing && let Ok(next) = self.inbox.try_recv() {
                 closing = self.apply(next)?;
             }
-            if !self.shared.has_failed() && (closing || self.pace.wait().is_none()) {
+            if !self.run.has_failed() && (closing || self.schedule.wait().is_none()) {
                 self.publish()?;
             }
         }
@@ -139,41 +156,33 @@ impl Publisher {
     /// Returns whether this was the last event.
     fn apply(&mut self, event: Event) -> Result<bool> {
         match event {
-            Event::Tracked { partition, epoch, offset, records } => {
-                let assignment = &self.shared.assignment;
-                let message = (partition, epoch, offset);
+            Event::Tracked { message, records, permit } => {
                 if records == 0 {
-                    self.pace.finished += 1;
+                    self.schedule.finished += 1;
                 }
-                self.shared.leave(self.protocol.track(assignment, message, records));
+                self.protocol.track(&self.ownership, message, records, permit);
             }
             Event::Finished(outcomes) => {
-                self.pace.finished += outcomes.len();
+                self.schedule.finished += outcomes.len();
                 for outcome in outcomes {
-                    let origin = outcome.origin();
-                    let message = (origin.partition(), origin.epoch(), origin.offset());
-                    let index = origin.index;
+                    let (message, index) = (outcome.origin.message_id(), outcome.origin.index);
                     if !self.protocol.finish(message, index, outcome) {
                         tracing::debug!(?message, index, "dropped a stale outcome");
                     }
                 }
             }
             Event::Revoked { partitions, done } => {
-                if !self.shared.has_failed() {
+                if !self.run.has_failed() {
                     self.publish()?;
                 }
-                self.forget(&partitions);
+                self.protocol.forget(&partitions);
                 // The consumer may have stopped waiting.
                 let _ = done.send(());
             }
-            Event::Lost { partitions } => self.forget(&partitions),
+            Event::Lost { partitions } => self.protocol.forget(&partitions),
             Event::Close => return Ok(true),
         }
         Ok(false)
-    }
-
-    fn forget(&mut self, partitions: &[i32]) {
-        self.shared.leave(self.protocol.forget(partitions));
     }
 
     /// Commits every finished prefix, if there is one.
@@ -188,23 +197,19 @@ impl Publisher {
             self.rebuild()?;
         }
         let started = Instant::now();
-        self.pace.began();
-        let assignment = &self.shared.assignment;
-        let still_owned = || exactly_once::is_owned(&commit.finished, assignment);
+        self.schedule.began();
+        let still_owned = || exactly_once::is_owned(&commit.finished, &self.ownership);
         let ended =
             self.transactor.run(&commit.records, &commit.offsets, &commit.group, still_owned);
-        self.shared.busy(Step::Publish, started);
-        for finished in &commit.finished {
-            self.shared.leave(finished.references);
-        }
+        self.observer.busy(Step::Publish, started);
         match ended {
             Ok(_) => {
                 self.failures = 0;
-                self.shared.health.set_recovered();
-                for finished in &commit.finished {
-                    self.writer.committed(finished.partition, finished.next_offset);
+                self.run.health.set_recovered();
+                for prefix in &commit.finished {
+                    self.writer.committed(prefix.partition, prefix.next_offset);
                 }
-                self.shared.slowest.commit(started.elapsed());
+                self.observer.slowest.commit(started.elapsed());
                 self.account(&commit, started);
                 self.end_spans(commit, started, None);
                 Ok(())
@@ -222,57 +227,41 @@ impl Publisher {
     }
 
     fn end_spans(&self, commit: Commit, began: Instant, failed: Option<&Error>) {
-        let messages = commit.finished.iter().map(|finished| finished.messages).sum();
+        let messages = commit.messages();
         let (delivered, ended) = (self.transactor.delivered(), Instant::now());
         let kind = failed.map(Error::kind);
         let topics = commit.records.chunk_by(|left, right| left.topic == right.topic);
         let counts = topics.filter_map(|topic| Some((&topic.first()?.topic, topic.len())));
-        self.shared.conventional.ended(counts, ended - began, kind);
+        self.observer.semconv.ended(counts, ended - began, kind);
         let spans = commit.records.into_iter().map(|record| record.spans);
-        self.shared.spans.ended(spans, messages, Sent { began, delivered, ended, failed });
+        self.observer.spans.ended(spans, messages, Sent { began, delivered, ended, failed });
     }
 
     /// Takes what is finished and still owned, and makes records of it.
     fn prepare(&mut self) -> Result<Option<Commit>> {
-        let (ready, dropped) = self.protocol.prepare(&self.shared.assignment);
-        self.shared.leave(dropped);
-        let Some(Ready { finished: taken, group }) = ready else {
+        let Some(Ready { mut finished, group }) = self.protocol.prepare(&self.ownership) else {
             return Ok(None);
         };
         let Some(group) = group else {
             return Err(Error::new(ErrorKind::Internal, "work was finished without a group"));
         };
-        let mut commit = Commit {
-            finished: Vec::with_capacity(taken.len()),
-            records: Vec::new(),
-            offsets: TopicPartitionList::with_capacity(taken.len()),
-            group,
-        };
-        for part in taken {
-            let offset = Offset::Offset(part.next_offset);
-            commit
-                .offsets
-                .add_partition_offset(&self.input_topic, part.partition, offset)
-                .map_err(|error| {
+        let mut offsets = TopicPartitionList::with_capacity(finished.len());
+        let mut records = Vec::new();
+        for prefix in &mut finished {
+            let offset = Offset::Offset(prefix.next_offset);
+            offsets.add_partition_offset(&self.input_topic, prefix.partition, offset).map_err(
+                |error| {
                     Error::new(ErrorKind::Internal, "an offset can't be committed").because(error)
-                })?;
-            let mut polled = Vec::with_capacity(part.outcomes.len());
-            for outcome in part.outcomes {
-                polled.push(outcome.origin().message.polled);
-                commit.records.push(self.writer.record(outcome)?);
+                },
+            )?;
+            for outcome in std::mem::take(&mut prefix.outcomes) {
+                records.push(self.writer.record(outcome)?);
             }
-            commit.finished.push(Finished {
-                partition: part.partition,
-                epoch: part.epoch,
-                next_offset: part.next_offset,
-                messages: part.messages,
-                references: part.references,
-                outcomes: polled,
-            });
         }
-        Ok(Some(commit))
+        Ok(Some(Commit { finished, records, offsets, group }))
     }
 
+    /// Counts and logs a committed transaction.
     fn account(&self, commit: &Commit, started: Instant) {
         let mut codes: BTreeMap<&'static str, u64> = BTreeMap::new();
         for kind in commit.records.iter().filter_map(|record| record.code) {
@@ -280,39 +269,21 @@ impl Publisher {
         }
         let dead_letters: u64 = codes.values().sum();
         let captions = commit.records.len() as u64 - dead_letters;
-        let Shared { tally, metrics, conventional, .. } = &*self.shared;
+        let Observer { tally, metrics, .. } = &*self.observer;
         tally.captions.fetch_add(captions, Ordering::Relaxed);
         tally.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);
         tally.transactions.fetch_add(1, Ordering::Relaxed);
-        let messages: usize = commit.finished.iter().map(|finished| finished.messages).sum();
-        tally.answered.fetch_add(messages as u64, Ordering::Relaxed);
+        tally.answered.fetch_add(commit.messages() as u64, Ordering::Relaxed);
         metrics.captions.add(captions, &[]);
         for (code, count) in codes {
             metrics.dead_letters.add(count, &[KeyValue::new("code", code)]);
         }
         metrics.transactions.add(1, &[KeyValue::new("outcome", "committed")]);
-        let polled = commit.finished.iter().flat_map(|finished| &finished.outcomes);
-        for (polled, record) in polled.zip(&commit.records) {
-            let took = polled.elapsed();
-            metrics.latency(took.as_secs_f64(), record.spans.process());
-            conventional.processed(took, record.code);
-            if let Some(code) = record.code {
-                let _in_trace = record.in_trace();
-                let (partition, offset, index) = record.source;
-                tracing::info!(
-                    partition,
-                    offset,
-                    index,
-                    code = code.code(),
-                    "dead letter committed"
-                );
-            }
+        for record in &commit.records {
+            self.account_record(record);
         }
-        let offsets: BTreeMap<i32, i64> = commit
-            .finished
-            .iter()
-            .map(|finished| (finished.partition, finished.next_offset))
-            .collect();
+        let next = |prefix: &FinishedPrefix<Outcome>| (prefix.partition, prefix.next_offset);
+        let offsets: BTreeMap<i32, i64> = commit.finished.iter().map(next).collect();
         tracing::info!(
             captions,
             dead_letters,
@@ -322,15 +293,28 @@ impl Publisher {
         );
     }
 
-    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind. Goes
-    /// on for as long as it takes: a topic that is full, read-only or short of replicas, and
-    /// brokers that are away, are mended by others.
+    fn account_record(&self, record: &Record) {
+        let took = record.polled.elapsed();
+        self.observer.metrics.latency(took.as_secs_f64(), record.spans.process());
+        self.observer.semconv.processed(took, record.code);
+        let Some(code) = record.code else {
+            return;
+        };
+        let _in_trace = record.in_trace();
+        let MessageId { partition, offset, .. } = record.message;
+        let (index, code) = (record.index, code.code());
+        tracing::info!(partition, offset, index, code, "dead letter committed");
+    }
+
+    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind. Takes as
+    /// long as it must: others mend a topic that is full, read-only or short of replicas, and
+    /// brokers that are away.
     fn recover(&mut self, failure: Failure) -> Result<()> {
         self.failures = self.failures.saturating_add(1);
-        self.shared.leave(self.protocol.end(&self.shared.assignment, failure.outcome));
+        self.protocol.end(&self.ownership, failure.outcome);
         let Failure { outcome, error } = failure;
         let outcome = if outcome == Ending::Aborted { "aborted" } else { "fatal" };
-        self.shared.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
+        self.observer.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
         tracing::warn!(
             outcome,
             error = error.chain(),
@@ -340,19 +324,19 @@ impl Publisher {
         if !self.transactor.is_ready() {
             self.rebuild()?;
         }
-        // Whatever call has waited for brokers has come back.
-        self.shared.health.set_recovered();
+        // A call that waited for brokers has come back.
+        self.run.health.set_recovered();
         if self.failures >= WORRYING_FAILURES {
-            self.shared.health.set_troubled("transactions fail");
+            self.run.health.set_troubled("transactions fail");
         }
         self.pause();
-        self.protocol.settle(&self.shared.assignment);
+        self.protocol.settle(&self.ownership);
         Ok(())
     }
 
     fn rebuild(&mut self) -> Result<()> {
-        let (shared, shutdown) = (&self.shared, &self.shutdown);
-        self.transactor.replace(|| shared.has_failed() || shutdown.is_cancelled())
+        let (run, shutdown) = (&self.run, &self.shutdown);
+        self.transactor.replace(|| run.has_failed() || shutdown.is_cancelled())
     }
 
     /// Longer after each failure in a row.

@@ -1,12 +1,13 @@
-//! Outcomes to records: what is written to the output and the dead-letter topic.
+//! Outcomes to records of the output topic and the dead-letter topic.
 //!
-//! A record that is larger than its topic takes would fail its transaction again and again, so each
-//! is made to fit here: a caption that does not fit becomes a dead letter, a dead letter leaves out
-//! the original bytes, which are still at its source offset. The producer's own limit is known; a
-//! topic's is learned from its refusals, since it may be changed while the worker runs.
+//! A record above its topic's size limit would fail its transaction again and again, so each is made
+//! to fit here: a caption that does not fit becomes a dead letter, a dead letter leaves out the
+//! original bytes, which are still at its source offset. The producer's own limit is known; a
+//! topic's limit is learned from its refusals, since it may change while the worker runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use opentelemetry::ContextGuard;
 
@@ -14,7 +15,7 @@ use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header};
 use crate::registry::{Encoder, Kind, Registry};
-use crate::worker::models::Models;
+use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::{Captioned, Failed, Origin, Outcome};
 use crate::worker::telemetry::spans::{Sending, attach};
 
@@ -23,25 +24,26 @@ const MAX_BYTES: usize = 1_000_000;
 /// Room for headers and framing.
 const MARGIN: usize = 4096;
 
-/// Partition, offset and index of the reference that a record answers.
-pub type Source = (i32, i64, usize);
-
 /// A record, ready to be produced.
 #[derive(Debug)]
 pub struct Record {
-    pub source: Source,
+    /// The message that it answers, and the index of the reference in it.
+    pub message: MessageId,
+    pub index: usize,
+    /// When that message was polled.
+    pub polled: Instant,
     pub topic: Arc<str>,
     /// The reference's own key.
     pub key: Option<Vec<u8>>,
     pub payload: Vec<u8>,
     pub headers: Vec<(&'static str, Vec<u8>)>,
-    /// What a dead letter is for; None for a caption.
+    /// The error of a dead letter; None for a caption.
     pub code: Option<ErrorKind>,
     pub spans: Sending,
 }
 
 impl Record {
-    /// What is logged until the guard is dropped belongs to the trace that this record carries.
+    /// Log lines belong to the trace that this record carries until the guard is dropped.
     pub fn in_trace(&self) -> ContextGuard {
         let carried = self.headers.iter().find(|(name, _)| *name == message::TRACEPARENT);
         let text = carried.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
@@ -53,7 +55,7 @@ impl Record {
     }
 }
 
-/// How captions and dead letters are written.
+/// The encoders of captions and dead letters.
 #[derive(Debug)]
 pub struct Encoders {
     captions: Encoder,
@@ -71,38 +73,36 @@ impl Encoders {
     }
 }
 
-/// Knows the topics and the models.
+/// Partition, offset and index of a reference.
+type Source = (i32, i64, usize);
+
 #[derive(Debug)]
 pub struct RecordWriter {
     captions: Arc<str>,
     dead_letters: Arc<str>,
-    models: Arc<Models>,
     encoders: Encoders,
-    embeddings: bool,
     max_bytes: usize,
     /// How often a record for this reference was too large for its topic.
     refused: BTreeMap<Source, u32>,
 }
 
 impl RecordWriter {
-    pub fn new(config: &Config, models: Arc<Models>, encoders: Encoders) -> Self {
+    pub fn new(config: &Config, encoders: Encoders) -> Self {
         let limit = config.kafka.properties.get("message.max.bytes");
         Self {
             captions: config.kafka.output_topic.as_str().into(),
             dead_letters: config.kafka.dead_letter_topic.as_str().into(),
-            models,
             encoders,
-            embeddings: config.model.embeddings,
             max_bytes: limit.and_then(|text| text.trim().parse().ok()).unwrap_or(MAX_BYTES),
             refused: BTreeMap::new(),
         }
     }
 
-    /// Notes that the topic of `record` does not take a record of its size: the next one for the
-    /// same reference will be smaller.
+    /// Notes that the topic of `record` refuses a record of its size: the next record for the same
+    /// reference will be smaller.
     pub fn refuse(&mut self, record: &Record) {
         let _in_trace = record.in_trace();
-        let (partition, offset, index) = record.source;
+        let (partition, offset, index) = source(record.message, record.index);
         tracing::warn!(
             partition,
             offset,
@@ -111,7 +111,7 @@ impl RecordWriter {
             bytes = record.payload.len(),
             "a record is too large for its topic"
         );
-        *self.refused.entry(record.source).or_default() += 1;
+        *self.refused.entry((partition, offset, index)).or_default() += 1;
     }
 
     /// Forgets the references below the committed offset of `partition`.
@@ -120,39 +120,48 @@ impl RecordWriter {
     }
 
     fn refusals(&self, origin: &Origin) -> u32 {
-        self.refused.get(&source(origin)).copied().unwrap_or(0)
+        let source = source(origin.message_id(), origin.index);
+        self.refused.get(&source).copied().unwrap_or(0)
     }
 
+    /// # Errors
+    /// `ErrorKind::Internal` for an outcome that its schema does not allow.
     pub fn record(&self, outcome: Outcome) -> Result<Record> {
-        match outcome {
-            Outcome::Captioned(captioned) => self.caption(*captioned),
-            Outcome::Failed(failed) => {
-                let Failed { origin, request, stage, error, attempts } = *failed;
-                self.dead_letter(&origin, request.as_ref(), &error, (stage, attempts.max(1)))
+        let Outcome { origin, request, answer } = outcome;
+        match (answer, &request) {
+            (Ok(captioned), Some(request)) => self.caption(&origin, request, &captioned),
+            (Ok(_), None) => {
+                Err(Error::new(ErrorKind::Internal, "a caption of a message that names no image"))
             }
+            (Err(failed), request) => self.dead_letter(&origin, request.as_ref(), &failed),
         }
     }
 
-    fn caption(&self, captioned: Captioned) -> Result<Record> {
-        let Captioned { origin, request, object, content_type, width, height, caption, model } =
+    fn caption(
+        &self,
+        origin: &Origin,
+        request: &ImageRequest,
+        captioned: &Captioned,
+    ) -> Result<Record> {
+        let Captioned { object, content_type, width, height, text, score, embedding, model } =
             captioned;
         let position = &origin.message.position;
-        let etag = object.etag.or_else(|| request.etag.clone());
+        let etag = object.etag.as_ref().or(request.etag.as_ref());
         let record = CaptionRecord {
-            version_id: object.version_id.or_else(|| request.version_id.clone()),
-            etag: etag.clone(),
-            content_type: content_type.to_owned(),
-            width,
-            height,
-            caption: caption.text,
-            score: caption.score,
-            embedding: self.embeddings.then_some(caption.embedding),
-            ..CaptionRecord::new(position, &request, &model)
+            version_id: object.version_id.as_ref().or(request.version_id.as_ref()).cloned(),
+            etag: etag.cloned(),
+            content_type: (*content_type).to_owned(),
+            width: *width,
+            height: *height,
+            caption: text.clone(),
+            score: *score,
+            embedding: embedding.clone(),
+            ..CaptionRecord::new(position, request, model)
         };
         let payload = self.encoders.captions.encode(&record)?;
         let key = origin.message.original.key.clone();
         let fits = self.fits(key.as_deref(), &payload);
-        if !fits || self.refusals(&origin) > 0 {
+        if !fits || self.refusals(origin) > 0 {
             let error = Error::new(
                 ErrorKind::RecordTooLarge,
                 "the caption does not fit into a message with these attributes",
@@ -163,29 +172,40 @@ impl RecordWriter {
             } else {
                 error.with("limit", self.max_bytes)
             };
-            return self.dead_letter(&origin, Some(&request), &error, (Stage::Caption, 1));
+            let (stage, model) = (Stage::Caption, Arc::clone(model));
+            let failed = Failed { stage, error, attempts: 1, model };
+            return self.dead_letter(origin, Some(request), &failed);
         }
         let sent = (key.as_deref(), payload.len());
         let (trace, spans) =
             Sending::begin(&origin.message, &origin.trace, &self.captions, sent, None);
         let mut headers = header::of(position, origin.index, &trace);
         if let Some(tag) = etag {
-            headers.push((header::ETAG, tag.into_bytes()));
+            headers.push((header::ETAG, tag.as_bytes().to_vec()));
         }
         headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));
-        let (source, topic) = (source(&origin), Arc::clone(&self.captions));
-        Ok(Record { source, topic, key, payload, headers, code: None, spans })
+        Ok(Record {
+            message: origin.message_id(),
+            index: origin.index,
+            polled: origin.message.polled,
+            topic: Arc::clone(&self.captions),
+            key,
+            payload,
+            headers,
+            code: None,
+            spans,
+        })
     }
 
     fn dead_letter(
         &self,
         origin: &Origin,
         request: Option<&ImageRequest>,
-        error: &Error,
-        tried: (Stage, u32),
+        Failed { stage, error, attempts, model }: &Failed,
     ) -> Result<Record> {
         let message = &origin.message;
         let original = &message.original;
+        let tried = (*stage, (*attempts).max(1));
         let mut letter =
             DeadLetter::new(&message.position, origin.index, request, error, tried, original);
         let mut key = original.key.clone();
@@ -204,11 +224,18 @@ impl RecordWriter {
             Sending::begin(message, &origin.trace, &self.dead_letters, sent, Some(error));
         let mut headers = header::of(&message.position, origin.index, &trace);
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
-        let digest = self.models.serving().identity.digest.as_bytes().to_vec();
-        headers.push((header::MODEL_DIGEST, digest));
-        let (source, code) = (source(origin), Some(error.kind()));
-        let topic = Arc::clone(&self.dead_letters);
-        Ok(Record { source, topic, key, payload, headers, code, spans })
+        headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));
+        Ok(Record {
+            message: origin.message_id(),
+            index: origin.index,
+            polled: message.polled,
+            topic: Arc::clone(&self.dead_letters),
+            key,
+            payload,
+            headers,
+            code: Some(error.kind()),
+            spans,
+        })
     }
 
     fn fits(&self, key: Option<&[u8]>, payload: &[u8]) -> bool {
@@ -217,6 +244,6 @@ impl RecordWriter {
     }
 }
 
-fn source(origin: &Origin) -> Source {
-    (origin.partition(), origin.offset(), origin.index)
+fn source(MessageId { partition, offset, .. }: MessageId, index: usize) -> Source {
+    (partition, offset, index)
 }

@@ -1,6 +1,65 @@
-//! What one run of the worker tells about itself: its spans, and the metrics by the messaging
-//! conventions.
+//! What one run of the worker tells about itself: counts, times of its stages, spans, and the
+//! metrics by the messaging conventions.
 
 pub mod semconv;
 pub mod spans;
 pub mod step;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Meter;
+use opentelemetry_sdk::trace::SdkTracer;
+
+use crate::config::Kafka;
+use crate::telemetry::Metrics;
+use crate::worker::deadlines::Slowest;
+use crate::worker::telemetry::semconv::SemanticMetrics;
+use crate::worker::telemetry::spans::Spans;
+use crate::worker::telemetry::step::{Step, Tally, WaitFor};
+
+/// Shared by the stages of one run.
+#[derive(Debug)]
+pub struct Observer {
+    pub metrics: Arc<Metrics>,
+    /// Makes the spans of references.
+    pub spans: Spans,
+    /// Pushed to a collector under the conventions' names.
+    pub semconv: SemanticMetrics,
+    pub tally: Tally,
+    pub slowest: Slowest,
+}
+
+impl Observer {
+    /// Without a `tracer` no spans are made, without a `meter` nothing is pushed.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        tracer: Option<SdkTracer>,
+        meter: Option<Meter>,
+        kafka: &Kafka,
+    ) -> Self {
+        Self {
+            metrics,
+            spans: Spans::new(tracer, kafka),
+            semconv: SemanticMetrics::new(meter, kafka),
+            tally: Tally::default(),
+            slowest: Slowest::default(),
+        }
+    }
+
+    /// Adds the time since `since` to what `step` was busy.
+    pub fn busy(&self, step: Step, since: Instant) {
+        let elapsed = since.elapsed();
+        self.tally.busy(step, elapsed);
+        let attributes = [KeyValue::new("stage", step.name())];
+        self.metrics.busy_seconds.add(elapsed.as_secs_f64(), &attributes);
+    }
+
+    /// Adds the time since `since` to what `step` waited for one of its neighbours.
+    pub fn waited(&self, step: Step, neighbour: WaitFor, since: Instant) {
+        let attributes =
+            [KeyValue::new("stage", step.name()), KeyValue::new("for", neighbour.name())];
+        self.metrics.waiting_seconds.add(since.elapsed().as_secs_f64(), &attributes);
+    }
+}

@@ -18,7 +18,7 @@ const BOUNDARIES: [f64; 14] =
 
 /// The instruments; nothing where none are pushed.
 #[derive(Debug)]
-pub struct Conventional(Option<Instruments>);
+pub struct SemanticMetrics(Option<Instruments>);
 
 #[derive(Debug)]
 struct Instruments {
@@ -30,7 +30,7 @@ struct Instruments {
     process: Histogram<f64>,
 }
 
-impl Conventional {
+impl SemanticMetrics {
     /// Instruments of `meter`; none without one.
     pub fn new(meter: Option<Meter>, kafka: &Kafka) -> Self {
         Self(meter.map(|meter| {

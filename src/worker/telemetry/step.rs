@@ -1,9 +1,9 @@
-//! The stages of the flow by name, and what the run has counted.
+//! The stages by name, and the counts of a run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The steps of the flow, in its order.
+/// The stages in the order of the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Consume,
@@ -15,20 +15,21 @@ pub enum Step {
     Publish,
 }
 
-/// What a step waits for.
+/// The neighbour that a stage waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Work: the step before is slower.
-    Input,
-    /// Room: the step behind is slower.
-    Output,
+pub enum WaitFor {
+    /// There is no work: the stage before is slower.
+    Upstream,
+    /// There is no room: the stage behind is slower.
+    Downstream,
 }
 
-impl Side {
+impl WaitFor {
+    /// Stable name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Input => "input",
-            Self::Output => "output",
+            Self::Upstream => "input",
+            Self::Downstream => "output",
         }
     }
 }
@@ -44,7 +45,7 @@ impl Step {
         Self::Publish,
     ];
 
-    /// Stable name: it stands in metrics and reports.
+    /// Stable name in metrics and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Consume => "consume",
@@ -58,7 +59,7 @@ impl Step {
     }
 }
 
-/// What the run has done so far.
+/// Counts since the start of the run.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub messages: AtomicU64,
@@ -68,10 +69,18 @@ pub struct Tally {
     pub transactions: AtomicU64,
     /// Messages whose offsets are committed.
     pub answered: AtomicU64,
-    pub busy_nanos: [AtomicU64; Step::ALL.len()],
+    busy_nanos: [AtomicU64; Step::ALL.len()],
 }
 
 impl Tally {
+    pub fn busy(&self, step: Step, elapsed: Duration) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(total) = self.busy_nanos.get(step as usize) {
+            total.fetch_add(nanos, Ordering::Relaxed);
+        }
+    }
+
+    /// Busy time of each stage, summed over its threads.
     pub fn stages(&self) -> Vec<(&'static str, Duration)> {
         let times = self.busy_nanos.iter();
         let nanos = times.map(|total| Duration::from_nanos(total.load(Ordering::Relaxed)));

@@ -11,7 +11,8 @@ use super::broker::{
 };
 use super::{Mistake, Seen};
 use crate::worker::exactly_once::assignment::{Assignment, Polled};
-use crate::worker::exactly_once::ledger::{Finished, references};
+use crate::worker::exactly_once::in_flight::{InFlight, Permit};
+use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
 use crate::worker::exactly_once::{Outcome, Protocol, Ready, is_owned};
 
 /// References in hand above which nothing is polled.
@@ -20,8 +21,8 @@ const MOST_IN_FLIGHT: usize = 6;
 /// What the publisher is told.
 #[derive(Debug)]
 enum Event {
-    Tracked((i32, u64, i64), usize),
-    Finished((i32, u64, i64), usize),
+    Tracked(MessageId, usize, Permit),
+    Finished(MessageId, usize),
     Revoked(Vec<i32>),
     Lost(Vec<i32>),
 }
@@ -32,7 +33,7 @@ enum Publishing {
     Idle,
     /// A transaction is under way: 0 to produce, 1 to send offsets, 2 to commit.
     Open {
-        finished: Vec<Finished<Record>>,
+        finished: Vec<FinishedPrefix<Record>>,
         group: Membership,
         next: u8,
     },
@@ -56,14 +57,11 @@ pub struct Worker {
     revoking: Option<Vec<i32>>,
     answered: bool,
     inbox: VecDeque<Event>,
-    /// Polled and tracked, and not yet handed to the stages.
-    unhanded: VecDeque<((i32, u64, i64), usize)>,
-    /// Partition, epoch, offset and index of what the stages hold.
-    stages: Vec<((i32, u64, i64), usize)>,
-    /// References polled and not yet committed or dropped, and those of them that the transaction
-    /// under way holds.
-    in_flight: usize,
-    committing: usize,
+    /// The channel to the stages: message and index of each record.
+    queue: VecDeque<(MessageId, usize)>,
+    /// Message and index of each record that the stages hold.
+    stages: Vec<(MessageId, usize)>,
+    in_flight: InFlight,
     is_paused: bool,
     /// The producer's epoch.
     producer: Option<u32>,
@@ -88,10 +86,9 @@ impl Worker {
             revoking: None,
             answered: false,
             inbox: VecDeque::new(),
-            unhanded: VecDeque::new(),
+            queue: VecDeque::new(),
             stages: Vec::new(),
-            in_flight: 0,
-            committing: 0,
+            in_flight: InFlight::default(),
             is_paused: false,
             producer: Some(broker.init_transactions(id)),
             publishing: Publishing::Idle,
@@ -147,7 +144,7 @@ impl Worker {
         if !faults || random.random_range(0..4) != 0 {
             self.rewind(broker);
         }
-        self.hand_over(random);
+        self.receive(random);
         self.balance();
         if random.random::<bool>()
             && let Some(callback) = self.callbacks.pop_front()
@@ -170,43 +167,37 @@ impl Worker {
             // read before it.
             let again = faults && random.random_range(0..50) == 0;
             self.fetch(broker, partition, again);
-            if self.in_flight >= MOST_IN_FLIGHT {
+            if self.in_flight.references() >= MOST_IN_FLIGHT {
                 break;
             }
         }
     }
 
-    /// The stages take some of what waits for them; what is stale falls away.
-    fn hand_over(&mut self, random: &mut SmallRng) {
+    /// The stages take some of what waits for them, and drop what is stale.
+    fn receive(&mut self, random: &mut SmallRng) {
         for _ in 0..random.random_range(0..4) {
-            let Some(record) = self.unhanded.pop_front() else {
+            let Some(record) = self.queue.pop_front() else {
                 return;
             };
-            let (partition, epoch, _) = record.0;
-            if self.assignment.is_current(partition, epoch) {
+            if self.assignment.is_current(record.0.partition, record.0.epoch) {
                 self.stages.push(record);
             }
         }
     }
 
     fn balance(&mut self) {
-        let is_full = self.in_flight >= MOST_IN_FLIGHT || !self.unhanded.is_empty();
+        let is_full = self.in_flight.references() >= MOST_IN_FLIGHT;
         if is_full || self.assignment.is_suspended() {
             self.is_paused = true;
-        } else if self.in_flight <= MOST_IN_FLIGHT / 2 {
+        } else if self.in_flight.references() <= MOST_IN_FLIGHT / 2 {
             self.is_paused = false;
         }
-    }
-
-    fn leave(&mut self, references: usize) {
-        // Some mistakes count twice.
-        self.in_flight = self.in_flight.saturating_sub(references);
     }
 
     fn rewind(&mut self, broker: &Broker) {
         let wanted = self.assignment.to_rewind();
         if self.mistake == Mistake::ThrowsAllAway && !wanted.is_empty() {
-            self.unhanded.clear();
+            self.queue.clear();
         }
         for rewind in wanted {
             if rewind.first.is_none() {
@@ -282,12 +273,12 @@ impl Worker {
         self.positions.insert(partition, Some(position + 1));
         match self.assignment.polled(partition, position) {
             Polled::Taken { epoch } => {
-                let message = (partition, epoch, position);
-                self.in_flight += references(records);
-                self.inbox.push_back(Event::Tracked(message, records));
-                self.unhanded.extend((0..records).map(|index| (message, index)));
+                let message = MessageId { partition, epoch, offset: position };
+                let permit = self.in_flight.enter(records);
+                self.inbox.push_back(Event::Tracked(message, records, permit));
+                self.queue.extend((0..records).map(|index| (message, index)));
             }
-            Polled::WentBack if self.mistake != Mistake::KeepsPlaces => {
+            Polled::WentBack if self.mistake != Mistake::KeepsPermits => {
                 self.inbox.push_back(Event::Lost(vec![partition]));
             }
             Polled::WentBack | Polled::Dropped => {}
@@ -301,7 +292,7 @@ impl Worker {
         }
         let place = random.random_range(0..self.stages.len());
         let (message, index) = self.stages.swap_remove(place);
-        if self.assignment.is_current(message.0, message.1) || random.random::<bool>() {
+        if self.assignment.is_current(message.partition, message.epoch) || random.random::<bool>() {
             self.inbox.push_back(Event::Finished(message, index));
         }
     }
@@ -333,8 +324,7 @@ impl Worker {
         if matches!(self.publishing, Publishing::Idle)
             && let Some(partitions) = self.flushing.take()
         {
-            let dropped = self.protocol.forget(&partitions);
-            self.leave(dropped);
+            self.protocol.forget(&partitions);
             self.answered = true;
         }
         Ok(())
@@ -344,18 +334,16 @@ impl Worker {
         for _ in 0..random.random_range(1..6) {
             match self.inbox.pop_front() {
                 None => break,
-                Some(Event::Tracked(message, records)) => {
-                    let dropped = self.protocol.track(&self.assignment, message, records);
-                    self.leave(dropped);
+                Some(Event::Tracked(message, records, permit)) => {
+                    self.protocol.track(&self.assignment, message, records, permit);
                 }
                 Some(Event::Finished(message, index)) => {
-                    let (partition, _, offset) = message;
+                    let MessageId { partition, offset, .. } = message;
                     self.protocol.finish(message, index, (partition, offset, index));
                 }
                 Some(Event::Lost(partitions)) => {
                     if self.mistake != Mistake::IgnoresOwnership {
-                        let dropped = self.protocol.forget(&partitions);
-                        self.leave(dropped);
+                        self.protocol.forget(&partitions);
                     }
                 }
                 Some(Event::Revoked(partitions)) => {
@@ -364,15 +352,13 @@ impl Worker {
                 }
             }
         }
-        let (ready, dropped) = self.protocol.prepare(&self.assignment);
-        self.leave(dropped);
+        let ready = self.protocol.prepare(&self.assignment);
         let Some(Ready { finished, group: Some(group) }) = ready else {
             return;
         };
         if self.producer.is_none() {
             self.producer = Some(broker.init_transactions(self.id));
         }
-        self.committing = finished.iter().map(|part| part.references).sum();
         self.publishing = Publishing::Open { finished, group: *group, next: 0 };
     }
 
@@ -382,7 +368,7 @@ impl Worker {
         random: &mut SmallRng,
         faults: bool,
         seen: &mut Seen,
-        (finished, mut group, next): (Vec<Finished<Record>>, Membership, u8),
+        (finished, mut group, next): (Vec<FinishedPrefix<Record>>, Membership, u8),
     ) -> Result<(), Violation> {
         let epoch = self.producer.unwrap_or_default();
         let answer = match next {
@@ -420,9 +406,9 @@ impl Worker {
         Ok(())
     }
 
-    fn offsets(&self, finished: &[Finished<Record>]) -> Vec<(i32, i64)> {
+    fn offsets(&self, finished: &[FinishedPrefix<Record>]) -> Vec<(i32, i64)> {
         let position = |partition| self.positions.get(&partition).copied().flatten();
-        let of = |part: &Finished<Record>| match self.mistake {
+        let of = |part: &FinishedPrefix<Record>| match self.mistake {
             Mistake::CommitsPosition => position(part.partition).unwrap_or(part.next_offset),
             _ => part.next_offset,
         };
@@ -466,11 +452,8 @@ impl Worker {
             Outcome::Aborted => seen.aborts += 1,
             Outcome::Unknown => seen.unknown += 1,
         }
-        let committing = std::mem::take(&mut self.committing);
-        self.leave(committing);
         if self.mistake != Mistake::KeepsWork {
-            let dropped = self.protocol.end(&self.assignment, outcome);
-            self.leave(dropped);
+            self.protocol.end(&self.assignment, outcome);
         }
         if !outcome.keeps_producer() && self.mistake != Mistake::KeepsProducer {
             self.producer = None;
