@@ -32,7 +32,7 @@ class Workers(unittest.TestCase):
         cls.world = cls.enterClassContext(World(address=ADDRESS))
         load.fill(cls.world)
         shutil.copytree(ROOT / "models" / "tiny", cls.world.folder / "store" / "models" / "captioner" / "1")
-        CLUSTER.kubectl("create", "secret", "generic", "minio-user", f"--from-literal=user={KEYS['AWS_ACCESS_KEY_ID']}",
+        CLUSTER.kubectl("create", "secret", "generic", "s3-user", f"--from-literal=user={KEYS['AWS_ACCESS_KEY_ID']}",
                         f"--from-literal=password={KEYS['AWS_SECRET_ACCESS_KEY']}")
         cls.values = ("--values", CHART / "ci" / "cpu-only.yaml", "--set", f"config.s3.endpoint={cls.world.store}",
                       "--set", f"config.kafka.brokers={cls.world.kafka}", *SMALL)
@@ -43,7 +43,7 @@ class Workers(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         CLUSTER.helm("uninstall", RELEASE, "--wait", "--timeout=120s")
-        CLUSTER.kubectl("delete", "secret", "minio-user")
+        CLUSTER.kubectl("delete", "secret", "s3-user")
 
     @classmethod
     def change(cls, verb, *more):
