@@ -1,13 +1,13 @@
-//! How the time limits relate: which must be longer than which, and how much is left.
+//! How the time limits depend on each other, and how much is left of each.
 //!
 //! ```text
 //! message.timeout < transaction.timeout < session.timeout ≤ max.poll.interval
 //! a fetch + the slowest batch + a commit < drain_timeout,   drain_timeout + closing < grace
 //! ```
 //! The first line keeps a dead worker's transaction from outliving its ownership. The polling
-//! thread waits for room among what is in flight for a second at most; what else it waits for (a
-//! revocation's last commit, a rewind) is cut to a share of `max.poll.interval.ms`. The second line
-//! is what a clean stop needs; its last part is checked with the configuration.
+//! thread waits for room for a second at most; its other waits (a revocation's last commit, a rewind)
+//! are limited to a share of `max.poll.interval.ms`. The second line describes a clean stop; its last
+//! part is checked with the configuration.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::config::{Config, LEAVING_MS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::timeouts::Timeouts;
 
-/// What a process needs to end, when all that is to be waited for has been.
-const EXITING: Duration = Duration::from_secs(2);
+/// Time to exit once draining is done.
+const EXIT_TIME: Duration = Duration::from_secs(2);
 
-/// What a drain that needed all its time still grants the last transaction.
+/// Minimum time of the last transaction after a drain that took all its time.
 const LAST_COMMIT: Duration = Duration::from_secs(1);
 
 /// The limits of one worker.
@@ -32,7 +32,7 @@ pub struct Deadlines {
     grace: Duration,
 }
 
-/// The longest that each has taken so far.
+/// The longest duration of each so far.
 #[derive(Debug, Default)]
 pub struct Slowest {
     batch: AtomicU64,
@@ -91,16 +91,16 @@ impl Deadlines {
         in_order(
             ("kafka.properties.heartbeat.interval.ms", heartbeat),
             ("kafka.properties.session.timeout.ms", session),
-            "a member must be heard before it is taken for dead",
+            "a member must send a heartbeat before its session times out",
         )?;
         in_order(
-            // The same length will do here.
+            // They may be equal.
             (
                 "kafka.properties.session.timeout.ms",
                 session.saturating_sub(Duration::from_millis(1)),
             ),
             ("kafka.properties.max.poll.interval.ms", max_poll),
-            "a worker that still polls must not be taken for stuck",
+            "a worker that polls must not exceed max.poll.interval.ms",
         )?;
         if transaction >= session {
             tracing::warn!(
@@ -126,21 +126,21 @@ impl Deadlines {
         self.drain
     }
 
-    /// How long after the order to end the last transaction may still be under way: what is left of
-    /// the grace then is for leaving the group.
+    /// How long after SIGTERM the last transaction may be open. The rest of the grace period is for
+    /// leaving the group.
     pub fn last_commit(&self) -> Duration {
-        let left = self.grace.saturating_sub(Duration::from_millis(LEAVING_MS) + EXITING);
+        let left = self.grace.saturating_sub(Duration::from_millis(LEAVING_MS) + EXIT_TIME);
         left.max(self.drain + LAST_COMMIT)
     }
 
-    /// How long the polling thread may wait for one thing: it waits for two in a row at most.
+    /// Longest single wait of the polling thread; it never waits more than twice in a row.
     pub fn poll_wait(&self) -> Duration {
         (self.kafka.max_poll / 4).min(Duration::from_secs(10))
     }
 
-    /// Seconds that are left below each limit, by the slowest of everything so far; negative
-    /// where a limit is too short.
-    pub fn slack(&self, slowest: &Slowest) -> [(&'static str, f64); 4] {
+    /// Seconds between the slowest operation so far and each limit; negative where a limit is too
+    /// short.
+    pub fn margins(&self, slowest: &Slowest) -> [(&'static str, f64); 4] {
         let (batch, commit) = (read(&slowest.batch), read(&slowest.commit));
         let work = self.fetch.as_secs_f64() + self.linger.as_secs_f64() + batch + commit;
         [
@@ -155,12 +155,12 @@ impl Deadlines {
 fn in_order(
     (shorter, is): (&'static str, Duration),
     (longer, than): (&'static str, Duration),
-    because: &'static str,
+    reason: &'static str,
 ) -> Result<()> {
     if !is.is_zero() && is < than {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Config, because)
+    Err(Error::new(ErrorKind::Config, reason)
         .with("field", shorter)
         .with("value", format_args!("{} ms", is.as_millis()))
         .with("allowed", format_args!("1 to below {longer}, {} ms", than.as_millis())))
@@ -202,16 +202,16 @@ mod tests {
         for (timeouts, named) in wrong {
             let error = deadlines(timeouts).unwrap_err();
             assert_eq!(error.exit_code(), 2);
-            let told = error.to_string();
-            assert!(named.iter().all(|name| told.contains(name)), "{told}");
+            let message = error.to_string();
+            assert!(named.iter().all(|name| message.contains(name)), "{message}");
         }
     }
 
     #[test]
-    fn slack_is_what_the_slowest_left() {
+    fn margins_are_measured_from_the_slowest() {
         let deadlines = deadlines(GOOD).unwrap();
         let slowest = Slowest::default();
-        let before = deadlines.slack(&slowest);
+        let before = deadlines.margins(&slowest);
         assert_eq!(before[0], ("transaction", 40.0));
         assert_eq!(before[1], ("session", 5.0));
         assert_eq!(before[2], ("max_poll_interval", 300.0));
@@ -219,7 +219,7 @@ mod tests {
         slowest.commit(Duration::from_secs(1));
         slowest.batch(Duration::from_secs(9));
         slowest.poll_gap(Duration::from_secs(1));
-        let after = deadlines.slack(&slowest);
+        let after = deadlines.margins(&slowest);
         assert_eq!(after[0], ("transaction", 37.0));
         assert_eq!(after[2], ("max_poll_interval", 299.0));
         assert!(after[3].1 < 0.0, "10 s to fetch, 9 s and 3 s are more than 20 s: {after:?}");

@@ -2,17 +2,16 @@
 //!
 //! ```text
 //! consume ─ fetch ─ decode ─ batch ─ encode ─ caption ─ publish
-//!    └──────────────── rewind ◀─ assignment ◀──────────────┘
+//!    └─────────────── rewind ◀─ exactly_once ◀─────────────┘
 //! ```
-//! `consume`, `encode`, `caption` and `publish` each own something that blocks (the consumer, the
-//! engine's two halves, the producer) and run on threads; the others are tasks. Work moves forward
-//! only, through channels, as the types of `flow`. What flows back is one thing: a failed
-//! transaction makes the work in flight stale in `assignment`, and the consumer goes back to the
+//! `consume`, `encode`, `caption` and `publish` each own a part that blocks (the consumer, the two
+//! halves of the engine, the producer) and run on threads; the others are tasks. Work moves forward
+//! only, as an `item` whose state changes from stage to stage. One thing flows back: a failed
+//! transaction makes the work in flight stale (`exactly_once`), and the consumer goes back to the
 //! committed offsets.
 //!
-//! The one thing to know: an offset is committed only in the transaction that carries everything
-//! its message led to (`ledger`, `publish`), and only by whoever owns its partition (`assignment`,
-//! `rebalance`, `membership`). Everything else here may fail at any moment and costs repeated
+//! An offset is committed only in the transaction that carries every answer to its message, and only
+//! by the owner of its partition. Everything else here may fail at any moment; it then costs repeated
 //! work, never a lost or a doubled caption.
 
 mod batch;

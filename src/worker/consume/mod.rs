@@ -215,7 +215,7 @@ impl Consumer {
         metrics.awaiting_schema.record(self.receiver.awaiting_schema() as u64, &[]);
         metrics.paused.record(u64::from(!self.paused.is_empty()), &[]);
         metrics.partitions.record(self.ownership.partitions().len() as u64, &[]);
-        for (deadline, seconds) in self.deadlines.slack(&self.observer.slowest) {
+        for (deadline, seconds) in self.deadlines.margins(&self.observer.slowest) {
             metrics.slack_seconds.record(seconds, &[KeyValue::new("deadline", deadline)]);
         }
     }

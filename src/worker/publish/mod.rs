@@ -36,7 +36,7 @@ use crate::worker::publish::records::{Record, RecordWriter};
 use crate::worker::publish::transaction::{Failure, Transactor, WORRYING_FAILURES};
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::spans::Sent;
+use crate::worker::telemetry::spans::TransactionTiming;
 use crate::worker::telemetry::step::{Step, WaitFor};
 
 pub struct Publisher {
@@ -234,7 +234,11 @@ impl Publisher {
         let counts = topics.filter_map(|topic| Some((&topic.first()?.topic, topic.len())));
         self.observer.semconv.ended(counts, ended - began, kind);
         let spans = commit.records.into_iter().map(|record| record.spans);
-        self.observer.spans.ended(spans, messages, Sent { began, delivered, ended, failed });
+        self.observer.spans.ended(
+            spans,
+            messages,
+            TransactionTiming { began, delivered, ended, failed },
+        );
     }
 
     /// Takes what is finished and still owned, and makes records of it.

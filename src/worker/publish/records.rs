@@ -17,7 +17,7 @@ use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, Stage, Trace
 use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::{Captioned, Failed, Origin, Outcome};
-use crate::worker::telemetry::spans::{Sending, attach};
+use crate::worker::telemetry::spans::{CommitSpans, attach};
 
 /// librdkafka's default of `message.max.bytes`, below the broker's own.
 const MAX_BYTES: usize = 1_000_000;
@@ -39,7 +39,7 @@ pub struct Record {
     pub headers: Vec<(&'static str, Vec<u8>)>,
     /// The error of a dead letter; None for a caption.
     pub code: Option<ErrorKind>,
-    pub spans: Sending,
+    pub spans: CommitSpans,
 }
 
 impl Record {
@@ -178,7 +178,7 @@ impl RecordWriter {
         }
         let sent = (key.as_deref(), payload.len());
         let (trace, spans) =
-            Sending::begin(&origin.message, &origin.trace, &self.captions, sent, None);
+            CommitSpans::begin(&origin.message, &origin.trace, &self.captions, sent, None);
         let mut headers = header::of(position, origin.index, &trace);
         if let Some(tag) = etag {
             headers.push((header::ETAG, tag.as_bytes().to_vec()));
@@ -221,7 +221,7 @@ impl RecordWriter {
         }
         let sent = (key.as_deref(), payload.len());
         let (trace, spans) =
-            Sending::begin(message, &origin.trace, &self.dead_letters, sent, Some(error));
+            CommitSpans::begin(message, &origin.trace, &self.dead_letters, sent, Some(error));
         let mut headers = header::of(&message.position, origin.index, &trace);
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
         headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));

@@ -1,6 +1,6 @@
-//! Metrics by OpenTelemetry's semantic conventions for messaging (1.42.0, in development), for a
-//! collector alone: tools that know the conventions find what they look for, and `/metrics` has the
-//! same under our own names. Without a collector nothing is counted here.
+//! Metrics by OpenTelemetry's semantic conventions for messaging (1.42.0, in development). They are
+//! pushed to a collector only, for tools that know the conventions; `/metrics` has the same under our
+//! own names. Without a collector nothing is counted here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,11 +34,12 @@ impl SemanticMetrics {
     /// Instruments of `meter`; none without one.
     pub fn new(meter: Option<Meter>, kafka: &Kafka) -> Self {
         Self(meter.map(|meter| {
-            let counter = |name: &'static str, about: &'static str| {
-                meter.u64_counter(name).with_unit("{message}").with_description(about).build()
+            let counter = |name: &'static str, description: &'static str| {
+                meter.u64_counter(name).with_unit("{message}").with_description(description).build()
             };
-            let seconds = |name: &'static str, about: &'static str| {
-                let histogram = meter.f64_histogram(name).with_unit("s").with_description(about);
+            let seconds = |name: &'static str, description: &'static str| {
+                let histogram =
+                    meter.f64_histogram(name).with_unit("s").with_description(description);
                 histogram.with_boundaries(BOUNDARIES.to_vec()).build()
             };
             Instruments {
@@ -66,18 +67,18 @@ impl SemanticMetrics {
         let Some(instruments) = self.0.as_ref().filter(|_| messages > 0) else {
             return;
         };
-        let mut about = instruments.consumer("poll");
-        instruments.consumed.add(messages as u64, &about);
-        about.push(KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "receive"));
-        instruments.operation.record(took.as_secs_f64(), &about);
+        let mut attributes = instruments.consumer("poll");
+        instruments.consumed.add(messages as u64, &attributes);
+        attributes.push(KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "receive"));
+        instruments.operation.record(took.as_secs_f64(), &attributes);
     }
 
     /// A reference was answered, by a dead letter where there is a `code`.
     pub fn processed(&self, took: Duration, code: Option<ErrorKind>) {
         if let Some(instruments) = &self.0 {
-            let mut about = instruments.consumer("process");
-            about.extend(code.map(failure));
-            instruments.process.record(took.as_secs_f64(), &about);
+            let mut attributes = instruments.consumer("process");
+            attributes.extend(code.map(failure));
+            instruments.process.record(took.as_secs_f64(), &attributes);
         }
     }
 
@@ -91,18 +92,18 @@ impl SemanticMetrics {
         let Some(instruments) = &self.0 else {
             return;
         };
-        let mut about = instruments.consumer("commit");
-        about.push(KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "settle"));
-        about.extend(failed.map(failure));
-        instruments.operation.record(took.as_secs_f64(), &about);
+        let mut attributes = instruments.consumer("commit");
+        attributes.push(KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "settle"));
+        attributes.extend(failed.map(failure));
+        instruments.operation.record(took.as_secs_f64(), &attributes);
         for (topic, count) in records {
-            let mut about = vec![
+            let mut attributes = vec![
                 KeyValue::new(attribute::MESSAGING_SYSTEM, "kafka"),
                 KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "send"),
                 KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, Arc::clone(topic)),
             ];
-            about.extend(failed.map(failure));
-            instruments.sent.add(count as u64, &about);
+            attributes.extend(failed.map(failure));
+            instruments.sent.add(count as u64, &attributes);
         }
     }
 }

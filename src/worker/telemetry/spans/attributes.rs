@@ -1,5 +1,5 @@
-//! Names and attributes of spans: those of the semantic conventions where there are any, under
-//! `fusioncap.` what is our own.
+//! Names and attributes of spans: those of the semantic conventions where there are any, our own
+//! under `fusioncap.`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub const BATCH_IMAGES: &str = "fusioncap.batch.images";
 /// Longest key of a message that is repeated, in bytes.
 const MAX_KEY: usize = 256;
 
-/// What stands in the spans of one run, made once.
+/// Names and values that all spans of a run share.
 #[derive(Debug)]
 pub struct Names {
     pub poll: Cow<'static, str>,
@@ -53,14 +53,15 @@ impl Names {
 
     /// An operation of the consumer on the input topic; `kind` is one of the conventions' types.
     pub fn consumer(&self, operation: &'static str, kind: &'static str) -> Vec<KeyValue> {
-        let mut about = vec![
+        let mut attributes = vec![
             KeyValue::new(attribute::MESSAGING_SYSTEM, "kafka"),
             KeyValue::new(attribute::MESSAGING_OPERATION_NAME, operation),
             KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, kind),
             KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, self.input.clone()),
         ];
-        about.push(KeyValue::new(attribute::MESSAGING_CONSUMER_GROUP_NAME, self.group.clone()));
-        about
+        attributes
+            .push(KeyValue::new(attribute::MESSAGING_CONSUMER_GROUP_NAME, self.group.clone()));
+        attributes
     }
 }
 
@@ -71,44 +72,44 @@ pub fn process(
     request: Option<&ImageRequest>,
 ) -> Vec<KeyValue> {
     let (position, original) = (&message.position, &message.original);
-    let mut about = names.consumer("process", "process");
-    about.push(partition(position.partition));
-    about.push(KeyValue::new(attribute::MESSAGING_KAFKA_OFFSET, position.offset));
-    about.push(KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, {
+    let mut attributes = names.consumer("process", "process");
+    attributes.push(partition(position.partition));
+    attributes.push(KeyValue::new(attribute::MESSAGING_KAFKA_OFFSET, position.offset));
+    attributes.push(KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, {
         count(original.payload.as_ref().map_or(0, Vec::len))
     }));
-    about.extend(key(original.key.as_deref()));
+    attributes.extend(key(original.key.as_deref()));
     if index > 0 {
-        about.push(KeyValue::new(INDEX, count(index)));
+        attributes.push(KeyValue::new(INDEX, count(index)));
     }
     if let Some(request) = request {
-        about.push(KeyValue::new(ID, request.id.clone()));
+        attributes.push(KeyValue::new(ID, request.id.clone()));
     }
-    about
+    attributes
 }
 
 pub fn send(topic: &Arc<str>, key_of_message: Option<&[u8]>, payload: usize) -> Vec<KeyValue> {
-    let mut about = vec![
+    let mut attributes = vec![
         KeyValue::new(attribute::MESSAGING_SYSTEM, "kafka"),
         KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "send"),
         KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
         KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, Arc::clone(topic)),
         KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, count(payload)),
     ];
-    about.extend(key(key_of_message));
-    about
+    attributes.extend(key(key_of_message));
+    attributes
 }
 
 pub fn fetch(request: &ImageRequest, attempts: u32, bytes: Option<usize>) -> Vec<KeyValue> {
-    let mut about = vec![
+    let mut attributes = vec![
         KeyValue::new(attribute::RPC_SYSTEM_NAME, "aws-api"),
         KeyValue::new(attribute::RPC_METHOD, "S3/GetObject"),
         KeyValue::new(attribute::AWS_S3_BUCKET, request.bucket.clone()),
         KeyValue::new(attribute::AWS_S3_KEY, request.key.clone()),
         KeyValue::new(ATTEMPTS, i64::from(attempts)),
     ];
-    about.extend(bytes.map(|bytes| KeyValue::new(OBJECT_BYTES, count(bytes))));
-    about
+    attributes.extend(bytes.map(|bytes| KeyValue::new(OBJECT_BYTES, count(bytes))));
+    attributes
 }
 
 /// Marks a span as failed, by the error's code.
@@ -125,7 +126,7 @@ fn partition(number: i32) -> KeyValue {
     KeyValue::new(attribute::MESSAGING_DESTINATION_PARTITION_ID, number.to_string())
 }
 
-/// The conventions have keys as text: one that is none, or long, is left out.
+/// The conventions have keys as text: other keys, and long ones, are left out.
 fn key(bytes: Option<&[u8]>) -> Option<KeyValue> {
     let bytes = bytes.filter(|bytes| bytes.len() <= MAX_KEY)?;
     let text = std::str::from_utf8(bytes).ok()?;

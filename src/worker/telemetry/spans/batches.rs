@@ -1,7 +1,7 @@
-//! Spans of what is done for many references at once: a poll, a batch in the model, a transaction.
-//! Each is one span in a trace of its own, linked to those of its references (as many as
-//! `OTEL_SPAN_LINK_COUNT_LIMIT` says, 128 by default); where none of them is recorded there is
-//! none. Every reference's trace has its own view of the same time.
+//! Spans of work for many references at once: a poll, a batch in the model, a transaction. Each is
+//! one span in a trace of its own, linked to those of its references (at most
+//! `OTEL_SPAN_LINK_COUNT_LIMIT`, 128 by default). There is none where no reference is recorded. Every
+//! reference's trace has its own view of the same time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,16 +27,16 @@ struct Polling {
     links: Vec<Link>,
 }
 
-/// When a batch was where.
+/// The times of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchTimes {
     /// The vision tower began.
     pub began: Instant,
-    /// It was through.
+    /// The vision tower ended.
     pub encoded: Instant,
     /// The decoder began.
     pub writing: Instant,
-    /// It was through.
+    /// The decoder ended.
     pub written: Instant,
 }
 
@@ -60,18 +60,18 @@ impl Poll {
         }
     }
 
-    /// Nothing more comes of it.
+    /// Ends the span.
     pub fn end(self) {
         let Some(polling) = self.0.filter(|polling| !polling.links.is_empty()) else {
             return;
         };
         let Polling { exported, began, messages, links } = polling;
         let names = &exported.names;
-        let mut about = names.consumer("poll", "receive");
-        about.push(KeyValue::new(attribute::MESSAGING_BATCH_MESSAGE_COUNT, count(messages)));
+        let mut attributes = names.consumer("poll", "receive");
+        attributes.push(KeyValue::new(attribute::MESSAGING_BATCH_MESSAGE_COUNT, count(messages)));
         let builder = SpanBuilder::from_name(names.poll.clone())
             .with_kind(SpanKind::Client)
-            .with_attributes(about)
+            .with_attributes(attributes)
             .with_links(links);
         let clock = Clock::at(began);
         exported.root(builder, &clock, began).end_with_timestamp(clock.time(Instant::now()));
@@ -96,7 +96,7 @@ impl Spans {
         }))
     }
 
-    /// A batch came out of the model: `inference batch`, with `encode` and `caption` below it, and
+    /// A batch left the model: `inference batch`, with `encode` and `caption` below it, and
     /// in each reference's trace `batch wait` and `inference`.
     pub fn inferred<'t>(
         &self,
@@ -144,11 +144,11 @@ impl Spans {
     ) -> Option<SpanContext> {
         let exported = self.0.as_ref().filter(|_| !links.is_empty())?;
         let names = &exported.names;
-        let mut about = names.consumer("commit", "settle");
-        about.push(KeyValue::new(attribute::MESSAGING_BATCH_MESSAGE_COUNT, count(messages)));
+        let mut attributes = names.consumer("commit", "settle");
+        attributes.push(KeyValue::new(attribute::MESSAGING_BATCH_MESSAGE_COUNT, count(messages)));
         let builder = SpanBuilder::from_name(names.commit.clone())
             .with_kind(SpanKind::Client)
-            .with_attributes(about)
+            .with_attributes(attributes)
             .with_links(links);
         let clock = Clock::at(began);
         let mut span = exported.root(builder, &clock, began);

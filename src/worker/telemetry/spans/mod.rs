@@ -1,23 +1,23 @@
-//! Spans of a reference's way through the worker, by OpenTelemetry's semantic conventions for
-//! messaging, version 1.42.0 (in development), and for S3.
+//! Spans of a reference, by OpenTelemetry's semantic conventions for messaging, version 1.42.0 (in
+//! development), and for S3.
 //!
-//! A reference has one `process` span, begun when its message is polled as a child of the
-//! producer's span, and below it one span a stage, each from where the one before ended: nothing of
-//! its time is without a name. Stages run on different threads and hand work on through channels,
-//! so no span stays open on a thread: a stage says when it was through ([`Trace::step`]), and the
-//! span is built then, of times that lie in the past. Batches and transactions have spans of their
-//! own (`batches`), linked to those of their references.
+//! A reference has one `process` span, which begins when its message is polled and is a child of the
+//! producer's span. Below it each stage has one span, which begins where the one before ended: no
+//! part of the time is without a name. Stages run on different threads and hand work on through
+//! channels, so no span stays open on a thread: a stage reports its end ([`Trace::step`]), and the
+//! span is built then, from times in the past. Batches and transactions have spans of their own
+//! (`batches`), linked to those of their references.
 //!
-//! The one thing to know: a reference whose trace is not recorded, which without an exporter is
-//! each, carries nothing ([`Trace::default`]), and every call here returns at once.
+//! A reference whose trace is not recorded carries nothing ([`Trace::default`]), and every call here
+//! returns at once. Without an exporter that is every reference.
 
 mod attributes;
 mod batches;
-mod sending;
+mod commit;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use opentelemetry::trace::{
@@ -26,6 +26,7 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, ContextGuard, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span as SdkSpan};
 use opentelemetry_semantic_conventions::attribute;
+use parking_lot::Mutex;
 
 use crate::config::Kafka;
 use crate::error::Error;
@@ -33,7 +34,7 @@ use crate::message::{ImageRequest, RawHeader, TraceContext};
 use crate::worker::source::SourceMessage;
 use attributes::Names;
 pub use batches::BatchTimes;
-pub use sending::{Sending, Sent};
+pub use commit::{CommitSpans, TransactionTiming};
 
 /// Makes the spans of one run; nothing where none are exported.
 #[derive(Clone, Debug, Default)]
@@ -48,21 +49,21 @@ struct Exported {
 /// The spans of one reference; nothing by default.
 #[derive(Clone, Debug, Default)]
 pub enum Trace {
-    /// Not recorded: what its message carries is passed on as it is.
+    /// Not recorded: the trace context of its message is passed on as it is.
     #[default]
     Off,
-    /// Not recorded, by the choice of our own sampler: what is passed on says so.
+    /// Not recorded, by the choice of our own sampler: the context that is passed on says so.
     Unsampled(Arc<TraceContext>),
     Recorded(Arc<Recorded>),
 }
 
-/// Ends its `process` span when the last who holds it lets go.
+/// Ends the `process` span when the last clone is dropped.
 #[derive(Debug)]
 pub struct Recorded {
     exported: Arc<Exported>,
-    /// Of the `process` span.
+    /// The context of the `process` span.
     context: SpanContext,
-    /// Of the message's producer; its own where there is none.
+    /// The context of the message's producer; its own where there is none.
     creation: SpanContext,
     clock: Clock,
     open: Mutex<Open>,
@@ -84,7 +85,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// A clock by which `instant` is as long ago as it is.
+    /// A clock on which `instant` has its true distance from now.
     fn at(instant: Instant) -> Self {
         let now = SystemTime::now();
         Self { instant, time: now.checked_sub(instant.elapsed()).unwrap_or(now) }
@@ -132,7 +133,7 @@ impl Spans {
         let context = span.span_context().clone();
         if !span.is_recording() {
             return match given {
-                // Also where a sampler drops what its parent has: who reads the caption may differ.
+                // Also where a sampler drops a sampled parent: a reader's sampler may differ.
                 Some(_) => Trace::Off,
                 None if context.is_valid() => {
                     Trace::Unsampled(Arc::new(TraceContext::of(&context, None)))
@@ -149,37 +150,37 @@ impl Spans {
         }))
     }
 
-    /// The span of a message that names no image: it is through.
+    /// The span of a message that names no image: it ends at once.
     pub fn skipped(&self, message: &SourceMessage, events: usize) -> Trace {
         let trace = self.process(message, 0, None);
         if let Trace::Recorded(recorded) = &trace {
             let events = i64::try_from(events).unwrap_or(i64::MAX);
-            let about = vec![
+            let attributes = vec![
                 KeyValue::new(attributes::OUTCOME, "skipped"),
                 KeyValue::new(attributes::SKIPPED_EVENTS, events),
             ];
-            recorded.finish(Instant::now(), about, Status::Unset);
+            recorded.finish(Instant::now(), attributes, Status::Unset);
         }
         trace
     }
 }
 
 impl Trace {
-    /// A stage called `name` was through at `until`; it began where the one before ended.
+    /// Stage `name` ended at `until`; it began where the one before ended.
     pub fn step(&self, name: &'static str, until: Instant) {
         if let Self::Recorded(recorded) = self {
             recorded.step(SpanBuilder::from_name(name), until, None);
         }
     }
 
-    /// The same, which may have failed.
+    /// Stage `name` ended now, with an error if it failed.
     pub fn step_of(&self, name: &'static str, failed: Option<&Error>) {
         if let Self::Recorded(recorded) = self {
             recorded.step(SpanBuilder::from_name(name), Instant::now(), failed);
         }
     }
 
-    /// The object was read just now, in so many tries: its bytes, or why not.
+    /// The object was read just now, in `attempts` tries: its bytes, or the error.
     pub fn fetched(&self, request: &ImageRequest, attempts: u32, read: Result<usize, &Error>) {
         if let Self::Recorded(recorded) = self {
             let builder = SpanBuilder::from_name("fetch")
@@ -189,7 +190,7 @@ impl Trace {
         }
     }
 
-    /// The answer of another reference, whose span is `leader`, is this one's.
+    /// The reference gets the answer of another one, whose span is `leader`.
     pub fn repeats(&self, leader: Option<&SpanContext>) {
         if let Self::Recorded(recorded) = self {
             let links = leader.map(|leader| Link::with_context(leader.clone())).into_iter();
@@ -219,7 +220,7 @@ impl Trace {
     }
 }
 
-/// What is logged until the guard is dropped belongs to the span of `context`.
+/// Log lines belong to the span of `context` until the guard is dropped.
 pub fn attach(context: Option<SpanContext>) -> ContextGuard {
     let around = Context::current();
     match context {
@@ -231,7 +232,7 @@ pub fn attach(context: Option<SpanContext>) -> ContextGuard {
 
 impl Recorded {
     fn step(&self, builder: SpanBuilder, until: Instant, failed: Option<&Error>) {
-        let since = std::mem::replace(&mut self.open().since, until);
+        let since = std::mem::replace(&mut self.open.lock().since, until);
         let mut span = self.begin(builder, since);
         if let Some(error) = failed {
             attributes::fail(&mut span, error);
@@ -248,27 +249,23 @@ impl Recorded {
     }
 
     /// Ends the `process` span, once.
-    fn finish(&self, at: Instant, about: Vec<KeyValue>, status: Status) {
-        if let Some(mut span) = self.open().span.take() {
-            span.set_attributes(about);
+    fn finish(&self, at: Instant, attributes: Vec<KeyValue>, status: Status) {
+        if let Some(mut span) = self.open.lock().span.take() {
+            span.set_attributes(attributes);
             span.set_status(status);
             span.end_with_timestamp(self.clock.time(at));
         }
     }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Recorded {
-    /// Let go of without an answer: its partition went, or a transaction failed, and whoever owns
-    /// the partition next reads the message again.
+    /// Dropped without an answer: its partition went, or a transaction failed, and the next owner of
+    /// the partition reads the message again.
     fn drop(&mut self) {
-        let about = vec![
+        let attributes = vec![
             KeyValue::new(attributes::OUTCOME, "stale"),
             KeyValue::new(attribute::ERROR_TYPE, "stale"),
         ];
-        self.finish(Instant::now(), about, Status::error("given up: it will be read again"));
+        self.finish(Instant::now(), attributes, Status::error("given up: it will be read again"));
     }
 }

@@ -19,18 +19,18 @@ struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Kept {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.0.lock().unwrap().extend(batch);
+        self.0.lock().extend(batch);
         Ok(())
     }
 }
 
 impl Kept {
     fn names(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().map(|span| span.name.to_string()).collect()
+        self.0.lock().iter().map(|span| span.name.to_string()).collect()
     }
 
     fn find(&self, name: &str) -> SpanData {
-        let spans = self.0.lock().unwrap();
+        let spans = self.0.lock();
         let found = spans.iter().find(|span| span.name == name);
         found.cloned().unwrap_or_else(|| panic!("no {name}"))
     }
@@ -64,13 +64,13 @@ fn origin(spans: &Spans, traceparent: Option<&str>) -> Origin {
     Origin { message, index: 0, trace }
 }
 
-fn send(origin: &Origin) -> (TraceContext, Sending) {
-    Sending::begin(&origin.message, &origin.trace, &"captions.out".into(), (None, 10), None)
+fn send(origin: &Origin) -> (TraceContext, CommitSpans) {
+    CommitSpans::begin(&origin.message, &origin.trace, &"captions.out".into(), (None, 10), None)
 }
 
-fn went(failed: Option<&Error>) -> Sent<'_> {
+fn went(failed: Option<&Error>) -> TransactionTiming<'_> {
     let now = Instant::now();
-    Sent { began: now, delivered: Some(now), ended: now, failed }
+    TransactionTiming { began: now, delivered: Some(now), ended: now, failed }
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_failed_transaction_shows_and_its_retry_has_other_spans() {
         assert_eq!(attribute_of(&span, "error.type"), "kafka", "{name}");
     }
     assert_eq!(attribute_of(&kept.find("process images.in"), attributes::OUTCOME), "stale");
-    kept.0.lock().unwrap().clear();
+    kept.0.lock().clear();
 
     let again = origin(&spans, Some(&given));
     let (retried, sending) = send(&again);

@@ -1,8 +1,9 @@
-//! From an outcome to the end of its transaction: `commit wait`, and `commit` with `send TOPIC`
-//! below it, whose id the record carries in `traceparent`: a reader's span becomes its child.
+//! The spans from an outcome to the end of its transaction: `commit wait`, then `commit` with
+//! `send TOPIC` below it. The record carries the id of `send` in `traceparent`, so that a reader's
+//! span becomes its child.
 //!
-//! The ids are given when the record is written, the times when its transaction has ended. Records
-//! of a transaction that failed are written anew, with other ids, and no reader sees these.
+//! The ids are set when the record is written, the times when its transaction has ended. Records of a
+//! failed transaction are written again with other ids, and no reader sees the first ones.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use crate::worker::source::SourceMessage;
 
 /// The spans of one record, until its transaction has ended; nothing where it is not recorded.
 #[derive(Debug)]
-pub struct Sending(Option<Box<Open>>);
+pub struct CommitSpans(Option<Box<Open>>);
 
 #[derive(Debug)]
 struct Open {
@@ -29,28 +30,28 @@ struct Open {
     began: Instant,
     commit: SdkSpan,
     send: SdkSpan,
-    /// Why it is a dead letter.
+    /// The error of a dead letter.
     code: Option<(ErrorKind, String)>,
 }
 
-/// How a transaction went.
+/// The times of a transaction.
 #[derive(Clone, Copy, Debug)]
-pub struct Sent<'e> {
+pub struct TransactionTiming<'e> {
     pub began: Instant,
-    /// Every record was acknowledged; absent where that was not reached.
+    /// When every record was acknowledged; None where that was not reached.
     pub delivered: Option<Instant>,
     pub ended: Instant,
     pub failed: Option<&'e Error>,
 }
 
-impl Sending {
+impl CommitSpans {
     #[cfg(test)]
     pub fn is_nothing(&self) -> bool {
         self.0.is_none()
     }
 
-    /// The context that the answer to a reference of `message` carries to `topic`, and the spans behind it.
-    /// `error` is what a dead letter is for.
+    /// The context that the answer to a reference of `message` carries to `topic`, and the spans
+    /// behind it. `error` is that of a dead letter.
     pub fn begin(
         message: &SourceMessage,
         trace: &Trace,
@@ -73,7 +74,7 @@ impl Sending {
             .with_start_time(recorded.clock.time(began))
             .with_attributes(attributes::send(topic, key, payload))
             .start_with_context(&recorded.exported.tracer, &around);
-        // The sampler may have dropped this one: its id is no one's, the `process` span's is.
+        // The sampler may have dropped this span; the `process` span is recorded.
         let context = if send.is_recording() { send.span_context() } else { &recorded.context };
         let carried = TraceContext::of(context, given().and_then(|given| given.tracestate));
         let code = error.map(|error| (error.kind(), error.chain()));
@@ -88,9 +89,13 @@ impl Sending {
 }
 
 impl Spans {
-    /// The transaction that carried records with these spans, and the offsets of so many messages,
-    /// has ended.
-    pub fn ended(&self, sent: impl Iterator<Item = Sending>, messages: usize, went: Sent<'_>) {
+    /// A transaction with these records and the offsets of `messages` messages has ended.
+    pub fn ended(
+        &self,
+        sent: impl Iterator<Item = CommitSpans>,
+        messages: usize,
+        went: TransactionTiming<'_>,
+    ) {
         if self.0.is_none() {
             return;
         }
@@ -104,7 +109,7 @@ impl Spans {
 }
 
 impl Open {
-    fn end(self, went: Sent<'_>, transaction: Option<&SpanContext>) {
+    fn end(self, went: TransactionTiming<'_>, transaction: Option<&SpanContext>) {
         let Self { recorded, began, mut commit, mut send, code } = self;
         let time = |instant: Instant| recorded.clock.time(instant.max(began));
         for Link { span_context, .. } in transaction.map(linked).unwrap_or_default() {
@@ -121,8 +126,8 @@ impl Open {
             (None, Some((kind, why))) => ("dead_letter", Some(kind), Status::error(why)),
             (None, None) => ("captioned", None, Status::Unset),
         };
-        let mut about = vec![KeyValue::new(attributes::OUTCOME, outcome)];
-        about.extend(kind.map(|kind| KeyValue::new(attribute::ERROR_TYPE, kind.code())));
-        recorded.finish(went.ended, about, status);
+        let mut attributes = vec![KeyValue::new(attributes::OUTCOME, outcome)];
+        attributes.extend(kind.map(|kind| KeyValue::new(attribute::ERROR_TYPE, kind.code())));
+        recorded.finish(went.ended, attributes, status);
     }
 }
