@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::worker::breaker::Breaker;
+use crate::worker::outbox::Outbox;
 use crate::worker::ownership::Ownership;
-use crate::worker::publish::outbox::Outbox;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
 

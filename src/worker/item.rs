@@ -1,7 +1,7 @@
 //! What travels through the stages: one [`Item`], whose state says how far it has come.
 //!
 //! `Item<Referenced>` → `Item<Fetched>` → `Item<Decoded>` → batch → caption. A stage ends an item by
-//! handing it to the [`Outbox`](crate::worker::publish::outbox::Outbox), or drops it when it is
+//! handing it to the [`Outbox`](crate::worker::outbox::Outbox), or drops it when it is
 //! stale.
 
 use std::sync::Arc;

@@ -26,8 +26,8 @@ use rdkafka::types::RDKafkaRespErr;
 use crate::error::{Error, ErrorKind};
 use crate::kafka::log;
 use crate::worker::consume::pause::PausedPartitions;
+use crate::worker::outbox::event::Event;
 use crate::worker::ownership::Ownership;
-use crate::worker::publish::event::Event;
 use crate::worker::run::Run;
 
 /// The consumer's context.

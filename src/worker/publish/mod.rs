@@ -4,9 +4,7 @@
 //! begins only when all of that is there, so that it is open for milliseconds. `exactly_once` decides
 //! what may be committed, and what becomes of it afterwards.
 
-pub mod event;
 mod fencing;
-pub mod outbox;
 pub mod records;
 pub mod transaction;
 mod watchdog;
@@ -29,9 +27,9 @@ use crate::retry::Policy;
 use crate::worker::context::Context;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
 use crate::worker::exactly_once::{self, Outcome as Ending, Protocol, Ready};
+use crate::worker::outbox::event::Event;
 use crate::worker::outcome::Outcome;
 use crate::worker::ownership::Ownership;
-use crate::worker::publish::event::Event;
 use crate::worker::publish::records::{Record, RecordWriter};
 use crate::worker::publish::transaction::{Failure, Transactor, WORRYING_FAILURES};
 use crate::worker::run::Run;

@@ -1,6 +1,8 @@
 //! The one way from a stage to the publisher: an item goes in with its answer, and every reference
 //! that waits for it gets the same answer.
 
+pub mod event;
+
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -8,8 +10,8 @@ use crate::error::Error;
 use crate::message::Stage;
 use crate::worker::item::Item;
 use crate::worker::models::Models;
+use crate::worker::outbox::event::Event;
 use crate::worker::outcome::{Answer, Failed, Origin, Outcome};
-use crate::worker::publish::event::Event;
 
 /// Cheap to clone. The publisher ends before the stages only when the run is over, so that what is
 /// sent then is of no use to anybody.
