@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::kafka::transaction::Transactor;
 use crate::s3::Store;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
@@ -30,7 +31,6 @@ use crate::worker::outbox::event::Event;
 use crate::worker::ownership::Ownership;
 use crate::worker::publish::Publisher;
 use crate::worker::publish::records::{Encoders, RecordWriter};
-use crate::worker::publish::transaction::Transactor;
 use crate::worker::supervise::{ThreadEnd, spawn_task, spawn_thread};
 
 /// For a publisher that was waited for before, or whose consumer panicked.

@@ -4,10 +4,7 @@
 //! begins only when all of that is there, so that it is open for milliseconds. `exactly_once` decides
 //! what may be committed, and what becomes of it afterwards.
 
-mod fencing;
 pub mod records;
-pub mod transaction;
-mod watchdog;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::transaction::{Failure, Transactor, WORRYING_FAILURES};
 use crate::retry::Policy;
 use crate::worker::context::Context;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
@@ -31,7 +29,6 @@ use crate::worker::outbox::event::Event;
 use crate::worker::outcome::Outcome;
 use crate::worker::ownership::Ownership;
 use crate::worker::publish::records::{Record, RecordWriter};
-use crate::worker::publish::transaction::{Failure, Transactor, WORRYING_FAILURES};
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::TransactionTiming;

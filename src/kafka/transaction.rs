@@ -28,14 +28,14 @@ use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::util::Timeout;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::fencing::Fencings;
 use crate::kafka::producer::Served;
 use crate::kafka::settings::{self, Clients};
+use crate::kafka::watchdog::Watchdog;
 use crate::retry::Policy;
 use crate::telemetry::Health;
 use crate::worker::exactly_once::Outcome;
-use crate::worker::publish::fencing::Fencings;
 use crate::worker::publish::records::Record;
-use crate::worker::publish::watchdog::Watchdog;
 
 /// For one call that may be made again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
