@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::message::{
-    CaptionRecord, DeadLetter, Kept, Marker, Original, Place, RawHeader, Requests, SourcePosition,
-    Stage, TraceContext, header, parse,
+    CaptionRecord, DeadLetter, Marker, Place, RawHeader, RawRecord, Requests, RetainedParts,
+    SourcePosition, Stage, TraceContext, header, parse,
 };
 use fusioncap::{Error, ErrorKind};
 use jsonschema::{Registry, Resource, Validator};
@@ -182,7 +182,7 @@ fn a_long_field_is_refused_and_not_repeated() {
     ] {
         let error = parse(payload.to_string().as_bytes(), &[], &source()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidMessage);
-        let original = Original::default();
+        let original = RawRecord::default();
         let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
         assert!(letter.to_json().unwrap().len() < 8192);
         assert!(!letter.reason.contains('\n'), "{}", letter.reason);
@@ -262,12 +262,12 @@ fn dead_letters_of_every_kind_fit_their_schema() {
 }
 
 /// A message with everything that may be mistaken for something else.
-fn original() -> Original {
+fn original() -> RawRecord {
     let header = |name: &[u8], value: Option<&[u8]>| RawHeader {
         name: name.to_vec(),
         value: value.map(<[u8]>::to_vec),
     };
-    Original {
+    RawRecord {
         key: Some(b"\x00key".to_vec()),
         payload: Some(b"{}".to_vec()),
         headers: vec![
@@ -283,9 +283,9 @@ fn original() -> Original {
 #[test]
 fn a_dead_letter_gives_the_original_back_byte_for_byte() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
-    let (whole, mut cases) = (original(), vec![original(), Original::default()]);
-    cases.push(Original { payload: None, ..whole.clone() });
-    cases.push(Original { payload: Some(Vec::new()), key: Some(Vec::new()), ..whole });
+    let (whole, mut cases) = (original(), vec![original(), RawRecord::default()]);
+    cases.push(RawRecord { payload: None, ..whole.clone() });
+    cases.push(RawRecord { payload: Some(Vec::new()), key: Some(Vec::new()), ..whole });
     for case in cases {
         let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &case);
         let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
@@ -306,7 +306,7 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
     }
     old["payload_base64"] = json!("e30=");
     let old: DeadLetter = serde_json::from_value(old).unwrap();
-    assert_eq!((old.original, old.original().unwrap()), (Kept::LeftOut, None));
+    assert_eq!((old.original, old.original().unwrap()), (RetainedParts::LeftOut, None));
 }
 
 #[test]
@@ -430,7 +430,7 @@ proptest! {
             name: name.unwrap_or_default(),
             value,
         };
-        let original = Original { key, payload, headers: headers.into_iter().map(raw).collect() };
+        let original = RawRecord { key, payload, headers: headers.into_iter().map(raw).collect() };
         let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
         let letter =
             DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);

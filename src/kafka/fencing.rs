@@ -1,32 +1,45 @@
-//! How often somebody else has taken this worker's transactional id.
+//! How often another producer has taken this process's transactional id.
 //!
-//! Once is what a successor does to a worker that is about to end; it may look like two or three,
-//! since `init_transactions` asks again while the broker still ends the worker's transaction, and
-//! each time takes the id anew. But two running workers with one id would take it from each other
-//! for ever, so the one that has lost it often enough ends, and says why; the other then works on
-//! undisturbed.
+//! A successor takes it once from a process that is about to end. That may look like two or three
+//! times, since `init_transactions` is repeated while the broker still ends the old transaction,
+//! and each repetition takes the id again. But two running processes with one id would take it from
+//! each other for ever, so one that has lost it often enough ends and says why; the other then
+//! works on undisturbed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
-/// So many within [`WINDOW`] are no accident.
-const LIMIT: usize = 10;
 const WINDOW: Duration = Duration::from_secs(300);
 
-#[derive(Debug, Default)]
+/// When a fenced producer gives up.
+#[derive(Clone, Debug)]
+pub struct FencingLimit {
+    /// Fencings within five minutes; at least 1.
+    pub fencings: usize,
+    /// What the process ends with then.
+    pub error: Error,
+}
+
+/// The latest fencings.
+#[derive(Debug)]
 pub struct Fencings {
+    limit: FencingLimit,
     recent: VecDeque<Instant>,
 }
 
 impl Fencings {
-    /// Notes that another producer has the id now.
-    pub fn note(&mut self) {
-        self.note_at(Instant::now());
+    pub fn new(limit: FencingLimit) -> Self {
+        Self { limit, recent: VecDeque::new() }
     }
 
-    fn note_at(&mut self, now: Instant) {
+    /// Counts one: another producer has the id now.
+    pub fn add(&mut self) {
+        self.add_at(Instant::now());
+    }
+
+    fn add_at(&mut self, now: Instant) {
         while self.recent.front().is_some_and(|&first| now.duration_since(first) > WINDOW) {
             self.recent.pop_front();
         }
@@ -35,36 +48,40 @@ impl Fencings {
     }
 
     /// # Errors
-    /// `ErrorKind::Kafka` when that has happened too often.
-    pub fn check(&self, transactional_id: &str) -> Result<()> {
-        if self.recent.len() < LIMIT {
+    /// The limit's own, once it is reached.
+    pub fn check(&self) -> Result<()> {
+        if self.recent.len() < self.limit.fencings {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Kafka, "another running worker has the same transactional id")
-            .with("field", "kafka.transactional_id")
-            .with("value", transactional_id)
-            .with("allowed", "an id that no other running worker has")
-            .with("fenced", self.recent.len()))
+        Err(self.limit.error.clone().with("fenced", self.recent.len()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
+
+    const LIMIT: u32 = 10;
+
+    fn fencings() -> Fencings {
+        let error = Error::new(ErrorKind::Kafka, "another one has the id");
+        Fencings::new(FencingLimit { fencings: LIMIT as usize, error })
+    }
 
     #[test]
-    fn only_frequent_fencing_ends_a_worker() {
-        let (mut fencings, start) = (Fencings::default(), Instant::now());
-        for number in 0..3 * LIMIT as u32 {
-            fencings.note_at(start + WINDOW / 8 * number);
-            assert!(fencings.check("me").is_ok(), "{number}");
+    fn only_frequent_fencing_ends_a_process() {
+        let (mut rare, start) = (fencings(), Instant::now());
+        for number in 0..3 * LIMIT {
+            rare.add_at(start + WINDOW / 8 * number);
+            assert!(rare.check().is_ok(), "{number}");
         }
-        let mut often = Fencings::default();
-        for number in 0..LIMIT as u32 {
-            assert!(often.check("me").is_ok(), "{number}");
-            often.note_at(start + WINDOW / 10 * number);
+        let mut often = fencings();
+        for number in 0..LIMIT {
+            assert!(often.check().is_ok(), "{number}");
+            often.add_at(start + WINDOW / 10 * number);
         }
-        let told = often.check("me").unwrap_err().to_string();
-        assert!(told.contains("kafka.transactional_id") && told.contains("me"), "{told}");
+        let error = often.check().unwrap_err().to_string();
+        assert_eq!(error, "another one has the id (fenced: 10)");
     }
 }

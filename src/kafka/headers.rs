@@ -1,38 +1,50 @@
-//! Record headers, byte for byte, in both directions.
+//! Record headers, byte for byte.
 //!
-//! rust-rdkafka takes the name of a header for UTF-8 and panics where it is not, so one foreign
-//! message would end every worker that reads it, for ever. Names are therefore read and written
-//! here through librdkafka's own functions, as bytes. One limit remains: librdkafka hands a name
-//! out as a C string, so what follows a NUL byte inside a name is not seen.
+//! rust-rdkafka assumes that a header's name is UTF-8 and panics where it is not: one foreign
+//! message would end every worker that reads it, for ever. Headers are therefore read through
+//! librdkafka's own functions. One limit remains: librdkafka returns a name as a C string, so
+//! anything behind a NUL byte in a name is not seen.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::ptr;
 
-use rdkafka::bindings::{self, rd_kafka_resp_err_t, rd_kafka_vtype_t};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
+use rdkafka::bindings::{self, rd_kafka_resp_err_t};
+use rdkafka::message::BorrowedMessage;
 
-use crate::message::{Original, RawHeader};
+/// A header. Names may repeat, and a value may be absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawHeader {
+    pub name: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+}
 
-/// Any partition, as librdkafka writes it.
-const UNASSIGNED: i32 = -1;
+impl RawHeader {
+    pub fn new(name: &str, value: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.as_bytes().to_vec(), value: Some(value.into()) }
+    }
 
-/// The headers of `message`, in order; none where they can't be parsed.
-pub fn of(message: &BorrowedMessage<'_>) -> Vec<RawHeader> {
+    /// The value of the first header called `name`; empty where that header has no value.
+    pub fn find<'h>(headers: &'h [Self], name: &str) -> Option<&'h [u8]> {
+        let header = headers.iter().find(|header| header.name == name.as_bytes())?;
+        Some(header.value.as_deref().unwrap_or_default())
+    }
+}
+
+/// The headers of `message`, in order; empty where they can't be parsed.
+pub fn read_headers(message: &BorrowedMessage<'_>) -> Vec<RawHeader> {
     let mut headers = ptr::null_mut();
-    // SAFETY: the message outlives the call and goes on to own the headers it is asked for.
+    // SAFETY: the message outlives the call and keeps ownership of the headers.
     let found = unsafe { bindings::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
     if found != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
         return Vec::new();
     }
-    // SAFETY: the headers are the message's, which is borrowed.
+    // SAFETY: the headers belong to the message, which is borrowed.
     let count = unsafe { bindings::rd_kafka_header_cnt(headers) };
     let mut raw = Vec::with_capacity(count);
     for index in 0..count {
         let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: as above; what is pointed to belongs to the headers and is copied at once. The
-        // name ends with a NUL byte, the value has `size` bytes or is null.
+        // SAFETY: as above; name and value belong to the headers and are copied at once. The name
+        // ends with a NUL byte, the value has `size` bytes or is null.
         unsafe {
             let got = bindings::rd_kafka_header_get_all(
                 headers,
@@ -50,81 +62,4 @@ pub fn of(message: &BorrowedMessage<'_>) -> Vec<RawHeader> {
         }
     }
     raw
-}
-
-/// Key, payload and headers of `message`.
-pub fn original(message: &BorrowedMessage<'_>) -> Original {
-    Original {
-        key: message.key().map(<[u8]>::to_vec),
-        payload: message.payload().map(<[u8]>::to_vec),
-        headers: of(message),
-    }
-}
-
-/// Hands a record to `producer`, which sends it in the background; to the partition that its key
-/// gives where `partition` is absent.
-///
-/// # Errors
-/// `KafkaError::MessageProduction`, such as a full queue: nothing was taken then.
-pub fn produce<C>(
-    producer: &BaseProducer<C>,
-    topic: &str,
-    partition: Option<i32>,
-    record: &Original,
-) -> KafkaResult<()>
-where
-    C: ProducerContext<NoCustomPartitioner, DeliveryOpaque = usize>,
-{
-    let name = CString::new(topic)?;
-    let (key, key_size) = pointer(record.key.as_deref());
-    let (payload, payload_size) = pointer(record.payload.as_deref());
-    // SAFETY: every pointer outlives the call, which copies key and payload (`F_COPY`) and takes
-    // the headers over only where it succeeds. The context's deliveries carry a number, which
-    // rust-rdkafka reads from the opaque pointer itself: where none is given, that is 0.
-    let code = unsafe {
-        let headers = bindings::rd_kafka_headers_new(record.headers.len());
-        for header in &record.headers {
-            let (value, value_size) = pointer(header.value.as_deref());
-            // Can fail only for headers that are read-only.
-            bindings::rd_kafka_header_add(
-                headers,
-                header.name.as_ptr().cast(),
-                header.name.len().cast_signed(),
-                value,
-                value_size.cast_signed(),
-            );
-        }
-        let code = bindings::rd_kafka_producev(
-            producer.client().native_ptr(),
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_TOPIC,
-            name.as_ptr(),
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
-            partition.unwrap_or(UNASSIGNED),
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
-            bindings::RD_KAFKA_MSG_F_COPY,
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
-            payload,
-            payload_size,
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_KEY,
-            key,
-            key_size,
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
-            headers,
-            rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
-        );
-        if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            bindings::rd_kafka_headers_destroy(headers);
-        }
-        code
-    };
-    match RDKafkaErrorCode::from(code) {
-        RDKafkaErrorCode::NoError => Ok(()),
-        code => Err(KafkaError::MessageProduction(code)),
-    }
-}
-
-/// What librdkafka takes for bytes that may be absent: nothing is a null pointer, and no bytes
-/// are not.
-fn pointer(bytes: Option<&[u8]>) -> (*const std::ffi::c_void, usize) {
-    bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr().cast(), bytes.len()))
 }

@@ -2,8 +2,8 @@
 
 use rdkafka::config::RDKafkaLogLevel;
 
-/// Logs a line under the target `librdkafka`.
-pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+/// Logs a line of librdkafka under the target `librdkafka`.
+pub fn forward_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg
         | RDKafkaLogLevel::Alert

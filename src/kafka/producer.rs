@@ -1,10 +1,12 @@
-//! The producer, and the thread that serves what librdkafka tells about it: what became of each
-//! record, and which connections were lost.
+//! A producer and the thread that polls it for librdkafka's events: the delivery reports of its
+//! records, and which of its connections were lost.
 //!
-//! A lost connection makes the end of a transaction doubtful: librdkafka asks again by itself and
-//! then says that all went well, while the first request may still be on its way. It does not tell
-//! the error callback of a connection that the other side has closed, but logs it, before it asks
-//! again. [`Served::catch_up`] waits until everything that was logged has been heard.
+//! A lost connection makes the end of a transaction doubtful: librdkafka repeats the request by
+//! itself and then reports success, while the first request may still be on its way. It does not
+//! report to the error callback that the other side has closed a connection, but logs it, before it
+//! repeats the request. [`PolledProducer::drain_events`] waits until everything logged so far is
+//! counted. `FAIL` lines of librdkafka's log therefore decide about producers, so a test holds the
+//! version that they were read from.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,85 +22,85 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
-use crate::kafka::log;
+use crate::kafka::log::forward_line;
 
 /// Pauses between polls, which do not wait themselves: rust-rdkafka spins through the last
 /// millisecond of a poll.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 const IDLE_PAUSE: Duration = Duration::from_millis(50);
-/// Events served in one turn.
+/// Events taken in one turn of the poll loop.
 const BURST: i32 = 16;
 
-/// A producer whose events are served until it is dropped.
-pub struct Served {
-    producer: Arc<BaseProducer<Deliveries>>,
-    serving: Arc<Serving>,
+/// A producer that is polled on a thread of its own until it is dropped.
+pub struct PolledProducer {
+    producer: Arc<BaseProducer<ProducerEvents>>,
+    poll_loop: Arc<PollLoop>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Serving {
-    /// Held while events are served.
-    turn: Mutex<()>,
+struct PollLoop {
+    /// Held while events are taken.
+    polling: Mutex<()>,
     /// A transaction is under way.
-    busy: AtomicBool,
-    stopped: AtomicBool,
+    is_busy: AtomicBool,
+    is_stopped: AtomicBool,
 }
 
-impl Served {
+impl PolledProducer {
     pub fn new(config: &ClientConfig) -> KafkaResult<Self> {
-        let producer: BaseProducer<Deliveries> =
-            config.create_with_context(Deliveries::default())?;
-        let (producer, serving) = (Arc::new(producer), Arc::new(Serving::default()));
-        let served = (Arc::clone(&producer), Arc::clone(&serving));
+        let producer: BaseProducer<ProducerEvents> =
+            config.create_with_context(ProducerEvents::default())?;
+        let (producer, poll_loop) = (Arc::new(producer), Arc::new(PollLoop::default()));
+        let (polled, its_loop) = (Arc::clone(&producer), Arc::clone(&poll_loop));
         let thread = std::thread::Builder::new()
             .name("producer".into())
-            .spawn(move || served.1.serve(&served.0))
-            .map_err(no_thread)?;
-        Ok(Self { producer, serving, thread: Some(thread) })
+            .spawn(move || its_loop.run(&polled))
+            .map_err(thread_error)?;
+        Ok(Self { producer, poll_loop, thread: Some(thread) })
     }
 
-    /// Begins to note what becomes of a transaction's records.
-    pub fn begin(&self) {
-        self.context().begin();
-        self.serving.busy.store(true, Ordering::Relaxed);
+    /// Forgets earlier delivery reports and connection errors: a transaction begins.
+    pub fn begin_events(&self) {
+        self.context().clear();
+        self.poll_loop.is_busy.store(true, Ordering::Relaxed);
         self.wake();
     }
 
-    /// The transaction is over: hears everything that librdkafka has told so far.
-    pub fn catch_up(&self) {
-        let turn = self.serving.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its records are delivered: what is left are events.
+    /// Takes every event that librdkafka has emitted so far: the transaction is over.
+    pub fn drain_events(&self) {
+        let polling = self.poll_loop.polling.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its records are delivered: the rest are events.
         let mut left = self.producer.in_flight_count();
         while left > 0 {
             self.producer.poll(Duration::ZERO);
             left -= 1;
         }
-        drop(turn);
-        self.serving.busy.store(false, Ordering::Relaxed);
+        drop(polling);
+        self.poll_loop.is_busy.store(false, Ordering::Relaxed);
     }
 
-    /// Runs `call` on a thread of its own, which holds `token` meanwhile. None when it has not come
-    /// back within `limit`: it is left behind with the producer, which goes when it does.
-    pub fn call<T: Send + 'static>(
+    /// Runs `call` on a thread of its own, which holds `token` meanwhile. None when it has not
+    /// returned within `limit`: it is left behind, and the producer lives until it returns.
+    pub fn call_within<T: Send + 'static>(
         &self,
         limit: Duration,
         token: Arc<()>,
-        call: impl FnOnce(&BaseProducer<Deliveries>) -> T + Send + 'static,
+        call: impl FnOnce(&BaseProducer<ProducerEvents>) -> T + Send + 'static,
     ) -> KafkaResult<Option<T>> {
         let producer = Arc::clone(&self.producer);
-        let (told, heard) = channel();
+        let (sender, receiver) = channel();
         std::thread::Builder::new()
             .name("producer call".into())
             .spawn(move || {
                 let value = call(&producer);
                 drop((producer, token));
-                if told.send(value).is_err() {
-                    tracing::info!("a kafka call that was left behind has come back");
+                if sender.send(value).is_err() {
+                    tracing::info!("a kafka call that was left behind has returned");
                 }
             })
-            .map_err(no_thread)?;
-        Ok(heard.recv_timeout(limit).ok())
+            .map_err(thread_error)?;
+        Ok(receiver.recv_timeout(limit).ok())
     }
 
     fn wake(&self) {
@@ -108,72 +110,73 @@ impl Served {
     }
 }
 
-impl Deref for Served {
-    type Target = BaseProducer<Deliveries>;
+impl Deref for PolledProducer {
+    type Target = BaseProducer<ProducerEvents>;
 
     fn deref(&self) -> &Self::Target {
         &self.producer
     }
 }
 
-impl Drop for Served {
+impl Drop for PolledProducer {
     fn drop(&mut self) {
-        self.serving.stopped.store(true, Ordering::Relaxed);
+        self.poll_loop.is_stopped.store(true, Ordering::Relaxed);
         self.wake();
         if let Some(thread) = self.thread.take() {
-            // It has panicked when this fails: then it serves no more either.
+            // Fails only if the thread has panicked: then it polls no more either.
             let _ = thread.join();
         }
     }
 }
 
-impl Serving {
-    fn serve(&self, producer: &BaseProducer<Deliveries>) {
-        while !self.stopped.load(Ordering::Relaxed) {
-            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+impl PollLoop {
+    fn run(&self, producer: &BaseProducer<ProducerEvents>) {
+        while !self.is_stopped.load(Ordering::Relaxed) {
+            let polling = self.polling.lock().unwrap_or_else(PoisonError::into_inner);
             for _ in 0..producer.in_flight_count().clamp(1, BURST) {
                 producer.poll(Duration::ZERO);
             }
-            drop(turn);
-            let busy = self.busy.load(Ordering::Relaxed);
-            std::thread::park_timeout(if busy { BUSY_PAUSE } else { IDLE_PAUSE });
+            drop(polling);
+            let is_busy = self.is_busy.load(Ordering::Relaxed);
+            std::thread::park_timeout(if is_busy { BUSY_PAUSE } else { IDLE_PAUSE });
         }
     }
 }
 
-/// The system may have one later.
-fn no_thread(error: std::io::Error) -> KafkaError {
-    tracing::warn!(%error, "a thread can't be started");
+/// The system may grant a thread later.
+fn thread_error(error: std::io::Error) -> KafkaError {
+    tracing::warn!(%error, "can't start a thread");
     KafkaError::Global(RDKafkaErrorCode::CriticalSystemResource)
 }
 
-/// The producer's context: what became of its records and its connections.
+/// The producer's context: delivery reports and connection events.
 #[derive(Debug, Default)]
-pub struct Deliveries {
-    failure: Mutex<Option<Failure>>,
-    /// The records that were refused for their size, or that of their batch.
+pub struct ProducerEvents {
+    failure: Mutex<Option<DeliveryFailure>>,
+    /// Indices of the records that were refused for their size, or that of their batch.
     too_large: Mutex<Vec<usize>>,
     /// Connections lost since the producer was built.
     disconnects: AtomicU64,
-    /// What librdkafka said last about its connections.
+    /// The last connection error of this transaction.
     last_error: Mutex<Option<String>>,
 }
 
-/// Why the first record that was not delivered was not.
+/// Why the first undelivered record was not delivered.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct DeliveryFailure {
     pub reason: String,
-    /// Nobody has refused it: it could not be written for too long.
-    pub is_late: bool,
+    /// No broker has refused it: it could not be written within `message.timeout.ms`.
+    pub timed_out: bool,
 }
 
-impl Deliveries {
-    fn begin(&self) {
+impl ProducerEvents {
+    fn clear(&self) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<DeliveryFailure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -190,20 +193,20 @@ impl Deliveries {
     }
 }
 
-/// Whether librdkafka logs the end of a connection that may have had requests under way. It leaves
-/// out what repeats itself within 30 s, so one such line is enough to give a producer up.
+/// Whether a log line reports the end of a connection that may have had requests under way.
+/// librdkafka suppresses repetitions within 30 s, so one such line is enough to replace a producer.
 fn is_disconnect(facility: &str, message: &str) -> bool {
     // Nothing is under way before there is a connection.
     let connecting = ["in state TRY_CONNECT", "in state CONNECT"];
     facility == "FAIL" && !connecting.iter().any(|state| message.contains(state))
 }
 
-impl ClientContext for Deliveries {
+impl ClientContext for ProducerEvents {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if is_disconnect(facility, message) {
             self.disconnects.fetch_add(1, Ordering::Relaxed);
         }
-        log::log(level, facility, message);
+        forward_line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -212,8 +215,8 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext for Deliveries {
-    /// The record's place in its transaction.
+impl ProducerContext for ProducerEvents {
+    /// The record's index in its transaction.
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
@@ -224,13 +227,13 @@ impl ProducerContext for Deliveries {
         if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
             self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
         }
-        let failure = Failure {
+        let failure = DeliveryFailure {
             reason: format!(
                 "{error} (topic: {}, bytes: {})",
                 message.topic(),
                 message.payload_len()
             ),
-            is_late: code == Some(RDKafkaErrorCode::MessageTimedOut),
+            timed_out: code == Some(RDKafkaErrorCode::MessageTimedOut),
         };
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
     }
@@ -241,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_connection_is_told_from_one_that_never_was() {
+    fn a_lost_connection_differs_from_one_that_never_was() {
         let lost = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:9092: Disconnected (after \
                     25ms in state UP)";
         let refused = "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to \
@@ -250,5 +253,22 @@ mod tests {
         assert!(is_disconnect("FAIL", "in words that nobody knows"));
         assert!(!is_disconnect("FAIL", refused));
         assert!(!is_disconnect("REQTMOUT", lost));
+    }
+
+    /// Exactly-once delivery rests on log lines and on behaviour that librdkafka does not document.
+    #[test]
+    fn the_version_of_librdkafka_is_the_one_that_was_read() {
+        let (_, version) = rdkafka::util::get_rdkafka_version();
+        assert_eq!(
+            version, "2.12.1",
+            "librdkafka has changed. Read again before this version is accepted: \
+             (1) rdkafka_broker.c, where rd_kafka_broker_set_error must log each lost connection \
+             under FAIL with 'in state' and the old state, where rd_kafka_broker_fail must do so \
+             before it purges the requests under way, and where rd_kafka_broker_conn_closed must \
+             not silence it; \
+             (2) rdkafka_txnmgr.c: the error flags of kafka/error.rs, the missing KIP-890, and \
+             send_offsets_to_transaction's missing timeout (librdkafka issues 5456 and 5511). \
+             Then run ambiguous, fences and oddities of tests/worker and interrupted of tests/audit."
+        );
     }
 }

@@ -1,16 +1,15 @@
-//! librdkafka's settings for the consumer and the producer, and what is refused.
+//! librdkafka's settings for the consumer and the producer.
 //!
-//! `kafka.properties` passes any property through but those that exactly-once delivery rests on:
-//! these are refused by name, never overridden in silence. Our own defaults stand below the
-//! user's properties, the fixed ones above.
+//! `kafka.properties` passes any property through except those that exactly-once delivery rests on:
+//! these are refused by name, never overridden in silence. The user's properties override our
+//! defaults, and the fixed settings override the user's.
 
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
 
-use crate::config::{Kafka, Properties, protected};
+use crate::config::{Kafka, protected};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::timeouts::Timeouts;
 
@@ -41,27 +40,27 @@ impl Clients {
     pub fn new(kafka: &Kafka) -> Result<Self> {
         for name in kafka.properties.keys() {
             if let Some(instead) = protected(name) {
-                return Err(Error::new(ErrorKind::Config, "a property is not to be set")
+                return Err(Error::new(ErrorKind::Config, "this property can't be set")
                     .with("field", format_args!("kafka.properties.{name}"))
                     .with("instead", instead));
             }
         }
-        let session = number(kafka, &["session.timeout.ms"], SESSION_TIMEOUT_MS)?;
-        let transaction = number(kafka, &["transaction.timeout.ms"], TRANSACTION_TIMEOUT_MS)?;
-        let message = number(
+        let session = milliseconds(kafka, &["session.timeout.ms"], SESSION_TIMEOUT_MS)?;
+        let transaction = milliseconds(kafka, &["transaction.timeout.ms"], TRANSACTION_TIMEOUT_MS)?;
+        let message = milliseconds(
             kafka,
             &["message.timeout.ms", "delivery.timeout.ms"],
             MESSAGE_TIMEOUT_MS.min(transaction.saturating_mul(3) / 4),
         )?;
-        let heartbeat = number(kafka, &["heartbeat.interval.ms"], HEARTBEAT_INTERVAL_MS)?;
-        let max_poll = number(kafka, &["max.poll.interval.ms"], MAX_POLL_INTERVAL_MS)?;
+        let heartbeat = milliseconds(kafka, &["heartbeat.interval.ms"], HEARTBEAT_INTERVAL_MS)?;
+        let max_poll = milliseconds(kafka, &["max.poll.interval.ms"], MAX_POLL_INTERVAL_MS)?;
         let is_consumer = kafka.group_protocol == Kafka::CONSUMER;
-        // There the brokers set it, for themselves.
+        // With the consumer protocol the brokers set the session timeout themselves.
         let session = if is_consumer { session.min(max_poll) } else { session };
         let transactional_id = transactional_id(kafka)?;
 
         let mut common = ClientConfig::new();
-        // rust-rdkafka has just asked for the log level, which makes `tracing`'s per-layer filters
+        // rust-rdkafka has just queried the log level, which makes `tracing`'s per-layer filters
         // drop this thread's next event: better this one than an important one.
         tracing::info!("kafka clients configured");
         common.set_log_level(RDKafkaLogLevel::Info);
@@ -72,8 +71,8 @@ impl Clients {
             // A seek throws the prefetch away; a small one also keeps memory flat.
             .set("queued.min.messages", "500")
             .set("queued.max.messages.kbytes", "8192")
-            // How long a partition with enough of them waits to be fetched from again, taken or
-            // thrown away meanwhile or not. The default of a second would leave the model idle.
+            // How long a partition with a full prefetch waits before the next fetch, even where a
+            // seek has emptied it meanwhile. The default of a second would leave the model idle.
             .set("fetch.queue.backoff.ms", "20");
         if !is_consumer {
             consumer
@@ -83,11 +82,11 @@ impl Clients {
         let mut producer = common;
         producer
             .set("linger.ms", "5")
-            // The broker refuses a transaction while it still ends the one before; with the
-            // default of 100 ms that would be most of the time between two of them.
+            // The broker refuses a transaction while it still ends the one before. The default
+            // of 100 ms would be most of the time between two transactions.
             .set("retry.backoff.ms", "20");
-        // Captions are JSON that repeats itself. The property has two names: a user's, whichever it
-        // is, must be the only one.
+        // JSON compresses well. The property has two names: if the user sets either, that one must
+        // be the only one.
         let names = ["compression.type", "compression.codec"];
         if !names.iter().any(|name| kafka.properties.contains_key(*name)) {
             producer.set("compression.type", "zstd");
@@ -112,11 +111,11 @@ impl Clients {
             .set("transactional.id", &transactional_id)
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            // A lost connection makes the end of a transaction doubtful: `producer` listens.
+            // A lost connection makes the end of a transaction doubtful: `producer` reads the log.
             .set("log.connection.close", "true")
             .set("transaction.timeout.ms", transaction.to_string())
             .set("message.timeout.ms", message.to_string());
-        // One client's properties mean nothing to the other, which would warn about each.
+        // Each client would warn about the properties of the other.
         for (client, others) in [(&mut consumer, PRODUCER_ONLY), (&mut producer, CONSUMER_ONLY)] {
             for name in others {
                 client.remove(name);
@@ -134,6 +133,14 @@ impl Clients {
                 max_poll: Duration::from_millis(max_poll),
             },
         })
+    }
+
+    /// The same settings with a transactional id of the caller's own.
+    #[must_use]
+    pub fn with_transactional_id(mut self, id: String) -> Self {
+        self.producer.set("transactional.id", &id);
+        self.transactional_id = id;
+        self
     }
 }
 
@@ -165,12 +172,12 @@ const CONSUMER_ONLY: &[&str] = &[
     "fetch.message.max.bytes",
     "max.partition.fetch.bytes",
     "check.crcs",
-    // Replaced by the checked value above, whichever of its two names was used.
+    // The checked value above replaces it, under its other name.
     "delivery.timeout.ms",
 ];
 
-/// Unique for each running worker, or two of them fence each other for ever. The host name is so
-/// for pods, and stable for those of a StatefulSet, whose successor then ends the dead one's
+/// The id must be unique for each running process, or two of them fence each other for ever. A pod's
+/// host name is unique; in a StatefulSet it is also stable, so that a successor ends the dead pod's
 /// transaction at once. Several workers on one host need `kafka.transactional_id`.
 fn transactional_id(kafka: &Kafka) -> Result<String> {
     if let Some(id) = &kafka.transactional_id {
@@ -182,14 +189,15 @@ fn transactional_id(kafka: &Kafka) -> Result<String> {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty());
     let Some(host) = host else {
-        return Err(Error::new(ErrorKind::Config, "the host has no name to tell workers apart by")
+        return Err(Error::new(ErrorKind::Config, "the host has no name for a transactional id")
             .with("field", "kafka.transactional_id")
             .with("allowed", "any id that no other running worker has"));
     };
     Ok(format!("{}-{host}", kafka.group))
 }
 
-fn number(kafka: &Kafka, names: &[&str], default: u64) -> Result<u64> {
+/// The user's value of the first property of `names` that is set.
+fn milliseconds(kafka: &Kafka, names: &[&str], default: u64) -> Result<u64> {
     let set = names.iter().find_map(|name| Some((*name, kafka.properties.get(*name)?)));
     let Some((name, value)) = set else {
         return Ok(default);
@@ -200,20 +208,6 @@ fn number(kafka: &Kafka, names: &[&str], default: u64) -> Result<u64> {
             .with("value", format_args!("'{value}'"))
             .with("allowed", "milliseconds")
     })
-}
-
-/// An error of librdkafka about its settings.
-pub fn creation_error(error: KafkaError) -> Error {
-    if let KafkaError::ClientConfig(_, why, name, value) = &error {
-        let shown = if Properties::is_secret(name) { "******" } else { value.as_str() };
-        return Error::new(ErrorKind::Config, "librdkafka refuses a property")
-            .with("field", format_args!("kafka.properties.{name}"))
-            .with("value", format_args!("'{shown}'"))
-            .because(why.trim().to_owned());
-    }
-    Error::new(ErrorKind::Config, "librdkafka refuses the settings")
-        .with("section", "kafka")
-        .because(error)
 }
 
 #[cfg(test)]
@@ -269,8 +263,8 @@ mod tests {
             "enable.partition.eof",
             "log.connection.close",
         ] {
-            let told = refusal(&[(name, "x")]);
-            assert!(told.contains(&format!("kafka.properties.{name}")), "{told}");
+            let error = refusal(&[(name, "x")]);
+            assert!(error.contains(&format!("kafka.properties.{name}")), "{error}");
         }
     }
 

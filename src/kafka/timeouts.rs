@@ -1,8 +1,8 @@
-//! The clients' time limits that depend on each other.
+//! The time limits of both clients that depend on each other.
 
 use std::time::Duration;
 
-/// Of the consumer's and the producer's time limits those that rest on each other.
+/// Client time limits, named after their properties.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// `message.timeout.ms`

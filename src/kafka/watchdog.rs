@@ -1,11 +1,11 @@
-//! Ends the process when a blocking call of the transaction API never comes back.
+//! Ends the process when a blocking call of the transaction API never returns.
 //!
 //! Commit and abort take an infinite timeout, since any other loses track of the transaction's
-//! state, and a stuck one can't be cancelled. The broker ends the transaction by itself, and the
-//! worker's successor reads its references again: ending the process loses nothing.
+//! state, and a stuck call can't be cancelled. The broker ends the transaction by itself, and the
+//! process's successor does its work again: ending the process loses nothing.
 //!
-//! While no broker can be reached at all, a call that waits is not stuck: it goes on when they are
-//! back, and a new process could do no more.
+//! While no broker can be reached at all, a call that waits is not stuck: it continues when a broker
+//! is back, and a new process could do no more.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +20,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long one broker may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is called when a call is late, with its name. Returns whether to wait for as long again.
-type Expire = Box<dyn Fn(&'static str) -> bool + Send>;
+/// Called with the name of a late call. Returns whether to wait for as long again.
+type OnLate = Box<dyn Fn(&'static str) -> bool + Send>;
 
 /// Watches one thread's calls, one at a time, until it is dropped.
 #[derive(Debug)]
@@ -37,14 +37,14 @@ struct Call {
 
 impl Watchdog {
     /// Ends the process with 1 when a call takes longer than `limit` although one of `brokers`
-    /// (`host:port[,host:port...]`) can be reached; until one can, the worker is not ready.
+    /// (`host:port[,host:port...]`) can be reached; until one can, the process is not ready.
     pub fn start(limit: Duration, brokers: String, health: Arc<Health>) -> Result<Self> {
         Self::start_with(
             limit,
             TICK,
             Box::new(move |name| {
-                if !can_reach(&brokers) {
-                    tracing::warn!(call = name, brokers, "no broker can be reached: waiting on");
+                if !is_any_reachable(&brokers) {
+                    tracing::warn!(call = name, brokers, "no broker can be reached: still waiting");
                     health.set_troubled("no broker of kafka can be reached");
                     return true;
                 }
@@ -59,7 +59,7 @@ impl Watchdog {
         )
     }
 
-    fn start_with(limit: Duration, tick: Duration, expire: Expire) -> Result<Self> {
+    fn start_with(limit: Duration, tick: Duration, on_late: OnLate) -> Result<Self> {
         let call: Arc<Mutex<Option<Call>>> = Arc::default();
         let watched = Arc::downgrade(&call);
         thread::Builder::new()
@@ -72,7 +72,7 @@ impl Watchdog {
                     if let Some(Call { name, since }) = now
                         && since.max(patient_since).elapsed() > limit
                     {
-                        if !expire(name) {
+                        if !on_late(name) {
                             return;
                         }
                         patient_since = Instant::now();
@@ -88,22 +88,22 @@ impl Watchdog {
 
     /// Runs `blocking` under watch.
     pub fn watch<T>(&self, name: &'static str, blocking: impl FnOnce() -> T) -> T {
-        self.set(Some(Call { name, since: Instant::now() }));
+        self.set_call(Some(Call { name, since: Instant::now() }));
         let value = blocking();
-        self.set(None);
+        self.set_call(None);
         value
     }
 
-    fn set(&self, call: Option<Call>) {
+    fn set_call(&self, call: Option<Call>) {
         *self.call.lock().unwrap_or_else(PoisonError::into_inner) = call;
     }
 }
 
 /// Whether one of `brokers` accepts connections.
-fn can_reach(brokers: &str) -> bool {
+fn is_any_reachable(brokers: &str) -> bool {
     brokers.split(',').any(|broker| {
-        let found = broker.trim().to_socket_addrs();
-        found.is_ok_and(|mut addresses| {
+        let resolved = broker.trim().to_socket_addrs();
+        resolved.is_ok_and(|mut addresses| {
             addresses.any(|address| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok())
         })
     })
@@ -118,33 +118,33 @@ mod tests {
 
     #[test]
     fn only_a_stuck_call_is_noticed() {
-        let (told, heard) = channel();
-        let expire = Box::new(move |name| {
-            told.send(name).unwrap();
+        let (sender, late_calls) = channel();
+        let on_late = Box::new(move |name| {
+            sender.send(name).unwrap();
             false
         });
         let limit = Duration::from_millis(500);
-        let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), expire).unwrap();
+        let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), on_late).unwrap();
         for _ in 0..5 {
             watchdog.watch("quick", || thread::sleep(Duration::from_millis(150)));
         }
         thread::sleep(limit * 2);
-        assert!(heard.try_recv().is_err(), "neither quick calls nor pauses between them");
+        assert!(late_calls.try_recv().is_err(), "neither quick calls nor pauses between them");
         watchdog.watch("stuck", || thread::sleep(limit * 3));
-        assert_eq!(heard.recv_timeout(limit), Ok("stuck"));
+        assert_eq!(late_calls.recv_timeout(limit), Ok("stuck"));
     }
 
     #[test]
-    fn a_late_call_is_waited_for_while_it_is_told_to() {
-        let (told, heard) = channel();
-        let expire = Box::new(move |name| {
-            told.send(name).unwrap();
+    fn a_late_call_is_waited_for_again_and_again() {
+        let (sender, late_calls) = channel();
+        let on_late = Box::new(move |name| {
+            sender.send(name).unwrap();
             true
         });
         let limit = Duration::from_millis(50);
-        let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), expire).unwrap();
+        let watchdog = Watchdog::start_with(limit, Duration::from_millis(5), on_late).unwrap();
         watchdog.watch("late", || thread::sleep(limit * 6));
-        let times = heard.try_iter().count();
+        let times = late_calls.try_iter().count();
         assert!((2..=6).contains(&times), "asked again after each limit: {times}");
     }
 
@@ -152,8 +152,8 @@ mod tests {
     fn brokers_are_reached_or_not() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(can_reach(&format!("127.0.0.1:1, {address}")));
+        assert!(is_any_reachable(&format!("127.0.0.1:1, {address}")));
         drop(listener);
-        assert!(!can_reach(&format!("127.0.0.1:1,{address},no.such.host.invalid:9092")));
+        assert!(!is_any_reachable(&format!("127.0.0.1:1,{address},no.such.host.invalid:9092")));
     }
 }

@@ -7,10 +7,10 @@
 
 mod cloud_event;
 mod model;
-mod original;
 mod record;
 mod redriven;
 mod request;
+mod retained;
 mod s3_event;
 mod trace_context;
 
@@ -21,12 +21,14 @@ use serde_json::Value;
 use uuid::Uuid;
 
 pub use model::Identity;
-pub use original::{Kept, Original, RawHeader};
 pub use record::{CaptionRecord, DeadLetter, Stage, header};
 pub use redriven::{Marker, Place};
+pub use retained::RetainedParts;
 pub use trace_context::{TRACEPARENT, TraceContext};
 
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::kafka::headers::RawHeader;
+pub use crate::kafka::record::RawRecord;
 use crate::object_name;
 
 /// The UUIDv5 namespace of derived ids (RFC 9562).

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::original::{Kept, LetterHeader, Original, decode, encode};
+use super::retained::{LetterHeader, RetainedParts, decode_base64, encode_base64};
 use super::trace_context::{TRACEPARENT, TRACESTATE};
-use super::{Identity, ImageRequest, RawHeader, SourcePosition, TraceContext};
+use super::{Identity, ImageRequest, RawHeader, RawRecord, SourcePosition, TraceContext};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest reason of a dead letter, in characters: a cause may quote the message.
@@ -76,7 +76,7 @@ pub struct DeadLetter {
     pub failed_at: String,
     /// What of the original message stands below.
     #[serde(default)]
-    pub original: Kept,
+    pub original: RetainedParts,
     /// The original message, Base64; empty where `original` says that it had none or is left out.
     pub payload_base64: String,
     /// The original key, Base64; absent where it had none.
@@ -95,7 +95,7 @@ impl DeadLetter {
         request: Option<&ImageRequest>,
         error: &Error,
         (stage, attempts): (Stage, u32),
-        original: &Original,
+        original: &RawRecord,
     ) -> Self {
         Self {
             id: request.map_or_else(|| source.id(index), |image| image.id.clone()),
@@ -109,16 +109,20 @@ impl DeadLetter {
             source_offset: source.offset,
             source_index: u32::try_from(index).unwrap_or(u32::MAX),
             failed_at: now(),
-            original: if original.payload.is_some() { Kept::Whole } else { Kept::NoPayload },
-            payload_base64: encode(original.payload.as_deref().unwrap_or_default()),
-            key_base64: original.key.as_deref().map(encode),
+            original: if original.payload.is_some() {
+                RetainedParts::Whole
+            } else {
+                RetainedParts::NoPayload
+            },
+            payload_base64: encode_base64(original.payload.as_deref().unwrap_or_default()),
+            key_base64: original.key.as_deref().map(encode_base64),
             headers: original.headers.iter().map(LetterHeader::from).collect(),
         }
     }
 
     /// Leaves the original out, where the letter would outgrow what Kafka takes.
     pub fn leave_out_original(&mut self) {
-        self.original = Kept::LeftOut;
+        self.original = RetainedParts::LeftOut;
         self.payload_base64.clear();
         self.key_base64 = None;
         self.headers.clear();
@@ -129,15 +133,16 @@ impl DeadLetter {
     ///
     /// # Errors
     /// `ErrorKind::InvalidMessage` where a field is no Base64.
-    pub fn original(&self) -> Result<Option<Original>> {
+    pub fn original(&self) -> Result<Option<RawRecord>> {
         let payload = match self.original {
-            Kept::LeftOut => return Ok(None),
-            Kept::NoPayload => None,
-            Kept::Whole => Some(decode("payload_base64", &self.payload_base64)?),
+            RetainedParts::LeftOut => return Ok(None),
+            RetainedParts::NoPayload => None,
+            RetainedParts::Whole => Some(decode_base64("payload_base64", &self.payload_base64)?),
         };
-        let key = self.key_base64.as_deref().map(|text| decode("key_base64", text)).transpose()?;
+        let key =
+            self.key_base64.as_deref().map(|text| decode_base64("key_base64", text)).transpose()?;
         let headers = self.headers.iter().map(LetterHeader::to_raw).collect::<Result<_>>()?;
-        Ok(Some(Original { key, payload, headers }))
+        Ok(Some(RawRecord { key, payload, headers }))
     }
 
     /// Where the reference of this image stood.

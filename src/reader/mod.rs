@@ -23,7 +23,8 @@ pub use progress::Progress;
 
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
-use crate::kafka::settings::{self, Clients};
+use crate::kafka::error::kafka_error;
+use crate::kafka::settings::Clients;
 
 /// For one request to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,7 +75,9 @@ impl Reader {
         // A follower may not have reached yet what the leader calls the end.
         config.remove("client.rack");
         let create = |config: &ClientConfig| {
-            config.create_with_context(Listener::default()).map_err(settings::creation_error)
+            config
+                .create_with_context(Listener::default())
+                .map_err(|error| kafka_error("no consumer can be created", error))
         };
         let stable = create(&config)?;
         let latest = create(config.set("isolation.level", "read_uncommitted"))?;
@@ -264,10 +267,6 @@ fn is_hopeless(error: &KafkaError) -> bool {
                     | RDKafkaErrorCode::Fatal
             )
         )
-}
-
-fn kafka_error(message: &'static str, error: KafkaError) -> Error {
-    Error::new(ErrorKind::Kafka, message).because(error)
 }
 
 /// Remembers what librdkafka said last about its connections. Its log is for `FUSIONCAP_LOG=debug`:

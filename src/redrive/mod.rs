@@ -32,7 +32,7 @@ use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::redrive::rebuild::{Rebuilder, Rebuilt};
 use crate::redrive::survey::Survey;
-use crate::redrive::transaction::{Committed, Redriver};
+use crate::redrive::transaction::Redriver;
 
 /// Payload bytes a transaction, whatever its number of letters.
 const BATCH_BYTES: usize = 8 << 20;
@@ -90,9 +90,9 @@ pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
     let inputs = reader.partitions("kafka.input_topic", &kafka.input_topic)?;
     let mut summary = Summary { dry_run: plan.dry_run, ..Summary::default() };
     let mut is_first = true;
+    // Before anything is read: see above.
+    let mut redriver = if plan.dry_run { None } else { Some(Redriver::connect(kafka)?) };
     loop {
-        // Before anything is read: see above.
-        let redriver = if plan.dry_run { None } else { Some(Redriver::connect(kafka)?) };
         let topic = &kafka.dead_letter_topic;
         // At the latest end, so that nothing is passed over behind another's open transaction.
         let ranges = reader.ranges(topic, &letters, End::Latest)?;
@@ -102,18 +102,19 @@ pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
             survey.count(&mut summary);
             is_first = false;
         }
-        let Some(redriver) = redriver else {
+        let Some(redriver) = &mut redriver else {
             return Ok(summary);
         };
         summary.not_redrivable = NotRedrivable::default();
         let rebuilder = Rebuilder::new(kafka, &formats, &inputs)?;
         let batch = Vec::new();
-        let pass =
-            Pass { reader: &reader, formats: &formats, kafka, plan, redriver, rebuilder, batch };
+        let reader = &reader;
+        let pass = Pass { reader, formats: &formats, kafka, plan, redriver, rebuilder, batch };
         if pass.run(&survey.ranges(), &survey, &mut summary)?.is_continue() {
             return Ok(summary);
         }
         tracing::info!("a connection broke during a commit: surveying again");
+        redriver.reconnect()?;
     }
 }
 
@@ -123,7 +124,7 @@ struct Pass<'r> {
     formats: &'r Formats,
     kafka: &'r Kafka,
     plan: &'r Plan,
-    redriver: Redriver,
+    redriver: &'r mut Redriver,
     rebuilder: Rebuilder<'r>,
     batch: Vec<Rebuilt>,
 }
@@ -173,13 +174,14 @@ impl Pass<'_> {
     }
 
     fn commit(&mut self, summary: &mut Summary) -> Result<ControlFlow<()>> {
-        let committed = self.redriver.commit(&self.batch, &self.kafka.input_topic)?;
+        let outcome = self.redriver.commit(&self.batch, &self.kafka.input_topic)?;
         for rebuilt in self.batch.drain(..) {
             summary.redriven(&rebuilt.code);
         }
-        Ok(match committed {
-            Committed::Connected => ControlFlow::Continue(()),
-            Committed::Disconnected => ControlFlow::Break(()),
+        Ok(if outcome.keeps_producer() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
         })
     }
 }
@@ -187,12 +189,12 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Original, SourcePosition, Stage};
+    use crate::message::{RawRecord, SourcePosition, Stage};
 
     fn letter(code: ErrorKind, failed_at: &str) -> DeadLetter {
         let source = SourcePosition { topic: "images.in".into(), partition: 0, offset: 7 };
         let error = Error::new(code, "it went wrong");
-        let original = Original::default();
+        let original = RawRecord::default();
         let mut letter = DeadLetter::new(&source, 0, None, &error, (Stage::Fetch, 1), &original);
         letter.failed_at = failed_at.into();
         letter

@@ -9,8 +9,7 @@ use rdkafka::message::Message as _;
 
 use crate::config::Kafka;
 use crate::error::Result;
-use crate::kafka::headers;
-use crate::message::{self, DeadLetter, ImageRequest, Marker, Original, Place, RawHeader, header};
+use crate::message::{self, DeadLetter, ImageRequest, Marker, Place, RawHeader, RawRecord, header};
 use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::registry::Encoder;
@@ -37,9 +36,9 @@ pub struct Rebuilt {
     pub code: String,
     /// Of the input topic; any where the letter's own is no more.
     pub partition: Option<i32>,
-    pub reference: Original,
+    pub reference: RawRecord,
     pub place: Place,
-    pub marker: Original,
+    pub marker: RawRecord,
 }
 
 impl Rebuilt {
@@ -92,7 +91,7 @@ impl<'f> Rebuilder<'f> {
     }
 
     /// The record at the letter's source, if the topic still has it.
-    fn at_source(&self, letter: &DeadLetter) -> Result<Option<Original>> {
+    fn at_source(&self, letter: &DeadLetter) -> Result<Option<RawRecord>> {
         let (partition, offset) = (letter.source_partition, letter.source_offset);
         if !self.partitions.contains(&partition) {
             return Ok(None);
@@ -105,7 +104,7 @@ impl<'f> Rebuilder<'f> {
         let one = Ranges::from([(partition, offset..offset.saturating_add(1))]);
         self.source.read(&self.topic, &one, |record| {
             if record.offset() == offset {
-                found = Some(headers::original(record));
+                found = Some(RawRecord::detach(record));
             }
             Ok(ControlFlow::Continue(()))
         })?;
@@ -116,7 +115,7 @@ impl<'f> Rebuilder<'f> {
 /// Pure: the records for one letter, of its message as it stood and as it can be read.
 fn rebuilt(
     letter: &DeadLetter,
-    (mut original, read): (Original, Option<Vec<u8>>),
+    (mut original, read): (RawRecord, Option<Vec<u8>>),
     partition: Option<i32>,
     place: Place,
     markers: &Encoder,
@@ -138,7 +137,7 @@ fn rebuilt(
         original.headers.push(RawHeader::new(header::REDRIVEN_ID, letter.id.as_str()));
     }
     let marker = Marker::new(letter, &place, times);
-    let marker = Original {
+    let marker = RawRecord {
         key: original.key.clone(),
         payload: Some(markers.encode(&marker).map_err(|_| Reason::Damaged)?),
         headers: vec![
@@ -177,7 +176,7 @@ fn one_of_several(
     Ok(Some(image))
 }
 
-fn size(record: &Original) -> usize {
+fn size(record: &RawRecord) -> usize {
     let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
     let headers =
         record.headers.iter().map(|header| header.name.len() + length(&header.value) + 10);
@@ -198,7 +197,7 @@ mod tests {
         Place { topic: "images.dlq".into(), partition: 0, offset }
     }
 
-    fn letter(original: &Original, index: usize) -> DeadLetter {
+    fn letter(original: &RawRecord, index: usize) -> DeadLetter {
         let error = Error::new(ErrorKind::ObjectNotFound, "no such key");
         let payload = original.payload.as_deref().unwrap_or_default();
         let requests = parse(payload, &original.headers, &source());
@@ -206,13 +205,13 @@ mod tests {
         DeadLetter::new(&source(), index, request, &error, (Stage::Fetch, 1), original)
     }
 
-    fn put_back(original: &Original, index: usize, offset: i64) -> Rebuilt {
+    fn put_back(original: &RawRecord, index: usize, offset: i64) -> Rebuilt {
         let message = (original.clone(), original.payload.clone());
         rebuilt(&letter(original, index), message, Some(1), place(offset), &Encoder::Json).unwrap()
     }
 
-    fn of(payload: &str, headers: Vec<RawHeader>) -> Original {
-        Original { key: Some(b"k".to_vec()), payload: Some(payload.into()), headers }
+    fn of(payload: &str, headers: Vec<RawHeader>) -> RawRecord {
+        RawRecord { key: Some(b"k".to_vec()), payload: Some(payload.into()), headers }
     }
 
     #[test]
@@ -241,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_message_that_was_not_understood_comes_back_as_it_is() {
-        for original in [Original::default(), of("", vec![]), of("no JSON", vec![])] {
+        for original in [RawRecord::default(), of("", vec![]), of("no JSON", vec![])] {
             let back = put_back(&original, 0, 1).reference;
             assert_eq!((&back.key, &back.payload), (&original.key, &original.payload));
             assert_eq!(back.headers.len(), 2, "no id to keep");

@@ -11,7 +11,7 @@ use super::formats::Formats;
 use super::{Choice, Summary};
 use crate::config::Kafka;
 use crate::error::Result;
-use crate::kafka::headers;
+use crate::kafka::headers::read_headers;
 use crate::message::Marker;
 use crate::reader::{Ranges, Reader};
 
@@ -44,7 +44,7 @@ impl Survey {
         let mut marked: BTreeSet<Spot> = BTreeSet::new();
         let topic = &kafka.dead_letter_topic;
         reader.read(topic, ranges, |record| {
-            let headers = headers::of(record);
+            let headers = read_headers(record);
             if Marker::is_one(&headers) {
                 survey.markers += 1;
                 let place = Marker::marked(&headers).filter(|place| place.topic == *topic);

@@ -30,7 +30,7 @@ pub use report::{Example, Examples, PartitionReport, Report, Total, Unknown};
 
 use crate::config::Topics;
 use crate::error::{Error, ErrorKind, Result};
-use crate::kafka::headers;
+use crate::kafka::headers::read_headers;
 use crate::message::{self, Marker, SourcePosition, header};
 use crate::reader::{End, Offsets, Ranges, Reader};
 use crate::registry::{self, Kind, Registry};
@@ -160,7 +160,7 @@ fn ask(
         let payload = record.payload().unwrap_or_default();
         let parsed = requests
             .open(payload)
-            .and_then(|opened| message::parse(&opened, &headers::of(record), &source));
+            .and_then(|opened| message::parse(&opened, &read_headers(record), &source));
         let images = match parsed {
             Ok(requests) => requests.images.len(),
             Err(error) if error.kind() == ErrorKind::Registry => return Err(error),
@@ -182,7 +182,7 @@ fn answer(
     use rdkafka::message::Message as _;
     reader.read(topic, ranges, |record| {
         let answer = Answer { output, partition: record.partition(), offset: record.offset() };
-        let headers = headers::of(record);
+        let headers = read_headers(record);
         match header::source(&headers) {
             _ if output == Output::DeadLetters && Marker::is_one(&headers) => account.marker(),
             None => account.stranger(answer, Stranger::NoSource),

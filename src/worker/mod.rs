@@ -48,8 +48,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::kafka::settings::{self, Clients};
-use crate::kafka::transaction::Transactor;
+use crate::kafka::error::kafka_error;
+use crate::kafka::settings::Clients;
 use crate::registry::{Kind, Registry};
 use crate::s3::Store;
 use crate::telemetry::{Health, Instruments};
@@ -187,13 +187,15 @@ async fn connect(
 ) -> Result<Option<Connected>> {
     let (kafka, stopped) = (config.kafka.clone(), stop.clone());
     let connecting = tokio::task::spawn_blocking(move || {
-        let consumer: BaseConsumer<Rebalancer> =
-            clients.consumer.create_with_context(context).map_err(settings::creation_error)?;
+        let consumer: BaseConsumer<Rebalancer> = clients
+            .consumer
+            .create_with_context(context)
+            .map_err(|error| kafka_error("no consumer can be created", error))?;
         if !startup::await_brokers(&consumer, &kafka, || stopped.is_cancelled())? {
             return Ok(None);
         }
         startup::check_topics(&consumer, &kafka)?;
-        let transactor = Transactor::connect(&clients, &health, || stopped.is_cancelled())?;
+        let producer = publish::connect_producer(&clients, &health, || stopped.is_cancelled())?;
         tracing::info!(
             brokers = kafka.brokers,
             group = kafka.group,
@@ -201,7 +203,7 @@ async fn connect(
             input_topic = kafka.input_topic,
             "connected to kafka"
         );
-        Ok(Some(Connected { consumer, transactor }))
+        Ok(Some(Connected { consumer, producer }))
     });
     tokio::select! {
         () = stop.cancelled() => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::message::{Original, SourcePosition};
+use crate::message::{RawRecord, SourcePosition};
 use crate::worker::exactly_once::ledger::MessageId;
 
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub struct SourceMessage {
     pub position: SourcePosition,
     /// The assignment epoch of its partition when it was polled.
     pub epoch: u64,
-    pub original: Original,
+    pub original: RawRecord,
     pub polled: Instant,
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::kafka::transaction::Transactor;
+use crate::kafka::transaction::TransactionalProducer;
 use crate::s3::Store;
 use crate::worker::batch::Batcher;
 use crate::worker::caption::Captioner;
@@ -39,7 +39,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Both Kafka clients, checked and ready.
 pub struct Connected {
     pub consumer: BaseConsumer<Rebalancer>,
-    pub transactor: Transactor,
+    pub producer: TransactionalProducer,
 }
 
 /// Everything that the stages are built from, beside what they share.
@@ -83,7 +83,7 @@ impl Stages {
 
         let writer = RecordWriter::new(&config, parts.encoders);
         let (inbox, stop) = (parts.inbox, shutdown.clone());
-        let publisher = Publisher::new(&config, context, inbox, kafka.transactor, writer, stop);
+        let publisher = Publisher::new(&config, context, inbox, kafka.producer, writer, stop);
         let (publisher_ends, publisher_ended) = std::sync::mpsc::channel::<()>();
         let publisher = spawn_thread("publish", run, move || {
             let result = publisher.run();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusioncap::message::{DeadLetter, Kept, Original, RawHeader};
+use fusioncap::message::{DeadLetter, RawHeader, RawRecord, RetainedParts};
 use serde_json::json;
 
 use crate::bucket::{Bucket, picture, uri};
@@ -30,13 +30,13 @@ pub fn strange_headers() -> Vec<RawHeader> {
 }
 
 /// Messages that no worker can read, each with something that is easily lost.
-pub fn strange_messages() -> Vec<Original> {
+pub fn strange_messages() -> Vec<RawRecord> {
     let headers = strange_headers();
     vec![
-        Original { key: None, payload: None, headers: headers.clone() },
-        Original { key: Some(Vec::new()), payload: Some(Vec::new()), headers: Vec::new() },
-        Original { key: None, payload: Some(b"\xc3\x28 no JSON".to_vec()), headers },
-        Original { key: Some(b"\xff\x00".to_vec()), payload: None, headers: Vec::new() },
+        RawRecord { key: None, payload: None, headers: headers.clone() },
+        RawRecord { key: Some(Vec::new()), payload: Some(Vec::new()), headers: Vec::new() },
+        RawRecord { key: None, payload: Some(b"\xc3\x28 no JSON".to_vec()), headers },
+        RawRecord { key: Some(b"\xff\x00".to_vec()), payload: None, headers: Vec::new() },
     ]
 }
 
@@ -50,8 +50,8 @@ async fn no_message_ends_the_worker_and_each_is_kept_byte_for_byte() {
     let mut sent = strange_messages();
     // Too large for a dead letter, with its Base64.
     let long = vec![b'x'; 900_000];
-    sent.push(Original { key: None, payload: Some(long), headers: strange_headers() });
-    let readable = Original { headers: strange_headers(), ..record(&request, &[]) };
+    sent.push(RawRecord { key: None, payload: Some(long), headers: strange_headers() });
+    let readable = RawRecord { headers: strange_headers(), ..record(&request, &[]) };
     sent.push(readable);
     sent.push(record(&request, &[]));
     for message in &sent {
@@ -59,7 +59,7 @@ async fn no_message_ends_the_worker_and_each_is_kept_byte_for_byte() {
     }
     writer.flush();
     // What arrived is what was meant: the names are no UTF-8, nothing is not no bytes.
-    let arrived: Vec<Original> =
+    let arrived: Vec<RawRecord> =
         topic::read(&cluster, &topics.input).into_iter().map(|raw| raw.record).collect();
     assert_eq!(arrived, sent);
 
@@ -76,7 +76,10 @@ async fn no_message_ends_the_worker_and_each_is_kept_byte_for_byte() {
         let original = &sent[letter.source_offset as usize];
         assert_eq!(letter.code, "invalid_message");
         if letter.source_offset == 4 {
-            assert_eq!((letter.original, letter.original().unwrap()), (Kept::LeftOut, None));
+            assert_eq!(
+                (letter.original, letter.original().unwrap()),
+                (RetainedParts::LeftOut, None)
+            );
         } else {
             assert_eq!(letter.original().unwrap().as_ref(), Some(original));
         }

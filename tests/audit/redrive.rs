@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fusioncap::message::{DeadLetter, Marker, Original, RawHeader, SourcePosition, Stage, header};
+use fusioncap::message::{DeadLetter, Marker, RawHeader, RawRecord, SourcePosition, Stage, header};
 use fusioncap::{Error, ErrorKind};
 use rdkafka::message::OwnedHeaders;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::topic::{self, Raw, Writer, record};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The letter of a reference at `offset` of partition `partition`.
-pub fn dead_letter(topics: &Topics, at: (i32, i64), original: &Original) -> DeadLetter {
+pub fn dead_letter(topics: &Topics, at: (i32, i64), original: &RawRecord) -> DeadLetter {
     let source =
         SourcePosition { topic: topics.input.as_str().into(), partition: at.0, offset: at.1 };
     let error = Error::new(ErrorKind::FetchUnavailable, "the store was away");
@@ -36,7 +36,7 @@ pub fn write(writer: &Writer, topics: &Topics, letter: &DeadLetter) {
     ];
     let headers = headers.iter().map(|(name, value)| RawHeader::new(name, value.as_str()));
     let payload = Some(letter.to_json().unwrap());
-    let record = Original { key: None, payload, headers: headers.collect() };
+    let record = RawRecord { key: None, payload, headers: headers.collect() };
     writer.write(&topics.dead_letters, 0, &record);
 }
 
@@ -156,7 +156,7 @@ async fn what_comes_back_is_the_original_byte_for_byte() {
     let writer = Writer::new(&cluster);
     let originals = strange_messages();
     // At offset 0 of partition 1: the one whose letter leaves it out.
-    let left_out = Original { payload: Some(vec![b'x'; 900_000]), ..originals[0].clone() };
+    let left_out = RawRecord { payload: Some(vec![b'x'; 900_000]), ..originals[0].clone() };
     writer.write(&topics.input, 1, &left_out);
     for (number, original) in originals.iter().enumerate() {
         write(&writer, &topics, &dead_letter(&topics, (0, number as i64), original));

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use fusioncap::kafka::headers;
-use fusioncap::kafka::producer::Served;
-use fusioncap::message::{Original, RawHeader};
+use fusioncap::kafka::producer::PolledProducer;
+use fusioncap::kafka::record::{ProducerRecord, produce_record};
+use fusioncap::message::{RawHeader, RawRecord};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Raw {
     pub partition: i32,
-    pub record: Original,
+    pub record: RawRecord,
 }
 
 impl Raw {
@@ -58,24 +58,25 @@ pub fn read(cluster: &Cluster, topic: &str) -> Vec<Raw> {
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
             Some(Err(error)) => panic!("the reader failed: {error}"),
             Some(Ok(message)) => records
-                .push(Raw { partition: message.partition(), record: headers::original(&message) }),
+                .push(Raw { partition: message.partition(), record: RawRecord::detach(&message) }),
         }
     }
     records
 }
 
 /// Writes records as they are.
-pub struct Writer(Served);
+pub struct Writer(PolledProducer);
 
 impl Writer {
     pub fn new(cluster: &Cluster) -> Self {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &cluster.bootstrap).set("linger.ms", "5");
-        Self(Served::new(&config).unwrap())
+        Self(PolledProducer::new(&config).unwrap())
     }
 
-    pub fn write(&self, topic: &str, partition: i32, record: &Original) {
-        headers::produce(&self.0, topic, Some(partition), record).unwrap();
+    pub fn write(&self, topic: &str, partition: i32, record: &RawRecord) {
+        let record = ProducerRecord::new(topic, Some(partition), record);
+        produce_record(&self.0, &record, 0).unwrap();
     }
 
     /// Waits until all of it is stored.
@@ -85,8 +86,8 @@ impl Writer {
 }
 
 /// A record with headers of text.
-pub fn record(payload: &str, headers: &[(&str, &str)]) -> Original {
-    Original {
+pub fn record(payload: &str, headers: &[(&str, &str)]) -> RawRecord {
+    RawRecord {
         key: Some(b"k".to_vec()),
         payload: Some(payload.into()),
         headers: headers.iter().map(|(name, value)| RawHeader::new(name, *value)).collect(),

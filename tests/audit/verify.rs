@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fusioncap::message::{Original, RawHeader};
+use fusioncap::message::{RawHeader, RawRecord};
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -121,7 +121,7 @@ async fn a_run_is_accounted_for_and_each_trouble_counted() {
                 header.clone()
             }
         });
-        let answer = Original { headers: headers.collect(), ..copied.record.clone() };
+        let answer = RawRecord { headers: headers.collect(), ..copied.record.clone() };
         writer.write(&topics.output, 0, &answer);
     }
     writer.write(&topics.output, 1, &record("{}", &[]));

@@ -30,7 +30,7 @@ mod topic;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fusioncap::message::Original;
+use fusioncap::message::RawRecord;
 
 use bucket::Bucket;
 use kafka::{Cluster, Topics};
@@ -81,7 +81,7 @@ pub fn ask(cluster: &Cluster, topics: &Topics, payloads: &[Vec<u8>]) {
 pub fn ask_partition(cluster: &Cluster, topics: &Topics, partition: i32, payloads: &[Vec<u8>]) {
     let writer = Writer::new(cluster);
     for payload in payloads {
-        let record = Original {
+        let record = RawRecord {
             key: Some(b"the key".to_vec()),
             payload: Some(payload.clone()),
             headers: Vec::new(),

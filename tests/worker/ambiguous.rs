@@ -303,7 +303,7 @@ async fn a_call_that_does_not_come_back_is_left_behind() {
     let sent_there = proxy.other_coordinator(gone.local_addr().unwrap().port());
     let expected = produce(&cluster, &topics, 0..300).await;
     sent_there.answered();
-    worker.await_log("a kafka call did not come back", 1);
+    worker.await_log("a kafka call did not return", 1);
     worker.await_log("\"transactional producer built\"", 2);
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     cluster.await_records(&both, expected.len(), PATIENCE);

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, LEAVING_MS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::error::kafka_error;
 use crate::worker::breaker::Breaker;
 use crate::worker::consume::lag::ConsumerLag;
 use crate::worker::consume::membership::Membership;
@@ -311,8 +312,4 @@ impl Consumer {
         tracing::warn!("the consumer did not leave its group in time");
         std::mem::forget(self.consumer);
     }
-}
-
-fn kafka_error(message: &'static str, error: KafkaError) -> Error {
-    Error::new(ErrorKind::Kafka, message).because(error)
 }

@@ -24,7 +24,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::error::{Error, ErrorKind};
-use crate::kafka::log;
+use crate::kafka::log::forward_line;
 use crate::worker::consume::pause::PausedPartitions;
 use crate::worker::outbox::event::Event;
 use crate::worker::ownership::Ownership;
@@ -121,7 +121,7 @@ impl Rebalancer {
 
 impl ClientContext for Rebalancer {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log::log(level, facility, message);
+        forward_line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -10,8 +10,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::mpsc;
 
 use crate::error::Result;
-use crate::kafka::headers;
-use crate::message::{Requests, SourcePosition};
+use crate::message::{RawRecord, Requests, SourcePosition};
 use crate::worker::consume::awaiting_schema::AwaitingSchema;
 use crate::worker::context::Context;
 use crate::worker::exactly_once::assignment::Polled;
@@ -127,7 +126,7 @@ fn detach(borrowed: &BorrowedMessage<'_>, epoch: u64) -> SourceMessage {
             offset: borrowed.offset(),
         },
         epoch,
-        original: headers::original(borrowed),
+        original: RawRecord::detach(borrowed),
         polled: Instant::now(),
     }
 }

@@ -9,7 +9,7 @@
 //!    metadata of the same moment. They are committed whole or not at all.
 //! 3. [`Protocol::end`] is told how the transaction ended. Unless it was committed, all work in
 //!    flight is stale from here on, and committed offsets are not to be trusted yet.
-//! 4. The producer is replaced where [`Outcome::keeps_producer`] says no.
+//! 4. The producer is replaced where [`TransactionOutcome::keeps_producer`] says no.
 //! 5. [`Protocol::settle`]: the transaction is over for certain, so the consumer may rewind.
 
 pub mod assignment;
@@ -20,36 +20,10 @@ mod simulation;
 
 use std::sync::Arc;
 
+use crate::kafka::outcome::TransactionOutcome;
 use crate::worker::exactly_once::assignment::Assignment;
 use crate::worker::exactly_once::in_flight::Permit;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, Ledger, MessageId};
-
-/// How a transaction ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Committed,
-    /// Committed, while a connection broke: the end of transaction may have been sent twice, and
-    /// the second one may still be on its way.
-    CommittedLoosely,
-    /// Aborted, for certain.
-    Aborted,
-    /// Nobody knows, or the producer is unusable.
-    Unknown,
-}
-
-impl Outcome {
-    /// Whether the producer may begin another transaction. librdkafka has no KIP-890: an end of
-    /// transaction that is still on its way would end a *later* transaction of the same producer,
-    /// but not one of its successor, whose epoch is higher.
-    pub const fn keeps_producer(self) -> bool {
-        matches!(self, Self::Committed | Self::Aborted)
-    }
-
-    /// Whether the work was committed.
-    pub const fn is_committed(self) -> bool {
-        matches!(self, Self::Committed | Self::CommittedLoosely)
-    }
-}
 
 /// The ledger, and the rules around it.
 #[derive(Debug)]
@@ -112,7 +86,7 @@ impl<O> Protocol<O> {
 
     /// Takes note of a transaction's end. Unless it was committed, everything in flight is stale
     /// from now on, and nothing is polled under a new epoch before [`Protocol::settle`].
-    pub fn end<G>(&mut self, assignment: &Assignment<G>, outcome: Outcome) {
+    pub fn end<G>(&mut self, assignment: &Assignment<G>, outcome: TransactionOutcome) {
         if !outcome.is_committed() {
             assignment.suspend_all();
             self.ledger.clear();

@@ -20,11 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::kafka::transaction::{Failure, Transactor, WORRYING_FAILURES};
+use crate::kafka::fencing::FencingLimit;
+use crate::kafka::outcome::TransactionOutcome;
+use crate::kafka::settings::Clients;
+use crate::kafka::transaction::{
+    ConsumedOffsets, TransactionFailure, TransactionalProducer, UNREADY_AFTER_FAILURES,
+};
 use crate::retry::Policy;
+use crate::telemetry::Health;
 use crate::worker::context::Context;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
-use crate::worker::exactly_once::{self, Outcome as Ending, Protocol, Ready};
+use crate::worker::exactly_once::{self, Protocol, Ready};
 use crate::worker::outbox::event::Event;
 use crate::worker::outcome::Outcome;
 use crate::worker::ownership::Ownership;
@@ -34,12 +40,32 @@ use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::TransactionTiming;
 use crate::worker::telemetry::step::{Step, WaitFor};
 
+/// Time to build the first producer.
+const CONNECT_LIMIT: Duration = Duration::from_secs(300);
+/// Fencings within five minutes: more than a successor causes.
+const MAX_FENCINGS: usize = 10;
+
+/// The worker's producer, which is not ready where `stop` came first.
+pub fn connect_producer(
+    clients: &Clients,
+    health: &Arc<Health>,
+    stop: impl Fn() -> bool,
+) -> Result<TransactionalProducer> {
+    let message = "another running worker has the same transactional id";
+    let error = Error::new(ErrorKind::Kafka, message)
+        .with("field", "kafka.transactional_id")
+        .with("value", &clients.transactional_id)
+        .with("allowed", "an id that no other running worker has");
+    let fencing = FencingLimit { fencings: MAX_FENCINGS, error };
+    TransactionalProducer::connect(clients, fencing, health, CONNECT_LIMIT, stop)
+}
+
 pub struct Publisher {
     inbox: Receiver<Event>,
     ownership: Arc<Ownership>,
     run: Arc<Run>,
     observer: Arc<Observer>,
-    transactor: Transactor,
+    producer: TransactionalProducer,
     writer: RecordWriter,
     input_topic: Arc<str>,
     shutdown: CancellationToken,
@@ -102,7 +128,7 @@ impl Publisher {
         config: &Config,
         context: &Context,
         inbox: Receiver<Event>,
-        transactor: Transactor,
+        producer: TransactionalProducer,
         writer: RecordWriter,
         shutdown: CancellationToken,
     ) -> Self {
@@ -112,7 +138,7 @@ impl Publisher {
             ownership,
             run,
             observer,
-            transactor,
+            producer,
             writer,
             input_topic: config.kafka.input_topic.as_str().into(),
             shutdown,
@@ -144,7 +170,7 @@ impl Publisher {
                 self.publish()?;
             }
         }
-        self.transactor.close();
+        self.producer.close();
         Ok(())
     }
 
@@ -185,7 +211,7 @@ impl Publisher {
         let Some(commit) = self.prepare()? else {
             return Ok(());
         };
-        if !self.transactor.is_ready() {
+        if !self.producer.is_ready() {
             // A connection broke during the last commit, or its records were sent one by one:
             // nothing is lost, nothing to rewind.
             tracing::info!("replacing the transactional producer");
@@ -193,9 +219,13 @@ impl Publisher {
         }
         let started = Instant::now();
         self.schedule.began();
-        let still_owned = || exactly_once::is_owned(&commit.finished, &self.ownership);
-        let ended =
-            self.transactor.run(&commit.records, &commit.offsets, &commit.group, still_owned);
+        let consumed = ConsumedOffsets {
+            offsets: &commit.offsets,
+            group: &commit.group,
+            still_owned: &|| exactly_once::is_owned(&commit.finished, &self.ownership),
+        };
+        let records = commit.records.iter().map(Record::to_produce);
+        let ended = self.producer.run(records, Some(consumed));
         self.observer.busy(Step::Publish, started);
         match ended {
             Ok(_) => {
@@ -210,7 +240,7 @@ impl Publisher {
                 Ok(())
             }
             Err(failure) => {
-                for &record in self.transactor.too_large() {
+                for &record in self.producer.too_large() {
                     if let Some(record) = commit.records.get(record) {
                         self.writer.refuse(record);
                     }
@@ -223,7 +253,7 @@ impl Publisher {
 
     fn end_spans(&self, commit: Commit, began: Instant, failed: Option<&Error>) {
         let messages = commit.messages();
-        let (delivered, ended) = (self.transactor.delivered(), Instant::now());
+        let (delivered, ended) = (self.producer.delivered(), Instant::now());
         let kind = failed.map(Error::kind);
         let topics = commit.records.chunk_by(|left, right| left.topic == right.topic);
         let counts = topics.filter_map(|topic| Some((&topic.first()?.topic, topic.len())));
@@ -308,11 +338,11 @@ impl Publisher {
     /// Makes everything in flight stale, sees the transaction to its end, allows the rewind. Takes as
     /// long as it must: others mend a topic that is full, read-only or short of replicas, and
     /// brokers that are away.
-    fn recover(&mut self, failure: Failure) -> Result<()> {
+    fn recover(&mut self, failure: TransactionFailure) -> Result<()> {
         self.failures = self.failures.saturating_add(1);
         self.protocol.end(&self.ownership, failure.outcome);
-        let Failure { outcome, error } = failure;
-        let outcome = if outcome == Ending::Aborted { "aborted" } else { "fatal" };
+        let TransactionFailure { outcome, error, .. } = failure;
+        let outcome = if outcome == TransactionOutcome::Aborted { "aborted" } else { "fatal" };
         self.observer.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
         tracing::warn!(
             outcome,
@@ -320,12 +350,12 @@ impl Publisher {
             failures = self.failures,
             "transaction failed"
         );
-        if !self.transactor.is_ready() {
+        if !self.producer.is_ready() {
             self.rebuild()?;
         }
         // A call that waited for brokers has come back.
         self.run.health.set_recovered();
-        if self.failures >= WORRYING_FAILURES {
+        if self.failures >= UNREADY_AFTER_FAILURES {
             self.run.health.set_troubled("transactions fail");
         }
         self.pause();
@@ -335,7 +365,9 @@ impl Publisher {
 
     fn rebuild(&mut self) -> Result<()> {
         let (run, shutdown) = (&self.run, &self.shutdown);
-        self.transactor.replace(|| run.has_failed() || shutdown.is_cancelled())
+        let stop = || run.has_failed() || shutdown.is_cancelled();
+        // Without a limit: brokers that are away come back.
+        self.producer.replace(Duration::MAX, stop)
     }
 
     /// Longer after each failure in a row.

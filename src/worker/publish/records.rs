@@ -13,6 +13,7 @@ use opentelemetry::ContextGuard;
 
 use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::record::ProducerRecord;
 use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header};
 use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::exactly_once::ledger::MessageId;
@@ -43,6 +44,17 @@ pub struct Record {
 }
 
 impl Record {
+    pub fn to_produce(&self) -> ProducerRecord<'_> {
+        let headers = self.headers.iter();
+        ProducerRecord {
+            topic: &self.topic,
+            partition: None,
+            key: self.key.as_deref(),
+            payload: Some(&self.payload),
+            headers: headers.map(|(name, value)| (name.as_bytes(), Some(&**value))).collect(),
+        }
+    }
+
     /// Log lines belong to the trace that this record carries until the guard is dropped.
     pub fn in_trace(&self) -> ContextGuard {
         let carried = self.headers.iter().find(|(name, _)| *name == message::TRACEPARENT);

@@ -10,10 +10,11 @@ use super::broker::{
     Broker, Callback, Candidate, EndTxn, Joined, Membership, Record, Refusal, Violation,
 };
 use super::{Mistake, Seen};
+use crate::kafka::outcome::TransactionOutcome;
 use crate::worker::exactly_once::assignment::{Assignment, Polled};
 use crate::worker::exactly_once::in_flight::{InFlight, Permit};
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
-use crate::worker::exactly_once::{Outcome, Protocol, Ready, is_owned};
+use crate::worker::exactly_once::{Protocol, Ready, is_owned};
 
 /// References in hand above which nothing is polled.
 const MOST_IN_FLIGHT: usize = 6;
@@ -401,7 +402,7 @@ impl Worker {
                 seen.refusals += 1;
                 self.publishing = Publishing::Abort;
             }
-            Err(Refusal::Fenced) => self.end(Outcome::Unknown, seen),
+            Err(Refusal::Fenced) => self.end(TransactionOutcome::Unknown, seen),
         }
         Ok(())
     }
@@ -422,35 +423,42 @@ impl Worker {
         random: &mut SmallRng,
         faults: bool,
         commit: bool,
-    ) -> Result<Outcome, Violation> {
+    ) -> Result<TransactionOutcome, Violation> {
         let epoch = self.producer.unwrap_or_default();
         let request = EndTxn { worker: self.id, epoch, commit };
-        let clean = if commit { Outcome::Committed } else { Outcome::Aborted };
+        let clean =
+            if commit { TransactionOutcome::Committed } else { TransactionOutcome::Aborted };
         let luck = if faults { random.random_range(0..10) } else { 9 };
         if luck == 0 {
-            return Ok(Outcome::Unknown);
+            return Ok(TransactionOutcome::Unknown);
         }
         if luck == 1 {
             broker.delay(request);
-            return Ok(Outcome::Unknown);
+            return Ok(TransactionOutcome::Unknown);
         }
         let refused = broker.end(request)?.is_err();
         Ok(match luck {
-            _ if refused => Outcome::Unknown,
-            2 => Outcome::Unknown,
+            _ if refused => TransactionOutcome::Unknown,
+            2 => TransactionOutcome::Unknown,
             3 => {
                 broker.delay(request);
-                if commit { Outcome::CommittedLoosely } else { Outcome::Unknown }
+                if commit {
+                    TransactionOutcome::CommittedInDoubt
+                } else {
+                    TransactionOutcome::Unknown
+                }
             }
             _ => clean,
         })
     }
 
-    fn end(&mut self, outcome: Outcome, seen: &mut Seen) {
+    fn end(&mut self, outcome: TransactionOutcome, seen: &mut Seen) {
         match outcome {
-            Outcome::Committed | Outcome::CommittedLoosely => seen.commits += 1,
-            Outcome::Aborted => seen.aborts += 1,
-            Outcome::Unknown => seen.unknown += 1,
+            TransactionOutcome::Committed | TransactionOutcome::CommittedInDoubt => {
+                seen.commits += 1
+            }
+            TransactionOutcome::Aborted => seen.aborts += 1,
+            TransactionOutcome::Unknown => seen.unknown += 1,
         }
         if self.mistake != Mistake::KeepsWork {
             self.protocol.end(&self.assignment, outcome);

@@ -8,7 +8,7 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporte
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::message::{Original, SourcePosition};
+use crate::message::{RawRecord, SourcePosition};
 use crate::worker::outcome::Origin;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
@@ -56,7 +56,7 @@ fn origin(spans: &Spans, traceparent: Option<&str>) -> Origin {
     let message = SourceMessage {
         position: SourcePosition { topic: "images.in".into(), partition: 1, offset: 7 },
         epoch: 1,
-        original: Original { headers: headers.into_iter().collect(), ..Original::default() },
+        original: RawRecord { headers: headers.into_iter().collect(), ..RawRecord::default() },
         polled: Instant::now(),
     };
     let message = Arc::new(message);
