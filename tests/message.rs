@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::message::{
-    CaptionRecord, DeadLetter, Marker, Place, RawHeader, RawRecord, Requests, RetainedParts,
+    CaptionRecord, DeadLetter, Marker, RawHeader, RawRecord, Requests, RetainedParts,
     SourcePosition, Stage, TraceContext, header, parse,
 };
 use fusioncap::{Error, ErrorKind};
@@ -291,14 +291,14 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
         let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
         assert_valid("dead-letter", &value);
         let back: DeadLetter = serde_json::from_value(value).unwrap();
-        assert_eq!(back.original().unwrap(), Some(case));
+        assert_eq!(back.original_record().unwrap(), Some(case));
     }
     let mut letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
     let names: Vec<&str> = letter.headers.iter().map(|header| header.name.as_str()).collect();
     assert_eq!(names, ["twice", "twice", "", "none", "caf\u{fffd}"]);
     letter.leave_out_original();
     assert_valid("dead-letter", &serde_json::to_value(&letter).unwrap());
-    assert_eq!(letter.original().unwrap(), None);
+    assert_eq!(letter.original_record().unwrap(), None);
     // As letters were before they kept headers.
     let mut old = serde_json::to_value(&letter).unwrap();
     for name in ["original", "headers"] {
@@ -306,7 +306,7 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
     }
     old["payload_base64"] = json!("e30=");
     let old: DeadLetter = serde_json::from_value(old).unwrap();
-    assert_eq!((old.original, old.original().unwrap()), (RetainedParts::LeftOut, None));
+    assert_eq!((old.original, old.original_record().unwrap()), (RetainedParts::LeftOut, None));
 }
 
 #[test]
@@ -317,7 +317,11 @@ fn a_dead_letter_that_is_damaged_is_refused() {
         let mut value = serde_json::to_value(&letter).unwrap();
         *value.pointer_mut(path).unwrap() = json!("?");
         let damaged: DeadLetter = serde_json::from_value(value).unwrap();
-        assert_eq!(damaged.original().unwrap_err().kind(), ErrorKind::InvalidMessage, "{path}");
+        assert_eq!(
+            damaged.original_record().unwrap_err().kind(),
+            ErrorKind::InvalidMessage,
+            "{path}"
+        );
     }
 }
 
@@ -325,18 +329,18 @@ fn a_dead_letter_that_is_damaged_is_refused() {
 fn markers_name_their_dead_letter() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
     let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
-    let place = Place { topic: "images.dlq".into(), partition: 2, offset: 17 };
-    let marker = Marker::new(&letter, &place, 1);
+    let position = SourcePosition { topic: "images.dlq".into(), partition: 2, offset: 17 };
+    let marker = Marker::new(&letter, &position, 1);
     assert_valid("dead-letter-marker", &serde_json::to_value(&marker).unwrap());
-    let headers = [RawHeader::new(header::REDRIVEN, place.to_string())];
-    assert!(Marker::is_one(&headers));
-    assert_eq!(Marker::marked(&headers), Some(place));
+    let headers = [RawHeader::new(header::REDRIVEN, position.to_string())];
+    assert!(Marker::is_marker(&headers));
+    assert_eq!(Marker::marked_letter(&headers), Some(position));
     for broken in ["", "images.dlq", "images.dlq/2", "a/b/c", "a/1/2/3"] {
         let headers = [RawHeader::new(header::REDRIVEN, broken)];
-        assert!(Marker::is_one(&headers));
-        assert_eq!(Marker::marked(&headers), None, "{broken}");
+        assert!(Marker::is_marker(&headers));
+        assert_eq!(Marker::marked_letter(&headers), None, "{broken}");
     }
-    assert!(!Marker::is_one(&original().headers));
+    assert!(!Marker::is_marker(&original().headers));
 }
 
 #[test]
@@ -386,16 +390,16 @@ fn every_code_is_documented() {
 #[test]
 fn headers_say_where_a_record_came_from() {
     let trace = TraceContext::fresh();
-    let headers = header::of(&source(), 2, &trace);
+    let headers = header::source_headers(&source(), 2, &trace);
     let raw: Vec<RawHeader> =
         headers.iter().map(|(name, value)| RawHeader::new(name, value.clone())).collect();
-    assert_eq!(header::source(&raw), Some((source(), 2)));
+    assert_eq!(header::parse_source(&raw), Some((source(), 2)));
     for (broken, text) in [(1, "-1"), (2, "x"), (3, "")] {
         let mut wrong = raw.clone();
         wrong[broken].value = Some(text.into());
-        assert_eq!(header::source(&wrong), None, "{text}");
+        assert_eq!(header::parse_source(&wrong), None, "{text}");
         wrong.remove(broken);
-        assert_eq!(header::source(&wrong), None);
+        assert_eq!(header::parse_source(&wrong), None);
     }
     let find = |name: &str| {
         let (_, value) = headers.iter().find(|(found, _)| *found == name).unwrap();
@@ -435,7 +439,7 @@ proptest! {
         let letter =
             DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
         let back: DeadLetter = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
-        prop_assert_eq!(back.original().unwrap(), Some(original));
+        prop_assert_eq!(back.original_record().unwrap(), Some(original));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn is_structured(message: &Value) -> bool {
 }
 
 /// The message inside a structured event: `data`, or `data_base64` decoded.
-pub fn data(mut event: Value) -> Result<Value> {
+pub fn take_data(mut event: Value) -> Result<Value> {
     let version = event.get("specversion").and_then(Value::as_str).unwrap_or_default();
     if !version.starts_with("1.") {
         return Err(invalid("the CloudEvent's version is not supported")
@@ -37,15 +37,15 @@ pub fn data(mut event: Value) -> Result<Value> {
             .with("allowed", "1.x"));
     }
     if let Some(encoded) = event.get("data_base64") {
-        let text = encoded.as_str().ok_or_else(|| invalid("data_base64 is no string"))?;
+        let text = encoded.as_str().ok_or_else(|| invalid("data_base64 is not a string"))?;
         let bytes = STANDARD
             .decode(text)
-            .map_err(|error| invalid("data_base64 is no Base64").because(error))?;
-        return super::json(&bytes);
+            .map_err(|error| invalid("data_base64 is not Base64").because(error))?;
+        return super::parse_json(&bytes);
     }
     match event.get_mut("data").map(Value::take) {
         // Some producers send JSON as text.
-        Some(Value::String(text)) => super::json(text.as_bytes()),
+        Some(Value::String(text)) => super::parse_json(text.as_bytes()),
         Some(Value::Null) | None => Err(invalid("the CloudEvent has no data")),
         Some(data) => Ok(data),
     }

@@ -1,9 +1,10 @@
-//! The records on the three topics: what a message on `images.in` asks for, and what is written
-//! to `captions.out` and `images.dlq`. Their schemas are the files of `schemas/`.
+//! The records on the three topics: requests on `images.in`, captions on `captions.out`, dead
+//! letters and their markers on `images.dlq`. Their schemas are the files of `schemas/`.
 //!
-//! A message is one of three shapes, told apart by its content: our own [`request`], an S3
-//! [`s3_event`] notification, or either inside a CloudEvent ([`cloud_event`]). One message may
-//! name several images; they share its offset and are told apart by their index.
+//! A message on `images.in` has one of three shapes, recognised by its content: our own
+//! [`request`], an S3 notification ([`s3_event`]), or either inside a CloudEvent
+//! ([`cloud_event`]). One message may name several images; they share its offset and differ in
+//! their index.
 
 mod cloud_event;
 mod model;
@@ -15,6 +16,8 @@ mod s3_event;
 mod trace_context;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -22,7 +25,7 @@ use uuid::Uuid;
 
 pub use model::Identity;
 pub use record::{CaptionRecord, DeadLetter, Stage, header};
-pub use redriven::{Marker, Place};
+pub use redriven::Marker;
 pub use retained::RetainedParts;
 pub use trace_context::{TRACEPARENT, TraceContext};
 
@@ -35,14 +38,14 @@ use crate::object_name;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_b7a0_52c4_5e0f_9a3b_7d1c_4e8f_2b60);
 
 /// Longest field that names an image, in bytes: S3's own limit of a key. Dead letters and headers
-/// repeat these fields, and a record that outgrows what Kafka takes could never be published.
+/// repeat these fields, and a record that is too large for Kafka could never be published.
 const MAX_FIELD_BYTES: usize = 1024;
 
-/// Most bytes that the dead letters of one message may repeat: each has all of it, and a message
-/// of a megabyte can name thousands of images.
+/// Most bytes in all dead letters of one message: each repeats the whole message, and a message of a
+/// megabyte can name thousands of images.
 const MAX_REPEATED_BYTES: usize = 64 << 20;
 
-/// Where a message came from.
+/// Where a record stands; `topic/partition/offset` as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcePosition {
     pub topic: Arc<str>,
@@ -51,10 +54,31 @@ pub struct SourcePosition {
 }
 
 impl SourcePosition {
-    /// The id of the image at `index` among those of this message, the same at every reading.
+    /// The derived id of the image at `index` of this message.
     pub fn id(&self, index: usize) -> String {
-        let name = format!("{}/{}/{}/{index}", self.topic, self.partition, self.offset);
+        let name = format!("{self}/{index}");
         Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()
+    }
+}
+
+impl fmt::Display for SourcePosition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for SourcePosition {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // A topic's name has no slash.
+        let parts: Vec<&str> = text.split('/').collect();
+        let [topic, partition, offset] = parts[..] else { return Err(()) };
+        Ok(Self {
+            topic: topic.into(),
+            partition: partition.parse().map_err(|_| ())?,
+            offset: offset.parse().map_err(|_| ())?,
+        })
     }
 }
 
@@ -79,10 +103,10 @@ impl ImageRequest {
 
     /// The same image as a request of our own shape.
     pub fn to_json(&self) -> Vec<u8> {
-        request::write(self)
+        request::to_json(self)
     }
 
-    /// Refuses what could not be published again, and what no request may be made for.
+    /// Refuses fields that are too long to publish, and names that must not be fetched.
     fn check(&self) -> Result<()> {
         self.check_lengths()?;
         object_name::check_bucket(&self.bucket)?;
@@ -110,7 +134,7 @@ impl ImageRequest {
     }
 }
 
-/// What one message on `images.in` asks for.
+/// The requests in one message on `images.in`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     /// In the order of the message's records.
@@ -125,24 +149,29 @@ pub struct Requests {
 /// # Errors
 /// `ErrorKind::InvalidMessage` or `UnsupportedUri`, with one line that says what is wrong where.
 pub fn parse(payload: &[u8], headers: &[RawHeader], source: &SourcePosition) -> Result<Requests> {
-    let mut requests = read(payload, headers, source)?;
+    let mut requests = parse_envelope(payload, headers, source)?;
     requests.images.iter().try_for_each(ImageRequest::check)?;
-    // Put back from a dead letter: a derived id would change with the offset.
+    // Redriven from a dead letter: a derived id would change with the offset.
     if let [image] = requests.images.as_mut_slice()
-        && let Some(id) = redriven::id(headers)
+        && let Some(id) = redriven::parse_id(headers)
     {
         image.id = id;
     }
     Ok(requests)
 }
 
-fn read(payload: &[u8], headers: &[RawHeader], source: &SourcePosition) -> Result<Requests> {
-    let message = json(payload)?;
+/// The requests before any check of their fields.
+fn parse_envelope(
+    payload: &[u8],
+    headers: &[RawHeader],
+    source: &SourcePosition,
+) -> Result<Requests> {
+    let message = parse_json(payload)?;
     let message = if cloud_event::is_binary(headers) {
         cloud_event::check_binary(headers)?;
         message
     } else if cloud_event::is_structured(&message) {
-        cloud_event::data(message)?
+        cloud_event::take_data(message)?
     } else {
         message
     };
@@ -165,12 +194,12 @@ fn parse_plain(message: Value, source: &SourcePosition) -> Result<Requests> {
     Ok(Requests { images: vec![request::parse(message, source)?], skipped: 0 })
 }
 
-fn json(payload: &[u8]) -> Result<Value> {
+fn parse_json(payload: &[u8]) -> Result<Value> {
     if payload.is_empty() {
         return Err(invalid("the message is empty"));
     }
     serde_json::from_slice(payload)
-        .map_err(|error| invalid("the message is no JSON").because(error))
+        .map_err(|error| invalid("the message is not JSON").because(error))
 }
 
 fn invalid(reason: &'static str) -> Error {

@@ -1,6 +1,6 @@
-//! Which model made a caption.
+//! The identity of a model.
 
-/// What tells one bundle from another, in records, metrics and logs.
+/// Identifies a bundle in records, metrics and logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub name: String,

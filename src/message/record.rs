@@ -1,6 +1,7 @@
-//! What is written: one flat record an image on `captions.out`, one a failure on `images.dlq`.
+//! The output records: one caption per image on `captions.out`, one dead letter per failed image on
+//! `images.dlq`.
 //!
-//! Column names and types are a contract with lake tables: they may be added to, never changed.
+//! Column names and types are a contract with lake tables: columns may be added, never changed.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use super::trace_context::{TRACEPARENT, TRACESTATE};
 use super::{Identity, ImageRequest, RawHeader, RawRecord, SourcePosition, TraceContext};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest reason of a dead letter, in characters: a cause may quote the message.
+/// Longest reason of a dead letter, in characters; a cause may quote the message.
 const MAX_REASON: usize = 1000;
 
 /// A caption (`schemas/caption.v1.schema.json`).
@@ -25,11 +26,12 @@ pub struct CaptionRecord {
     pub version_id: Option<String>,
     pub etag: Option<String>,
     pub content_type: String,
-    /// Of the source image, in pixels.
+    /// Width of the source image, in pixels.
     pub width: u32,
+    /// Height of the source image, in pixels.
     pub height: u32,
     pub caption: String,
-    /// Mean log-probability of a token.
+    /// Mean log-probability per token.
     pub score: f32,
     pub model_name: String,
     pub model_version: String,
@@ -40,12 +42,12 @@ pub struct CaptionRecord {
     /// RFC 3339, UTC, microseconds.
     pub captioned_at: String,
     pub attributes: BTreeMap<String, String>,
-    /// The image's embedding, unit length; absent unless asked for.
+    /// The image's embedding, unit length; only with `model.embeddings`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Vec<f32>>,
 }
 
-/// The step of the flow at which an image failed.
+/// The stage of the pipeline at which an image failed.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -59,27 +61,27 @@ pub enum Stage {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct DeadLetter {
     pub id: String,
-    /// Absent where the message could not be read.
+    /// Absent where the message could not be parsed.
     pub uri: Option<String>,
     /// One of [`ErrorKind::DEAD_LETTERS`].
     pub code: String,
     pub reason: String,
     pub stage: Stage,
-    /// Tries made, at least 1.
+    /// Attempts made, at least 1.
     pub attempts: u32,
     pub source_topic: String,
     pub source_partition: i32,
     pub source_offset: i64,
-    /// The image's place among those of its message.
+    /// The image's index in its message.
     pub source_index: u32,
     /// RFC 3339, UTC, microseconds.
     pub failed_at: String,
-    /// What of the original message stands below.
+    /// The parts of the original message below.
     #[serde(default)]
     pub original: RetainedParts,
-    /// The original message, Base64; empty where `original` says that it had none or is left out.
+    /// The original payload, Base64; empty where the message had none or it is left out.
     pub payload_base64: String,
-    /// The original key, Base64; absent where it had none.
+    /// The original key, Base64; absent where the message had none.
     pub key_base64: Option<String>,
     /// The original headers, in order.
     #[serde(default)]
@@ -88,7 +90,7 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// The dead letter of the image at `index`; `request` is absent where the message itself
-    /// could not be read.
+    /// could not be parsed.
     pub fn new(
         source: &SourcePosition,
         index: usize,
@@ -120,7 +122,7 @@ impl DeadLetter {
         }
     }
 
-    /// Leaves the original out, where the letter would outgrow what Kafka takes.
+    /// Leaves the original out, for a letter that would be too large for Kafka.
     pub fn leave_out_original(&mut self) {
         self.original = RetainedParts::LeftOut;
         self.payload_base64.clear();
@@ -132,8 +134,8 @@ impl DeadLetter {
     /// The original message; None where it was left out.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidMessage` where a field is no Base64.
-    pub fn original(&self) -> Result<Option<RawRecord>> {
+    /// `ErrorKind::InvalidMessage` where a field is not Base64.
+    pub fn original_record(&self) -> Result<Option<RawRecord>> {
         let payload = match self.original {
             RetainedParts::LeftOut => return Ok(None),
             RetainedParts::NoPayload => None,
@@ -145,8 +147,8 @@ impl DeadLetter {
         Ok(Some(RawRecord { key, payload, headers }))
     }
 
-    /// Where the reference of this image stood.
-    pub fn source(&self) -> SourcePosition {
+    /// The position of this image's reference.
+    pub fn source_position(&self) -> SourcePosition {
         SourcePosition {
             topic: self.source_topic.as_str().into(),
             partition: self.source_partition,
@@ -160,8 +162,7 @@ impl DeadLetter {
 }
 
 impl CaptionRecord {
-    /// Everything that is known of an image before it has a caption; the caller fills in what
-    /// the fetch and the model found.
+    /// A record with the fields of the request and the model; the caller fills in the others.
     pub fn new(source: &SourcePosition, request: &ImageRequest, model: &Identity) -> Self {
         Self {
             id: request.id.clone(),
@@ -192,7 +193,7 @@ impl CaptionRecord {
     }
 }
 
-/// Names of the record headers, and the headers themselves.
+/// Names of the record headers, written and parsed.
 pub mod header {
     use super::{RawHeader, SourcePosition, TRACEPARENT, TRACESTATE, TraceContext};
 
@@ -205,16 +206,15 @@ pub mod header {
     pub const ERROR_CODE: &str = "fusioncap-error-code";
     /// On a marker: the dead letter that was redriven, `topic/partition/offset`.
     pub const REDRIVEN: &str = "fusioncap-redriven";
-    /// On a reference: the dead letter it was put back from, `topic/partition/offset`.
+    /// On a reference: the dead letter that it was redriven from, `topic/partition/offset`.
     pub const REDRIVEN_FROM: &str = "fusioncap-redriven-from";
     /// On a reference: how often its image has been redriven.
     pub const REDRIVEN_TIMES: &str = "fusioncap-redriven-times";
     /// On a reference: the id that its image keeps.
     pub const REDRIVEN_ID: &str = "fusioncap-redriven-id";
 
-    /// The headers of every record: where it came from and the trace it belongs to. Numbers are
-    /// decimal text.
-    pub fn of(
+    /// The headers of every output record: its source and its trace. Numbers are decimal text.
+    pub fn source_headers(
         source: &SourcePosition,
         index: usize,
         trace: &TraceContext,
@@ -232,9 +232,9 @@ pub mod header {
         headers
     }
 
-    /// Which image a record answers, by its headers: where the reference stands, and the image's
-    /// index. None where they are absent or broken.
-    pub fn source(headers: &[RawHeader]) -> Option<(SourcePosition, usize)> {
+    /// The image that a record answers: its reference's position and its index in the message. None
+    /// where the headers are absent or malformed.
+    pub fn parse_source(headers: &[RawHeader]) -> Option<(SourcePosition, usize)> {
         let text = |name| std::str::from_utf8(RawHeader::find(headers, name)?).ok();
         let offset: u64 = text(SOURCE_OFFSET)?.parse().ok()?;
         let partition: u32 = text(SOURCE_PARTITION)?.parse().ok()?;
@@ -247,7 +247,7 @@ pub mod header {
     }
 }
 
-/// `text` on one line, cut where it grows too long.
+/// `text` on one line, cut off after `MAX_REASON` characters.
 fn one_line(text: &str) -> String {
     let plain = |character: char| if character.is_control() { ' ' } else { character };
     text.chars().take(MAX_REASON).map(plain).collect()

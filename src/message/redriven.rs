@@ -1,51 +1,18 @@
-//! What `fusioncap redrive` writes: headers on the reference that it puts back on `images.in`, and
+//! The records of `fusioncap redrive`: headers on the reference that it puts back on `images.in`, and
 //! in the same transaction a marker on `images.dlq`, so that no dead letter is put back twice.
-
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::record::{header, now};
-use super::{DeadLetter, MAX_FIELD_BYTES, RawHeader};
-use crate::error::Result;
-
-/// A record's place, `topic/partition/offset` in headers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub topic: String,
-    pub partition: i32,
-    pub offset: i64,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}/{}", self.topic, self.partition, self.offset)
-    }
-}
-
-impl FromStr for Place {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        // The name of a topic has no slash.
-        let parts: Vec<&str> = text.split('/').collect();
-        let [topic, partition, offset] = parts[..] else { return Err(()) };
-        Ok(Self {
-            topic: topic.to_owned(),
-            partition: partition.parse().map_err(|_| ())?,
-            offset: offset.parse().map_err(|_| ())?,
-        })
-    }
-}
+use super::{DeadLetter, MAX_FIELD_BYTES, RawHeader, SourcePosition};
 
 /// The record that marks a dead letter as redriven (`schemas/dead-letter-marker.v1.schema.json`).
-/// It is known by its header [`header::REDRIVEN`], whatever its value.
+/// Its header [`header::REDRIVEN`] identifies it, whatever the header's value.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Marker {
-    /// Of the image.
+    /// The image's id.
     pub id: String,
-    /// Of the dead letter.
+    /// The dead letter's code.
     pub code: String,
     pub redriven_topic: String,
     pub redriven_partition: i32,
@@ -57,33 +24,33 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// The marker of `letter`, which stands at `place`.
-    pub fn new(letter: &DeadLetter, place: &Place, times: u32) -> Self {
+    /// The marker of `letter`, which stands at `position`.
+    pub fn new(letter: &DeadLetter, position: &SourcePosition, times: u32) -> Self {
         Self {
             id: letter.id.clone(),
             code: letter.code.clone(),
-            redriven_topic: place.topic.clone(),
-            redriven_partition: place.partition,
-            redriven_offset: place.offset,
+            redriven_topic: position.topic.to_string(),
+            redriven_partition: position.partition,
+            redriven_offset: position.offset,
             redriven_times: times,
             redriven_at: now(),
         }
     }
 
     /// Whether a record of `images.dlq` with these headers is a marker rather than a dead letter.
-    pub fn is_one(headers: &[RawHeader]) -> bool {
+    pub fn is_marker(headers: &[RawHeader]) -> bool {
         RawHeader::find(headers, header::REDRIVEN).is_some()
     }
 
-    /// Which dead letter a record with these headers marks.
-    pub fn marked(headers: &[RawHeader]) -> Option<Place> {
+    /// The position of the dead letter that a record with these headers marks.
+    pub fn marked_letter(headers: &[RawHeader]) -> Option<SourcePosition> {
         let value = RawHeader::find(headers, header::REDRIVEN)?;
         std::str::from_utf8(value).ok()?.parse().ok()
     }
 }
 
-/// The id that a redriven reference keeps.
-pub(super) fn id(headers: &[RawHeader]) -> Option<String> {
+/// The id in the headers of a redriven reference.
+pub(super) fn parse_id(headers: &[RawHeader]) -> Option<String> {
     let value = RawHeader::find(headers, header::REDRIVEN_ID)?;
     let fits = |id: &&str| (1..=MAX_FIELD_BYTES).contains(&id.len());
     std::str::from_utf8(value).ok().filter(fits).map(str::to_owned)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ImageRequest, SourcePosition, invalid};
 use crate::error::{Error, ErrorKind, Result};
 
-/// An unknown field is an error: a misspelt one would otherwise be lost in silence.
+/// An unknown field is an error: a misspelt one would otherwise be ignored.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fields {
@@ -22,8 +22,8 @@ struct Fields {
 
 pub fn parse(message: Value, source: &SourcePosition) -> Result<ImageRequest> {
     let fields: Fields = serde_json::from_value(message)
-        .map_err(|error| invalid("the message is no image request").because(error))?;
-    let (bucket, key) = split(&fields.uri)?;
+        .map_err(|error| invalid("the message is not an image request").because(error))?;
+    let (bucket, key) = split_uri(&fields.uri)?;
     let etag = fields.etag.map(|etag| etag.trim_matches('"').to_owned());
     Ok(ImageRequest {
         id: fields.id.filter(|id| !id.is_empty()).unwrap_or_else(|| source.id(0)),
@@ -36,7 +36,7 @@ pub fn parse(message: Value, source: &SourcePosition) -> Result<ImageRequest> {
 }
 
 /// The request that [`parse`] reads as `image`.
-pub fn write(image: &ImageRequest) -> Vec<u8> {
+pub fn to_json(image: &ImageRequest) -> Vec<u8> {
     let ImageRequest { id, version_id, etag, attributes, .. } = image;
     let mut fields = json!({"uri": image.uri(), "id": id, "attributes": attributes});
     for (name, value) in [("version_id", version_id), ("etag", etag)] {
@@ -48,7 +48,7 @@ pub fn write(image: &ImageRequest) -> Vec<u8> {
 }
 
 /// Bucket and key of an `s3://bucket/key` URI; the key is taken as it stands, not unescaped.
-fn split(uri: &str) -> Result<(&str, &str)> {
+fn split_uri(uri: &str) -> Result<(&str, &str)> {
     let parts = uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
     match parts {
         Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => Ok((bucket, key)),

@@ -60,7 +60,7 @@ pub fn parse(mut message: Value, source: &SourcePosition) -> Result<Requests> {
     }
     let records = match message.get_mut("Records") {
         Some(Value::Array(records)) => std::mem::take(records),
-        Some(_) => return Err(invalid("Records is no list")),
+        Some(_) => return Err(invalid("Records is not a list")),
         None => vec![message],
     };
     let mut requests = Requests::default();
@@ -91,10 +91,10 @@ fn image(record: Record, index: usize, id: String) -> Result<ImageRequest> {
     let Entity { bucket, object } = record.s3;
     let spaced = object.key.replace('+', " ");
     let key = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).map_err(|error| {
-        invalid("an object key is no UTF-8").with("record", index).because(error)
+        invalid("an object key is not UTF-8").with("record", index).because(error)
     })?;
     if bucket.name.is_empty() || key.is_empty() {
-        return Err(invalid("an event record names no object").with("record", index));
+        return Err(invalid("an event record does not name an object").with("record", index));
     }
     let present = |text: Option<String>| text.filter(|value| !value.is_empty());
     Ok(ImageRequest {

@@ -10,7 +10,7 @@ use super::RawHeader;
 pub const TRACEPARENT: &str = "traceparent";
 pub const TRACESTATE: &str = "tracestate";
 
-/// Longest state passed on, in bytes: what the specification asks for at least (3.3.1.5).
+/// Longest state passed on, in bytes: the least that the specification asks for (3.3.1.5).
 const MAX_STATE: usize = 512;
 
 /// The trace that a message belongs to.
@@ -34,15 +34,15 @@ impl TraceContext {
         Some(Self { traceparent, tracestate })
     }
 
-    /// The context of a span of our own, with the state that came with its parent.
-    pub fn of(span: &SpanContext, tracestate: Option<String>) -> Self {
+    /// The context of one of our spans, with the state of its parent.
+    pub fn from_span(span: &SpanContext, tracestate: Option<String>) -> Self {
         let (trace, id) = (span.trace_id(), span.span_id());
-        // Of the other flags none may be passed on that is not understood (3.2.2.5).
+        // Unknown flags must not be passed on (3.2.2.5).
         let flags = u8::from(span.trace_flags().is_sampled());
         Self { traceparent: format!("00-{trace}-{id}-{flags:02x}"), tracestate }
     }
 
-    /// The span that `traceparent` names, somewhere else.
+    /// The remote span that `traceparent` names.
     pub fn to_span_context(&self) -> SpanContext {
         let mut parts = self.traceparent.split('-').skip(1);
         let (trace, id, flags) = (parts.next(), parts.next(), parts.next());
@@ -105,7 +105,7 @@ mod tests {
         let span = given.to_span_context();
         assert!(span.is_sampled() && span.is_remote());
         assert_eq!(span.trace_state().get("vendor"), Some("a"));
-        let back = TraceContext::of(&span, given.tracestate.clone());
+        let back = TraceContext::from_span(&span, given.tracestate.clone());
         assert_eq!(back.traceparent, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let unsampled = headers("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
         assert!(!TraceContext::from_headers(&unsampled).unwrap().to_span_context().is_sampled());

@@ -27,7 +27,7 @@ pub use summary::{Counts, NotRedrivable, Summary};
 
 use crate::config::{Kafka, Topics};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{DeadLetter, Place};
+use crate::message::{DeadLetter, SourcePosition};
 use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::redrive::rebuild::{Rebuilder, Rebuilt};
@@ -143,17 +143,17 @@ impl Pass<'_> {
             if !survey.is_open(record.partition(), record.offset()) {
                 return Ok(ControlFlow::Continue(()));
             }
-            let place = Place {
-                topic: topic.clone(),
+            let position = SourcePosition {
+                topic: topic.as_str().into(),
                 partition: record.partition(),
                 offset: record.offset(),
             };
             let payload = record.payload().unwrap_or_default();
             let letter = self.formats.letter(payload)?.ok_or_else(|| {
                 Error::new(ErrorKind::Internal, "a dead letter changed while it was read")
-                    .with("place", &place)
+                    .with("position", &position)
             })?;
-            match self.rebuilder.rebuild(&letter, place)? {
+            match self.rebuilder.rebuild(&letter, position)? {
                 Ok(rebuilt) => {
                     bytes = bytes.saturating_add(rebuilt.bytes());
                     self.batch.push(rebuilt);

@@ -9,7 +9,9 @@ use rdkafka::message::Message as _;
 
 use crate::config::Kafka;
 use crate::error::Result;
-use crate::message::{self, DeadLetter, ImageRequest, Marker, Place, RawHeader, RawRecord, header};
+use crate::message::{
+    self, DeadLetter, ImageRequest, Marker, RawHeader, RawRecord, SourcePosition, header,
+};
 use crate::reader::{End, Ranges, Reader};
 use crate::redrive::formats::Formats;
 use crate::registry::Encoder;
@@ -37,7 +39,7 @@ pub struct Rebuilt {
     /// Of the input topic; any where the letter's own is no more.
     pub partition: Option<i32>,
     pub reference: RawRecord,
-    pub place: Place,
+    pub position: SourcePosition,
     pub marker: RawRecord,
 }
 
@@ -69,8 +71,12 @@ impl<'f> Rebuilder<'f> {
     }
 
     /// The outer error is Kafka's, or the schema registry's.
-    pub fn rebuild(&self, letter: &DeadLetter, place: Place) -> Result<Result<Rebuilt, Reason>> {
-        let original = match letter.original() {
+    pub fn rebuild(
+        &self,
+        letter: &DeadLetter,
+        position: SourcePosition,
+    ) -> Result<Result<Rebuilt, Reason>> {
+        let original = match letter.original_record() {
             Ok(Some(original)) => original,
             Ok(None) => match self.at_source(letter)? {
                 Some(original) => original,
@@ -83,7 +89,7 @@ impl<'f> Rebuilder<'f> {
         let opened = self.formats.request(original.payload.as_deref().unwrap_or_default())?;
         let read = opened.map(Cow::into_owned);
         let markers = &self.formats.markers;
-        let made = rebuilt(letter, (original, read), partition, place, markers);
+        let made = rebuilt(letter, (original, read), partition, position, markers);
         Ok(made.and_then(|rebuilt| {
             let fits = size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
             if fits { Ok(rebuilt) } else { Err(Reason::TooLarge) }
@@ -117,7 +123,7 @@ fn rebuilt(
     letter: &DeadLetter,
     (mut original, read): (RawRecord, Option<Vec<u8>>),
     partition: Option<i32>,
-    place: Place,
+    position: SourcePosition,
     markers: &Encoder,
 ) -> Result<Rebuilt, Reason> {
     let times = RawHeader::find(&original.headers, header::REDRIVEN_TIMES)
@@ -130,23 +136,23 @@ fn rebuilt(
         original.headers.retain(|header| !header.name.starts_with(b"ce_"));
     }
     original.headers.retain(|header| !OWN_HEADERS.iter().any(|own| own.as_bytes() == header.name));
-    original.headers.push(RawHeader::new(header::REDRIVEN_FROM, place.to_string()));
+    original.headers.push(RawHeader::new(header::REDRIVEN_FROM, position.to_string()));
     original.headers.push(RawHeader::new(header::REDRIVEN_TIMES, times.to_string()));
     // A message that could not be read may have an id of its own when it can.
     if letter.uri.is_some() {
         original.headers.push(RawHeader::new(header::REDRIVEN_ID, letter.id.as_str()));
     }
-    let marker = Marker::new(letter, &place, times);
+    let marker = Marker::new(letter, &position, times);
     let marker = RawRecord {
         key: original.key.clone(),
         payload: Some(markers.encode(&marker).map_err(|_| Reason::Damaged)?),
         headers: vec![
-            RawHeader::new(header::REDRIVEN, place.to_string()),
+            RawHeader::new(header::REDRIVEN, position.to_string()),
             RawHeader::new(header::ERROR_CODE, letter.code.as_str()),
         ],
     };
     let code = letter.code.clone();
-    Ok(Rebuilt { code, partition, reference: original, place, marker })
+    Ok(Rebuilt { code, partition, reference: original, position, marker })
 }
 
 /// The image that failed, where the message has others as well.
@@ -155,7 +161,7 @@ fn one_of_several(
     read: Option<&[u8]>,
     headers: &[RawHeader],
 ) -> Result<Option<ImageRequest>, Reason> {
-    let source = letter.source();
+    let source = letter.source_position();
     let parsed = read.and_then(|payload| message::parse(payload, headers, &source).ok());
     let Some(mut requests) = parsed else {
         return Ok(None);
@@ -187,14 +193,14 @@ fn size(record: &RawRecord) -> usize {
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
-    use crate::message::{SourcePosition, Stage, parse};
+    use crate::message::{Stage, parse};
 
     fn source() -> SourcePosition {
         SourcePosition { topic: "images.in".into(), partition: 1, offset: 5 }
     }
 
-    fn place(offset: i64) -> Place {
-        Place { topic: "images.dlq".into(), partition: 0, offset }
+    fn position(offset: i64) -> SourcePosition {
+        SourcePosition { topic: "images.dlq".into(), partition: 0, offset }
     }
 
     fn letter(original: &RawRecord, index: usize) -> DeadLetter {
@@ -207,7 +213,8 @@ mod tests {
 
     fn put_back(original: &RawRecord, index: usize, offset: i64) -> Rebuilt {
         let message = (original.clone(), original.payload.clone());
-        rebuilt(&letter(original, index), message, Some(1), place(offset), &Encoder::Json).unwrap()
+        rebuilt(&letter(original, index), message, Some(1), position(offset), &Encoder::Json)
+            .unwrap()
     }
 
     fn of(payload: &str, headers: Vec<RawHeader>) -> RawRecord {
@@ -228,7 +235,7 @@ mod tests {
         assert_eq!(added(&once, header::REDRIVEN_FROM), "images.dlq/0/17");
         assert_eq!(added(&once, header::REDRIVEN_TIMES), "1");
         assert_eq!(added(&once, header::REDRIVEN_ID), source().id(0));
-        assert_eq!(Marker::marked(&once.marker.headers), Some(place(17)));
+        assert_eq!(Marker::marked_letter(&once.marker.headers), Some(position(17)));
 
         // Failed again, and redriven again: the headers are replaced, the id stays.
         let twice = put_back(&once.reference, 0, 30);
@@ -269,7 +276,8 @@ mod tests {
         }
         let beyond = letter(&original, 2);
         let read = original.payload.clone();
-        let told = rebuilt(&beyond, (original, read), None, place(3), &Encoder::Json).unwrap_err();
+        let told =
+            rebuilt(&beyond, (original, read), None, position(3), &Encoder::Json).unwrap_err();
         assert_eq!(told, Reason::Damaged);
     }
 }

@@ -45,10 +45,11 @@ impl Survey {
         let topic = &kafka.dead_letter_topic;
         reader.read(topic, ranges, |record| {
             let headers = read_headers(record);
-            if Marker::is_one(&headers) {
+            if Marker::is_marker(&headers) {
                 survey.markers += 1;
-                let place = Marker::marked(&headers).filter(|place| place.topic == *topic);
-                marked.extend(place.map(|place| (place.partition, place.offset)));
+                let letter = Marker::marked_letter(&headers);
+                let letter = letter.filter(|position| *position.topic == **topic);
+                marked.extend(letter.map(|position| (position.partition, position.offset)));
                 return Ok(ControlFlow::Continue(()));
             }
             let payload = record.payload().unwrap_or_default();

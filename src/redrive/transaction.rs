@@ -55,10 +55,10 @@ impl Redriver {
     /// The producer has to be replaced where the outcome does not keep it.
     pub fn commit(&mut self, batch: &[Rebuilt], topic: &str) -> Result<TransactionOutcome> {
         let records = batch.iter().flat_map(|rebuilt| {
-            let Rebuilt { partition, reference, place, marker, .. } = rebuilt;
+            let Rebuilt { partition, reference, position, marker, .. } = rebuilt;
             [
                 ProducerRecord::new(topic, *partition, reference),
-                ProducerRecord::new(&place.topic, Some(place.partition), marker),
+                ProducerRecord::new(&position.topic, Some(position.partition), marker),
             ]
         });
         self.producer.run(records, None).map_err(|failure| {

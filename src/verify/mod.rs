@@ -183,8 +183,8 @@ fn answer(
     reader.read(topic, ranges, |record| {
         let answer = Answer { output, partition: record.partition(), offset: record.offset() };
         let headers = read_headers(record);
-        match header::source(&headers) {
-            _ if output == Output::DeadLetters && Marker::is_one(&headers) => account.marker(),
+        match header::parse_source(&headers) {
+            _ if output == Output::DeadLetters && Marker::is_marker(&headers) => account.marker(),
             None => account.stranger(answer, Stranger::NoSource),
             Some((source, _)) if &*source.topic != input => {
                 account.stranger(answer, Stranger::OtherTopic);

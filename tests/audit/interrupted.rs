@@ -45,7 +45,7 @@ fn interrupt(run: &mut Running, signal: &str, cluster: &Cluster, topics: &Topics
     assert!(stored > LETTERS as i64, "nothing was marked");
     let marked = topic::read(cluster, &topics.dead_letters)
         .iter()
-        .filter(|raw| Marker::is_one(&raw.record.headers))
+        .filter(|raw| Marker::is_marker(&raw.record.headers))
         .count();
     assert!((1..LETTERS).contains(&marked), "{marked} were marked: not midway");
     println!("interrupted by SIG{signal} with {marked} of {LETTERS} letters marked");
@@ -56,7 +56,7 @@ fn interrupt(run: &mut Running, signal: &str, cluster: &Cluster, topics: &Topics
 fn assert_each_once(cluster: &Cluster, topics: &Topics) {
     let letters = topic::read(cluster, &topics.dead_letters);
     let marked: Vec<_> =
-        letters.iter().filter_map(|raw| Marker::marked(&raw.record.headers)).collect();
+        letters.iter().filter_map(|raw| Marker::marked_letter(&raw.record.headers)).collect();
     let places: BTreeSet<String> = marked.iter().map(ToString::to_string).collect();
     assert_eq!((marked.len(), places.len()), (LETTERS, LETTERS));
     let input = topic::read(cluster, &topics.input);

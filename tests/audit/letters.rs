@@ -77,11 +77,11 @@ async fn no_message_ends_the_worker_and_each_is_kept_byte_for_byte() {
         assert_eq!(letter.code, "invalid_message");
         if letter.source_offset == 4 {
             assert_eq!(
-                (letter.original, letter.original().unwrap()),
+                (letter.original, letter.original_record().unwrap()),
                 (RetainedParts::LeftOut, None)
             );
         } else {
-            assert_eq!(letter.original().unwrap().as_ref(), Some(original));
+            assert_eq!(letter.original_record().unwrap().as_ref(), Some(original));
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn write(writer: &Writer, topics: &Topics, letter: &DeadLetter) {
 }
 
 fn markers(letters: &[Raw]) -> usize {
-    letters.iter().filter(|raw| Marker::is_one(&raw.record.headers)).count()
+    letters.iter().filter(|raw| Marker::is_marker(&raw.record.headers)).count()
 }
 
 fn await_letters(cluster: &Cluster, topics: &Topics, count: usize) -> Vec<Raw> {
@@ -204,7 +204,7 @@ async fn what_comes_back_is_the_original_byte_for_byte() {
     let letters = topic::read(&cluster, &topics.dead_letters);
     let marked: BTreeSet<i64> = letters
         .iter()
-        .filter_map(|raw| Marker::marked(&raw.record.headers))
+        .filter_map(|raw| Marker::marked_letter(&raw.record.headers))
         .map(|place| place.offset)
         .collect();
     assert_eq!(marked, BTreeSet::from([0, 1, 2, 3, 4, 6]));

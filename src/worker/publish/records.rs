@@ -191,7 +191,7 @@ impl RecordWriter {
         let sent = (key.as_deref(), payload.len());
         let (trace, spans) =
             CommitSpans::begin(&origin.message, &origin.trace, &self.captions, sent, None);
-        let mut headers = header::of(position, origin.index, &trace);
+        let mut headers = header::source_headers(position, origin.index, &trace);
         if let Some(tag) = etag {
             headers.push((header::ETAG, tag.as_bytes().to_vec()));
         }
@@ -234,7 +234,7 @@ impl RecordWriter {
         let sent = (key.as_deref(), payload.len());
         let (trace, spans) =
             CommitSpans::begin(message, &origin.trace, &self.dead_letters, sent, Some(error));
-        let mut headers = header::of(&message.position, origin.index, &trace);
+        let mut headers = header::source_headers(&message.position, origin.index, &trace);
         headers.push((header::ERROR_CODE, error.kind().code().as_bytes().to_vec()));
         headers.push((header::MODEL_DIGEST, model.digest.as_bytes().to_vec()));
         Ok(Record {

@@ -76,7 +76,7 @@ impl CommitSpans {
             .start_with_context(&recorded.exported.tracer, &around);
         // The sampler may have dropped this span; the `process` span is recorded.
         let context = if send.is_recording() { send.span_context() } else { &recorded.context };
-        let carried = TraceContext::of(context, given().and_then(|given| given.tracestate));
+        let carried = TraceContext::from_span(context, given().and_then(|given| given.tracestate));
         let code = error.map(|error| (error.kind(), error.chain()));
         let recorded = Arc::clone(recorded);
         (carried, Self(Some(Box::new(Open { recorded, began, commit, send, code }))))

@@ -136,7 +136,7 @@ impl Spans {
                 // Also where a sampler drops a sampled parent: a reader's sampler may differ.
                 Some(_) => Trace::Off,
                 None if context.is_valid() => {
-                    Trace::Unsampled(Arc::new(TraceContext::of(&context, None)))
+                    Trace::Unsampled(Arc::new(TraceContext::from_span(&context, None)))
                 }
                 None => Trace::Off,
             };
