@@ -1,7 +1,7 @@
-//! The ONNX format as protocol buffer messages: what this project writes and changes by name, all
-//! else as bytes, so that a graph that others wrote loses nothing when it is read and written.
+//! The ONNX format as protocol buffer messages (`onnx-ml.proto`, IR version 11).
 //!
-//! Field numbers are those of `onnx.proto` (ONNX specification, IR version 11).
+//! Every field of the format is declared, those that this project never reads as bytes: prost
+//! drops unknown fields, and a graph of another exporter must survive a read and a write whole.
 
 use prost::Message;
 
@@ -134,9 +134,9 @@ pub struct AttributeProto {
     pub s: Option<Vec<u8>>,
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
-    /// A graph of its own, as bytes.
-    #[prost(bytes = "vec", optional, tag = "6")]
-    pub g: Option<Vec<u8>>,
+    /// A subgraph.
+    #[prost(message, optional, boxed, tag = "6")]
+    pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -145,8 +145,8 @@ pub struct AttributeProto {
     pub strings: Vec<Vec<u8>>,
     #[prost(message, repeated, tag = "10")]
     pub tensors: Vec<TensorProto>,
-    #[prost(bytes = "vec", repeated, tag = "11")]
-    pub graphs: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<GraphProto>,
     #[prost(string, tag = "13")]
     pub doc_string: String,
     #[prost(bytes = "vec", optional, tag = "14")]
@@ -225,6 +225,8 @@ pub struct TypeProto {
     pub map_type: Option<Vec<u8>>,
     #[prost(string, tag = "6")]
     pub denotation: String,
+    #[prost(bytes = "vec", optional, tag = "7")]
+    pub opaque_type: Option<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "8")]
     pub sparse_tensor_type: Option<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "9")]

@@ -18,8 +18,8 @@ use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
 use crate::onnx::graph::{self, Dim};
-use crate::onnx::proto::{DataType, StringStringEntryProto};
-use crate::onnx::subgraph::Model;
+use crate::onnx::proto::{DataType, ModelProto, StringStringEntryProto};
+use crate::onnx::subgraph;
 
 /// Both towers in one file.
 const WHOLE: &str = "model.onnx";
@@ -76,7 +76,7 @@ pub fn copy(
 struct Export {
     tower: Tower,
     path: PathBuf,
-    model: Model,
+    model: ModelProto,
 }
 
 impl Export {
@@ -87,13 +87,13 @@ impl Export {
         let Some(path) = places.find(|path| path.is_file()) else {
             return Err(nothing(source, &tower));
         };
-        let model = Model::read(&path)?;
+        let model = subgraph::read(&path)?;
         Ok(Self { tower, path, model })
     }
 
     /// Which outputs it lacks, in words; nothing if it has them.
     fn lacks(&self) -> Option<String> {
-        let found = self.model.outputs();
+        let found = subgraph::output_names(&self.model);
         let wanted = self.tower.outputs.into_iter();
         let missing: Vec<&str> =
             wanted.filter(|wanted| !found.iter().any(|name| name == wanted)).collect();
@@ -106,8 +106,8 @@ impl Export {
     fn write(&self, target: &Path) -> Result<()> {
         let Self { tower, path, model } = self;
         let mut part = model.clone();
-        part.keep(&tower.outputs);
-        let inputs = part.inputs();
+        subgraph::keep_outputs(&mut part, &tower.outputs);
+        let inputs = subgraph::input_names(&part);
         if let Some(other) = inputs.iter().find(|name| !tower.inputs.contains(&name.as_str())) {
             return Err(refusal("an ONNX export wants an input that it does not get", path)
                 .with("input", other)
@@ -117,11 +117,12 @@ impl Export {
         let is_missing = |name: &str| !inputs.iter().any(|input| input == name);
         if tower.inputs.contains(&ATTENTION_MASK) && is_missing(ATTENTION_MASK) {
             let shape = [Dim::Free("batch"), Dim::Free("tokens")];
-            part.add_input(&graph::value_info(ATTENTION_MASK, DataType::Int64, &shape));
+            let mask = graph::value_info(ATTENTION_MASK, DataType::Int64, &shape);
+            subgraph::add_input(&mut part, mask);
         }
         let data = external::data_path(target);
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(from) = part.move_data(path, &name)? {
+        if let Some(from) = subgraph::rename_data(&mut part, path, &name)? {
             fs::copy(&from, &data)
                 .map_err(|error| refusal("can't copy an export's weights", &from).because(error))?;
             let value = digest(&data).map_err(|error| unwritable(&data, error))?;

@@ -21,6 +21,7 @@ use crate::onnx::proto::{
     AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto,
     ValueInfoProto,
 };
+use crate::onnx::subgraph;
 
 /// Constant floats by their names.
 type Constants = HashMap<String, TensorProto>;
@@ -206,7 +207,7 @@ impl Writer {
         graph.node = std::mem::take(&mut self.nodes);
         graph.initializer.append(&mut self.initializers);
         graph.value_info.clear();
-        model::prune(&mut graph);
+        subgraph::prune(&mut graph);
         graph
     }
 

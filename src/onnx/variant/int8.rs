@@ -12,6 +12,7 @@ use crate::onnx::proto::{
     AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     TensorProto,
 };
+use crate::onnx::subgraph;
 
 /// The operators that are ONNX Runtime's own.
 const DOMAIN: &str = "com.microsoft";
@@ -41,7 +42,7 @@ pub fn convert(model: &mut ModelProto) -> usize {
         });
         rewrite(&mut graph.node[index], parts, &matrix);
     }
-    model::prune(graph);
+    subgraph::prune(graph);
     if count > 0 && model.opset_import.iter().all(|set| set.domain != DOMAIN) {
         model.opset_import.push(OperatorSetIdProto { domain: DOMAIN.into(), version: 1 });
     }

@@ -1,6 +1,5 @@
 //! A model read whole, to be changed: its weights too, wherever they lie, and as numbers.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
@@ -10,9 +9,7 @@ use prost::Message;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
-use crate::onnx::proto::{
-    AttributeProto, DataType, EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto,
-};
+use crate::onnx::proto::{AttributeProto, DataType, EXTERNAL, ModelProto, NodeProto, TensorProto};
 
 /// Reads the model at `path`, and into it the weights that lie beside it.
 ///
@@ -115,25 +112,4 @@ pub fn is(node: &NodeProto, op: &str) -> bool {
 /// Whether the node has graphs of its own, which read values that it does not name.
 pub fn has_graphs(node: &NodeProto) -> bool {
     node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
-}
-
-/// Leaves out what no output needs any more.
-pub fn prune(graph: &mut GraphProto) {
-    if graph.node.iter().any(has_graphs) {
-        return;
-    }
-    let mut needed: HashSet<String> =
-        graph.output.iter().map(|output| output.name.clone()).collect();
-    let mut kept = Vec::with_capacity(graph.node.len());
-    // A node stands behind all that it reads.
-    for node in graph.node.drain(..).rev() {
-        if node.output.iter().any(|name| needed.contains(name)) {
-            needed.extend(node.input.iter().cloned());
-            kept.push(node);
-        }
-    }
-    kept.reverse();
-    graph.node = kept;
-    graph.initializer.retain(|tensor| needed.contains(&tensor.name));
-    graph.value_info.retain(|value| needed.contains(&value.name));
 }
