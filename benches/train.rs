@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use fusioncap::train::checkpoint::{Checkpoints, Run};
-use fusioncap::train::device::Processor;
+use fusioncap::train::device::DeviceKind;
 use fusioncap::train::examples::Examples;
-use fusioncap::train::locals::NounBank;
+use fusioncap::train::noun_bank::NounBank;
 use fusioncap::train::nouns::Nouns;
 use fusioncap::train::settings::Settings;
 use fusioncap::train::trainer::Trainer;
@@ -35,7 +35,7 @@ fn main() {
     };
     let checkpoints = Checkpoints::new(&folder.path().join("checkpoint"), run);
     let (vocab, stop) = (settings.vocab_size, AtomicBool::new(false));
-    let device = Processor::Cpu.device().expect("a processor");
+    let device = DeviceKind::Cpu.device().expect("a processor");
     let trainer = Trainer::new(&settings, &examples, &memory, vocab, checkpoints, &stop, device);
     let outcome = trainer.run(false, None).expect("the training ends");
     let speed = outcome.tokens_per_second.expect("steps were made");
@@ -55,7 +55,7 @@ fn examples(
     };
     let nouns = Nouns {
         names: (0..NOUNS).map(|noun| noun.to_string()).collect(),
-        of_captions: (0..count)
+        by_caption: (0..count)
             .map(|_| (0..3).map(|_| generator.random_range(0..NOUNS as u16)).collect())
             .collect(),
     };

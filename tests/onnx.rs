@@ -108,7 +108,7 @@ fn shapes_move_as_named() {
     let joined = graph.concat(&[&rows, &counts], 1);
     let flat = graph.reshape(&joined, &[-1]);
     let again = graph.unsqueeze(&flat, &[0]);
-    let unit = graph.unit_length(&again);
+    let unit = graph.l2_normalize(&again);
     let y = graph.squeeze(&unit, &[0]);
     graph.output("y", &y, DataType::Float, &[Dim::Fixed(6)]);
     let (shape, found) = compute(graph, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
@@ -443,7 +443,7 @@ fn the_standin_places_photos_among_sentences() {
     let settings = Settings::load(None).unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let corpus = root.join("models/corpus/coco-captions-a.txt.zst");
-    let captions = Corpus::in_order(&[corpus], &settings).unwrap();
+    let captions = Corpus::read_in_order(&[corpus], &settings).unwrap();
     let nouns = Nouns::find(&captions, &settings.local).names;
     standin::build(Path::new(&packages), &nouns, dir, &Runtime::default()).unwrap();
     let related = embed(dir, &["a dog runs on the grass", "a puppy in a field", "a plate of food"]);

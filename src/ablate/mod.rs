@@ -4,7 +4,7 @@
 //! Trains bundles with `train`, runs them with `engine`, scores them with `evaluate`. The images
 //! are proxies ([`proxy`]): captions that stand for images, of which a corpus has thousands.
 
-pub mod origin;
+pub mod provenance;
 pub mod proxy;
 
 use std::fs;
@@ -19,13 +19,13 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate::bootstrap::{Bootstrap, Estimate};
 use crate::evaluate::{Metric, Scores};
-use crate::model::noise::Kind;
+use crate::model::noise::NoiseKind;
 use crate::train::checkpoint;
 use crate::train::corpus::Corpus;
 use crate::train::nouns::Nouns;
 use crate::train::settings::Settings;
 use crate::train::{self, Request, embed};
-use origin::Origin;
+use provenance::Provenance;
 use proxy::{Proxy, Recipe};
 
 const BATCH: usize = 32;
@@ -71,11 +71,11 @@ impl Method {
         own.local.enabled = self == Self::FusionCap;
         match self {
             Self::CapDec => {
-                own.noise.kind = Kind::Fixed;
+                own.noise.kind = NoiseKind::Fixed;
                 own.projection.enabled = false;
             }
             Self::DeCap => {
-                own.noise.kind = Kind::None;
+                own.noise.kind = NoiseKind::None;
                 own.projection.enabled = true;
                 own.projection.in_training = false;
             }
@@ -121,43 +121,45 @@ impl Study {
         for folder in [&request.out, &request.cache] {
             fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         }
-        let captions = Corpus::in_order(&request.corpora, &request.settings)?;
-        let origin = Origin::new(&request.encoder, &captions, proxies, &request.settings)?;
-        origin.check(&request.out)?;
+        let captions = Corpus::read_in_order(&request.corpora, &request.settings)?;
+        let provenance = Provenance::new(&request.encoder, &captions, proxies, &request.settings)?;
+        provenance.check(&request.out)?;
         let embeddings = embed("embedding captions", &captions)?;
         check_stop(&request)?;
-        let starts = proxy::groups(&embeddings, dim)?;
+        let starts = proxy::group_captions(&embeddings, dim)?;
         let split = first_held_out(&starts, proxies)?;
-        let learnt = &captions[..split];
-        let known = Nouns::find(learnt, &request.settings.local);
-        if known.names.is_empty() {
+        let training = &captions[..split];
+        let nouns = Nouns::find(training, &request.settings.local);
+        if nouns.names.is_empty() {
             return Err(Error::new(ErrorKind::Config, "the corpus has no noun to show in proxies")
                 .with("local.noun_count", request.settings.local.noun_count)
-                .with("captions", learnt.len()));
+                .with("captions", training.len()));
         }
-        let nouns = embed("embedding nouns", &known.names)?;
+        let noun_embeddings = embed("embedding nouns", &nouns.names)?;
         check_stop(&request)?;
         let held_out: Vec<usize> = starts.iter().copied().filter(|start| *start >= split).collect();
-        let playing: Vec<String> = held_out.iter().map(|start| captions[*start].clone()).collect();
-        let things = known.in_captions(&playing);
-        let players: Vec<f32> = held_out
+        let image_captions: Vec<String> =
+            held_out.iter().map(|start| captions[*start].clone()).collect();
+        let named_nouns = nouns.find_in(&image_captions);
+        let image_embeddings: Vec<f32> = held_out
             .iter()
             .flat_map(|start| &embeddings[start * dim..(start + 1) * dim])
             .copied()
             .collect();
         let recipe = Recipe { patches: encoder.num_patches, seed: request.settings.seed, ..recipe };
         let ends = held_out.iter().skip(1).copied().chain([captions.len()]);
-        let proxies = proxy::see(&players, &things, &nouns, dim, &recipe)
-            .into_iter()
-            .zip(held_out.iter().zip(ends))
-            .map(|(seen, (start, end))| Proxy {
-                seen,
-                references: captions[start + 1..end].to_vec(),
-            })
-            .collect();
-        origin.write(&request.out)?;
+        let proxies =
+            proxy::build_images(&image_embeddings, &named_nouns, &noun_embeddings, dim, &recipe)
+                .into_iter()
+                .zip(held_out.iter().zip(ends))
+                .map(|(seen, (start, end))| Proxy {
+                    seen,
+                    references: captions[start + 1..end].to_vec(),
+                })
+                .collect();
+        provenance.write(&request.out)?;
         let corpus = request.out.join("corpus.txt");
-        write_corpus(learnt, &corpus)?;
+        write_corpus(training, &corpus)?;
         request.corpora = vec![corpus];
         let first = request.settings.seed;
         Ok(Prepared { request, seeds: (first..first + seeds).collect(), proxies })
@@ -191,7 +193,7 @@ impl Prepared {
         if bundle.join(MANIFEST).is_file() {
             return Ok(());
         }
-        let Request { encoder, corpora, cache, settings, runtime, processor, stop, .. } =
+        let Request { encoder, corpora, cache, settings, runtime, device, stop, .. } =
             &self.request;
         let checkpoint = bundle.with_extension("checkpoint");
         train::run(&Request {
@@ -205,8 +207,8 @@ impl Prepared {
             notes: None,
             text_tower: false,
             runtime: runtime.clone(),
-            processor: *processor,
-            resume: checkpoint::is_there(&checkpoint),
+            device: *device,
+            resume: checkpoint::exists(&checkpoint),
             stop: Arc::clone(stop),
         })?;
         // Of no use any more, and large.
@@ -247,8 +249,8 @@ pub fn spread(seeds: &[Scores], metric: Metric) -> (f64, f64) {
         let images: Vec<usize> = (0..scores.len()).collect();
         scores.value(metric, &images)
     });
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| {
-        (least.min(value), most.max(value))
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
+        (min.min(value), max.max(value))
     })
 }
 
@@ -271,7 +273,7 @@ fn check_noise(settings: &Settings) -> Result<()> {
     let refusal = |field: &'static str| {
         Error::new(ErrorKind::Config, format!("{field}: the methods to compare need noise"))
     };
-    if noise.kind == Kind::None {
+    if noise.kind == NoiseKind::None {
         return Err(refusal("noise.kind")
             .with("value", "none")
             .with("allowed", "fixed, mixture or learned"));

@@ -14,10 +14,10 @@ use crate::engine::Seen;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Captions that an image has.
-const FEWEST: usize = 5;
-const MOST: usize = 7;
+const MIN_GROUP: usize = 5;
+const MAX_GROUP: usize = 7;
 /// What a group of more than five has to gain, since almost all have five.
-const OVERSIZE: f64 = 0.6;
+const OVERSIZE_COST: f64 = 0.6;
 /// How much of the way to identity neighbours in a group have to be nearer than neighbours across
 /// a border. A share of the way, since encoders differ in how alike any two captions are.
 const MARGIN: f64 = 0.1;
@@ -51,7 +51,7 @@ pub struct Proxy {
 /// # Errors
 /// `ErrorKind::Config` if there are too few captions, or neighbours are no more alike than
 /// captions of different images.
-pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
+pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     let count = embeddings.len() / dim;
     // Sums over a whole corpus are too large for 32 bits.
     let cosine = |left: usize, right: usize| -> f64 {
@@ -61,21 +61,21 @@ pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     // best[i]: the best cut of the first i captions, and where its last group begins.
     let mut best = vec![(f64::NEG_INFINITY, 0); count + 1];
     best[0] = (0.0, 0);
-    for end in FEWEST..=count {
-        for size in FEWEST..=MOST.min(end) {
+    for end in MIN_GROUP..=count {
+        for size in MIN_GROUP..=MAX_GROUP.min(end) {
             let start = end - size;
             let inside: f64 = (start..end - 1).map(|index| cosine(index, index + 1)).sum();
-            let oversize = (size - FEWEST) as f64 * OVERSIZE;
+            let oversize = (size - MIN_GROUP) as f64 * OVERSIZE_COST;
             let total = best[start].0 + inside - oversize;
             if total > best[end].0 {
                 best[end] = (total, start);
             }
         }
     }
-    if count < FEWEST || best[count].0 == f64::NEG_INFINITY {
+    if count < MIN_GROUP || best[count].0 == f64::NEG_INFINITY {
         return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
             .with("captions", count)
-            .with("allowed", format!("{FEWEST} to {MOST} consecutive captions an image")));
+            .with("allowed", format!("{MIN_GROUP} to {MAX_GROUP} consecutive captions an image")));
     }
     let mut starts = Vec::new();
     let mut end = count;
@@ -101,10 +101,10 @@ pub fn groups(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
 }
 
 /// Makes `captions` (unit length, `[captions, dim]`) into images; `nouns` is `[nouns, dim]`,
-/// `things` says which of them each caption names. There must be a noun.
-pub fn see(
+/// `named_nouns` says which of them each caption names. There must be a noun.
+pub fn build_images(
     captions: &[f32],
-    things: &[Vec<u16>],
+    named_nouns: &[Vec<u16>],
     nouns: &[f32],
     dim: usize,
     recipe: &Recipe,
@@ -113,34 +113,37 @@ pub fn see(
     let noun = |index: usize| &nouns[index * dim..(index + 1) * dim];
     captions
         .chunks_exact(dim)
-        .zip(things)
-        .map(|(caption, things)| {
+        .zip(named_nouns)
+        .map(|(caption, named_nouns)| {
             // For each thing, what it may be taken for.
-            let looks: Vec<Vec<f32>> = things
+            let lookalikes: Vec<Vec<f32>> = named_nouns
                 .iter()
-                .map(|thing| shares(noun(usize::from(*thing)), nouns, dim, recipe.temperature))
+                .map(|noun_index| {
+                    softmax_shares(noun(usize::from(*noun_index)), nouns, dim, recipe.temperature)
+                })
                 .collect();
-            let likely = shares(caption, nouns, dim, recipe.temperature);
+            let likely = softmax_shares(caption, nouns, dim, recipe.temperature);
             let mut mixture = vec![0.0; dim];
             for (row, share) in nouns.chunks_exact(dim).zip(&likely) {
                 mixture.iter_mut().zip(row).for_each(|(sum, entry)| *sum += share * entry);
             }
-            let (caption, mixture) = (unit(caption.to_vec()), unit(mixture));
+            let (caption, mixture) = (l2_normalize(caption.to_vec()), l2_normalize(mixture));
             let mixed = caption.iter().zip(&mixture).map(|(caption, mixture)| {
                 (1.0 - recipe.mixture) * caption + recipe.mixture * mixture
             });
-            let image = blur(unit(mixed.collect()), recipe.sigma, &mut generator);
+            let image = add_noise(l2_normalize(mixed.collect()), recipe.sigma, &mut generator);
             let mut patches = Vec::with_capacity(recipe.patches * dim);
             for _ in 0..recipe.patches {
                 let background = generator.random::<f32>() < recipe.background;
-                let shown = match looks.as_slice() {
+                let shown = match lookalikes.as_slice() {
                     [_, ..] if !background => {
-                        let look = &looks[generator.random_range(0..looks.len())];
-                        draw(look, &mut generator)
+                        let shares_of_noun =
+                            &lookalikes[generator.random_range(0..lookalikes.len())];
+                        sample_index(shares_of_noun, &mut generator)
                     }
                     _ => generator.random_range(0..likely.len()),
                 };
-                patches.extend(blur(noun(shown).to_vec(), recipe.sigma, &mut generator));
+                patches.extend(add_noise(noun(shown).to_vec(), recipe.sigma, &mut generator));
             }
             Seen { image, patches }
         })
@@ -148,7 +151,7 @@ pub fn see(
 }
 
 /// Softmax of the cosines with each noun.
-fn shares(caption: &[f32], nouns: &[f32], dim: usize, temperature: f32) -> Vec<f32> {
+fn softmax_shares(caption: &[f32], nouns: &[f32], dim: usize, temperature: f32) -> Vec<f32> {
     let cosines: Vec<f32> = nouns
         .chunks_exact(dim)
         .map(|noun| noun.iter().zip(caption).map(|(noun, caption)| noun * caption).sum::<f32>())
@@ -160,7 +163,7 @@ fn shares(caption: &[f32], nouns: &[f32], dim: usize, temperature: f32) -> Vec<f
     weights.into_iter().map(|weight| weight / sum).collect()
 }
 
-fn draw(shares: &[f32], generator: &mut impl Rng) -> usize {
+fn sample_index(shares: &[f32], generator: &mut impl Rng) -> usize {
     let mut left = generator.random::<f32>();
     for (index, share) in shares.iter().enumerate() {
         left -= share;
@@ -171,7 +174,7 @@ fn draw(shares: &[f32], generator: &mut impl Rng) -> usize {
     shares.len().saturating_sub(1)
 }
 
-fn blur(mut embedding: Vec<f32>, sigma: f32, generator: &mut impl Rng) -> Vec<f32> {
+fn add_noise(mut embedding: Vec<f32>, sigma: f32, generator: &mut impl Rng) -> Vec<f32> {
     for entry in &mut embedding {
         let noise: f32 = StandardNormal.sample(generator);
         *entry += sigma * noise;
@@ -179,7 +182,7 @@ fn blur(mut embedding: Vec<f32>, sigma: f32, generator: &mut impl Rng) -> Vec<f3
     embedding
 }
 
-fn unit(mut row: Vec<f32>) -> Vec<f32> {
+fn l2_normalize(mut row: Vec<f32>) -> Vec<f32> {
     let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt().max(1e-12);
     row.iter_mut().for_each(|entry| *entry /= length);
     row
@@ -201,7 +204,7 @@ mod tests {
             .flat_map(|(image, caption)| {
                 let mut row = vec![0.05 * caption as f32; dim];
                 row[image] = 1.0;
-                unit(row)
+                l2_normalize(row)
             })
             .collect()
     }
@@ -209,8 +212,8 @@ mod tests {
     #[test]
     fn groups_end_where_the_captions_change() {
         let sizes = [5, 5, 6, 5, 7, 5];
-        assert_eq!(groups(&captions(&sizes), sizes.len()).unwrap(), [0, 5, 10, 16, 21, 28]);
-        let error = groups(&captions(&[4]), 1).unwrap_err();
+        assert_eq!(group_captions(&captions(&sizes), sizes.len()).unwrap(), [0, 5, 10, 16, 21, 28]);
+        let error = group_captions(&captions(&[4]), 1).unwrap_err();
         assert_eq!(error.exit_code(), 2);
     }
 
@@ -218,10 +221,10 @@ mod tests {
     fn shuffled_captions_are_no_groups() {
         let sizes = [5; 24];
         let ordered = captions(&sizes);
-        assert_eq!(groups(&ordered, sizes.len()).unwrap().len(), 24);
+        assert_eq!(group_captions(&ordered, sizes.len()).unwrap().len(), 24);
         let mut rows: Vec<&[f32]> = ordered.chunks_exact(sizes.len()).collect();
         rows.shuffle(&mut StdRng::seed_from_u64(1));
-        let error = groups(&rows.concat(), sizes.len()).unwrap_err();
+        let error = group_captions(&rows.concat(), sizes.len()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("different images'"), "{error}");
     }
@@ -237,12 +240,13 @@ mod tests {
             patches: 4,
             seed: 1,
         };
-        let things = [vec![0]];
-        let seen = see(&unit(vec![1.0, 0.3, 0.0]), &things, &nouns, 3, &recipe);
+        let named_nouns = [vec![0]];
+        let seen =
+            build_images(&l2_normalize(vec![1.0, 0.3, 0.0]), &named_nouns, &nouns, 3, &recipe);
         assert!(seen[0].image[0] > 0.99, "{seen:?}");
         assert_eq!(seen[0].patches, [1.0, 0.0, 0.0].repeat(4));
         let elsewhere = Recipe { background: 1.0, patches: 60, ..recipe };
-        let seen = see(&[1.0, 0.0, 0.0], &things, &nouns, 3, &elsewhere);
+        let seen = build_images(&[1.0, 0.0, 0.0], &named_nouns, &nouns, 3, &elsewhere);
         assert!(seen[0].patches.chunks(3).any(|patch| patch == [0.0, 1.0, 0.0]));
     }
 }

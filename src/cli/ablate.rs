@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::evaluate::bootstrap::Bootstrap;
 use crate::evaluate::{Metric, Scores};
 use crate::train::Request;
-use crate::train::device::Processor;
+use crate::train::device::DeviceKind;
 use crate::train::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub struct AblateArgs {
     settings: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
-    device: Processor,
+    device: DeviceKind,
     /// Where to write the bundles; those of the same study that are there are not trained again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -68,7 +68,7 @@ pub fn run(args: AblateArgs) -> Result<()> {
             notes: None,
             text_tower: false,
             runtime: Runtime::default(),
-            processor: args.device,
+            device: args.device,
             resume: false,
             stop,
         },

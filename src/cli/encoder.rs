@@ -46,7 +46,7 @@ pub fn run(args: EncoderArgs) -> Result<()> {
     match args.kind {
         Kind::Standin { packages, corpus, out } => {
             let settings = Settings::load(None)?;
-            let captions = Corpus::in_order(&corpus, &settings)?;
+            let captions = Corpus::read_in_order(&corpus, &settings)?;
             let nouns = Nouns::find(&captions, &settings.local).names;
             standin::build(&packages, &nouns, &out, &Runtime::default())
         }

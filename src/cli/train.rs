@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
-use crate::train::device::Processor;
+use crate::train::device::DeviceKind;
 use crate::train::settings::{DEFAULTS, Settings};
 use crate::train::{self, Request};
 
@@ -39,7 +39,7 @@ pub struct TrainArgs {
     notes: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
-    device: Processor,
+    device: DeviceKind,
     /// Embeddings and checkpoints, kept between runs
     #[arg(long, value_name = "DIR", default_value = ".cache/train")]
     cache: PathBuf,
@@ -68,7 +68,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         notes: args.notes,
         text_tower: args.with_text_tower,
         runtime: Runtime::default(),
-        processor: args.device,
+        device: args.device,
         resume: args.resume,
         stop,
     };

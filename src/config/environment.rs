@@ -1,7 +1,7 @@
 //! What the names of environment variables mean: a field, nothing, or something else that
 //! happens to begin with `FUSIONCAP_`.
 
-use super::field::{CATALOGUE, Field, Kind, nearest};
+use super::field::{Field, SCHEMA, ValueType, nearest};
 use crate::error::{Error, ErrorKind};
 
 /// Variables that begin like a field's but are none: flags of their own, log settings, and the
@@ -17,7 +17,7 @@ const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
 /// The error of a variable that sets nothing.
 pub fn unknown_variable(name: &str) -> Error {
-    let variables: Vec<String> = CATALOGUE.fields.iter().map(Field::variable).collect();
+    let variables: Vec<String> = SCHEMA.fields.iter().map(Field::variable).collect();
     let error =
         Error::new(ErrorKind::Config, format!("the environment variable {name} sets no field"));
     match nearest(name, variables.iter().map(String::as_str)) {
@@ -28,14 +28,16 @@ pub fn unknown_variable(name: &str) -> Error {
 
 /// The path that a variable sets. Of a map's keys, `_` stands for a dot and `__` for `_`:
 /// `FUSIONCAP_KAFKA__PROPERTIES__SECURITY_PROTOCOL` is `security.protocol`.
-pub fn path_of(variable: &str) -> Option<String> {
-    for field in &CATALOGUE.fields {
+pub fn field_path(variable: &str) -> Option<String> {
+    for field in &SCHEMA.fields {
         let own = field.variable();
         if variable == own {
             return Some(field.path.clone());
         }
         let key = variable.strip_prefix(&own).and_then(|rest| rest.strip_prefix("__"));
-        if let (Kind::Map, Some(name)) = (&field.kind, key.filter(|name| !name.is_empty())) {
+        if let (ValueType::Map, Some(name)) =
+            (&field.value_type, key.filter(|name| !name.is_empty()))
+        {
             let words: Vec<String> =
                 name.to_lowercase().split("__").map(|word| word.replace('_', ".")).collect();
             return Some(format!("{}.{}", field.path, words.join("_")));
@@ -77,7 +79,7 @@ mod tests {
             ("FUSIONCAP_KAFKA", None),
             ("FUSIONCAP_kafka__brokers", None),
         ] {
-            assert_eq!(path_of(variable).as_deref(), path, "{variable}");
+            assert_eq!(field_path(variable).as_deref(), path, "{variable}");
         }
     }
 

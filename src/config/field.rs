@@ -21,25 +21,25 @@ pub const PREFIX: &str = "FUSIONCAP_";
 #[derive(Debug)]
 pub struct Field {
     pub path: String,
-    pub kind: Kind,
+    pub value_type: ValueType,
     /// The description in the type's documentation.
-    pub about: String,
+    pub description: String,
     pub default: Option<Json>,
     pub required: bool,
     /// Whether the field may be left empty.
     pub nullable: bool,
     /// Whether the value may never be printed.
     pub secret: bool,
-    /// In words, where the kind alone says too little.
+    /// In words, where the type alone says too little.
     allowed: Option<String>,
 }
 
 /// What a field may hold.
 #[derive(Debug)]
-pub enum Kind {
+pub enum ValueType {
     /// A string of at least so many bytes.
     Text {
-        shortest: u64,
+        min_length: u64,
     },
     /// One of these strings.
     Choice {
@@ -48,13 +48,13 @@ pub enum Kind {
     /// An address and a port.
     Address,
     Integer {
-        least: u64,
-        most: u64,
+        min: u64,
+        max: u64,
     },
     Boolean,
     /// A list of strings, at least so long, each one of `options` if there are any.
     List {
-        shortest: u64,
+        min_length: u64,
         options: Vec<String>,
     },
     /// String, number or boolean values by names that are free.
@@ -65,33 +65,35 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Section {
     pub name: String,
-    pub about: String,
+    pub description: String,
 }
 
 /// Every section and every field, by name.
 #[derive(Debug)]
-pub struct Catalogue {
+pub struct Schema {
     pub sections: Vec<Section>,
     pub fields: Vec<Field>,
 }
 
-pub static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(Catalogue::read);
+pub static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::read);
 
-impl Catalogue {
+impl Schema {
     fn read() -> Self {
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         let schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
-        let mut catalogue = Self { sections: Vec::new(), fields: Vec::new() };
+        let mut schema = Self { sections: Vec::new(), fields: Vec::new() };
         for (section, inner) in entries(&schema) {
-            catalogue.sections.push(Section { name: section.clone(), about: about(inner) });
+            schema
+                .sections
+                .push(Section { name: section.clone(), description: description(inner) });
             let required = strings(&inner["required"]);
             for (name, field) in entries(inner) {
                 let path = format!("{section}.{name}");
-                catalogue.fields.push(Field::read(path, field, required.contains(name)));
+                schema.fields.push(Field::read(path, field, required.contains(name)));
             }
         }
-        catalogue
+        schema
     }
 
     pub fn find(&self, path: &str) -> Option<&Field> {
@@ -104,10 +106,12 @@ impl Catalogue {
         if let Some(field) = self.find(path) {
             return Some((field, None));
         }
-        self.fields.iter().filter(|field| matches!(field.kind, Kind::Map)).find_map(|field| {
-            let key = path.strip_prefix(field.path.as_str())?.strip_prefix('.')?;
-            (!key.is_empty()).then_some((field, Some(key)))
-        })
+        self.fields.iter().filter(|field| matches!(field.value_type, ValueType::Map)).find_map(
+            |field| {
+                let key = path.strip_prefix(field.path.as_str())?.strip_prefix('.')?;
+                (!key.is_empty()).then_some((field, Some(key)))
+            },
+        )
     }
 
     /// The nearest known path, or else what the section of `path` has.
@@ -130,10 +134,10 @@ impl Catalogue {
 
 /// The candidate most like `name`, if any is like it at all.
 pub fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
-    const ALIKE: f64 = 0.75;
+    const MIN_SIMILARITY: f64 = 0.75;
     candidates
         .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
         .max_by(|(left, _), (right, _)| left.total_cmp(right))
         .map(|(_, candidate)| candidate)
 }
@@ -142,25 +146,25 @@ impl Field {
     fn read(path: String, schema: &Json, required: bool) -> Self {
         let types = strings(&schema["type"]);
         let options = strings(&schema["enum"]);
-        let kind = match types.first().map(String::as_str) {
-            Some("string") if !options.is_empty() => Kind::Choice { options },
-            Some("integer") => Kind::Integer {
-                least: schema["minimum"].as_u64().unwrap_or(0),
-                most: schema["maximum"].as_u64().unwrap_or(u64::MAX),
+        let value_type = match types.first().map(String::as_str) {
+            Some("string") if !options.is_empty() => ValueType::Choice { options },
+            Some("integer") => ValueType::Integer {
+                min: schema["minimum"].as_u64().unwrap_or(0),
+                max: schema["maximum"].as_u64().unwrap_or(u64::MAX),
             },
-            Some("boolean") => Kind::Boolean,
-            Some("array") => Kind::List {
-                shortest: schema["minItems"].as_u64().unwrap_or(0),
+            Some("boolean") => ValueType::Boolean,
+            Some("array") => ValueType::List {
+                min_length: schema["minItems"].as_u64().unwrap_or(0),
                 options: strings(&schema["items"]["enum"]),
             },
-            Some("object") => Kind::Map,
-            _ if schema["format"] == "socket-address" => Kind::Address,
-            _ => Kind::Text { shortest: schema["minLength"].as_u64().unwrap_or(0) },
+            Some("object") => ValueType::Map,
+            _ if schema["format"] == "socket-address" => ValueType::Address,
+            _ => ValueType::Text { min_length: schema["minLength"].as_u64().unwrap_or(0) },
         };
         Self {
             path,
-            kind,
-            about: about(schema),
+            value_type,
+            description: description(schema),
             default: schema.get("default").filter(|value| !value.is_null()).cloned(),
             required,
             nullable: types.iter().any(|name| name == "null"),
@@ -179,60 +183,68 @@ impl Field {
         if let Some(words) = &self.allowed {
             return words.clone();
         }
-        match &self.kind {
-            Kind::Text { shortest: 0 } => "a string".into(),
-            Kind::Text { .. } => "a string that is not empty".into(),
-            Kind::Choice { options } => options.join(" or "),
-            Kind::Address => "address:port, such as 0.0.0.0:8080".into(),
-            Kind::Integer { least, most } => format!("an integer from {least} to {most}"),
-            Kind::Boolean => "true or false".into(),
-            Kind::List { options, .. } if options.is_empty() => "a list of strings".into(),
-            Kind::List { options, .. } => format!("a list of {}", options.join(", ")),
-            Kind::Map => "a mapping of names to strings, numbers or booleans".into(),
+        match &self.value_type {
+            ValueType::Text { min_length: 0 } => "a string".into(),
+            ValueType::Text { .. } => "a string that is not empty".into(),
+            ValueType::Choice { options } => options.join(" or "),
+            ValueType::Address => "address:port, such as 0.0.0.0:8080".into(),
+            ValueType::Integer { min, max } => format!("an integer from {min} to {max}"),
+            ValueType::Boolean => "true or false".into(),
+            ValueType::List { options, .. } if options.is_empty() => "a list of strings".into(),
+            ValueType::List { options, .. } => format!("a list of {}", options.join(", ")),
+            ValueType::Map => "a mapping of names to strings, numbers or booleans".into(),
         }
     }
 
     /// Whether `value` is of the field's type and within its range.
-    pub fn admits(&self, value: &Value) -> bool {
-        match (&self.kind, value) {
+    pub fn validate(&self, value: &Value) -> Result<(), String> {
+        if self.is_valid(value) { Ok(()) } else { Err(self.allowed()) }
+    }
+
+    fn is_valid(&self, value: &Value) -> bool {
+        match (&self.value_type, value) {
             (_, Value::Null) => self.nullable,
-            (Kind::Text { shortest }, Value::String(text)) => text.len() as u64 >= *shortest,
-            (Kind::Choice { options }, Value::String(text)) => options.contains(text),
-            (Kind::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
-            (Kind::Integer { least, most }, Value::Number(number)) => {
-                number.as_u64().is_some_and(|integer| (*least..=*most).contains(&integer))
+            (ValueType::Text { min_length }, Value::String(text)) => {
+                text.len() as u64 >= *min_length
             }
-            (Kind::Boolean, Value::Bool(_)) => true,
-            (Kind::List { shortest, options }, Value::Sequence(items)) => {
+            (ValueType::Choice { options }, Value::String(text)) => options.contains(text),
+            (ValueType::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+            (ValueType::Integer { min, max }, Value::Number(number)) => {
+                number.as_u64().is_some_and(|integer| (*min..=*max).contains(&integer))
+            }
+            (ValueType::Boolean, Value::Bool(_)) => true,
+            (ValueType::List { min_length, options }, Value::Sequence(items)) => {
                 let known =
                     |text: &str| options.is_empty() || options.iter().any(|option| option == text);
-                items.len() as u64 >= *shortest
+                items.len() as u64 >= *min_length
                     && items.iter().all(|item| item.as_str().is_some_and(known))
             }
-            (Kind::Map, Value::String(_) | Value::Number(_) | Value::Bool(_)) => true,
+            (ValueType::Map, Value::String(_) | Value::Number(_) | Value::Bool(_)) => true,
             _ => false,
         }
     }
 
     /// Reads the text of a variable or a flag as the field's type; text that is not of that type
-    /// stays text, for [`Field::admits`] to refuse. Empty text unsets a field that has no default.
+    /// stays text, for [`Field::validate`] to refuse. Empty text unsets a field that has no default.
     pub fn parse(&self, text: &str) -> Value {
         if text.is_empty() && self.nullable {
             return Value::Null;
         }
-        match &self.kind {
-            Kind::Integer { .. } => {
+        match &self.value_type {
+            ValueType::Integer { .. } => {
                 text.trim().parse::<i64>().map_or_else(|_| text.into(), Value::from)
             }
-            Kind::Boolean => text.trim().parse::<bool>().map_or_else(|_| text.into(), Value::from),
-            Kind::List { .. } => parse_list(text),
+            ValueType::Boolean => {
+                text.trim().parse::<bool>().map_or_else(|_| text.into(), Value::from)
+            }
+            ValueType::List { .. } => parse_list(text),
             _ => text.into(),
         }
     }
 
     /// `value` as an error message shows it.
-    pub fn shown(&self, value: &Value) -> String {
-        if self.secret { MASK.into() } else { shown(value) }
+    pub fn display(&self, value: &Value) -> String {
+        if self.secret { MASK.into() } else { display_value(value) }
     }
 }
 
@@ -245,24 +257,24 @@ fn parse_list(text: &str) -> Value {
 }
 
 /// A value on one short line, strings in quotes.
-pub fn shown(value: &Value) -> String {
-    const LONGEST: usize = 80;
+pub fn display_value(value: &Value) -> String {
+    const MAX_CHARS: usize = 80;
     let line = match value {
         Value::Null => "empty".to_owned(),
         Value::String(text) => format!("'{}'", text.escape_debug()),
         other => serde_json::to_string(other).unwrap_or_else(|_| "of no scalar type".into()),
     };
-    if line.chars().count() <= LONGEST {
+    if line.chars().count() <= MAX_CHARS {
         return line;
     }
-    line.chars().take(LONGEST).chain("...".chars()).collect()
+    line.chars().take(MAX_CHARS).chain("...".chars()).collect()
 }
 
 fn entries(schema: &Json) -> impl Iterator<Item = (&String, &Json)> {
     schema["properties"].as_object().into_iter().flatten()
 }
 
-fn about(schema: &Json) -> String {
+fn description(schema: &Json) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -282,23 +294,23 @@ mod tests {
 
     #[test]
     fn every_field_is_described_and_holds_its_default() {
-        assert!(CATALOGUE.fields.len() > 30);
-        for section in &CATALOGUE.sections {
-            assert!(!section.about.is_empty(), "{}", section.name);
+        assert!(SCHEMA.fields.len() > 30);
+        for section in &SCHEMA.sections {
+            assert!(!section.description.is_empty(), "{}", section.name);
         }
-        for field in &CATALOGUE.fields {
-            assert!(!field.about.is_empty(), "{}", field.path);
+        for field in &SCHEMA.fields {
+            assert!(!field.description.is_empty(), "{}", field.path);
             if let Some(default) = &field.default
-                && !matches!(field.kind, Kind::Map)
+                && !matches!(field.value_type, ValueType::Map)
             {
                 let value = serde_yaml_ng::to_value(default).unwrap();
-                assert!(field.admits(&value), "{}: {default}", field.path);
+                assert!(field.validate(&value).is_ok(), "{}: {default}", field.path);
             }
-            if let Kind::Integer { most, .. } = field.kind {
-                assert!(most < u64::MAX, "{} has no range", field.path);
+            if let ValueType::Integer { max, .. } = field.value_type {
+                assert!(max < u64::MAX, "{} has no range", field.path);
             }
         }
-        let required: Vec<&str> = CATALOGUE
+        let required: Vec<&str> = SCHEMA
             .fields
             .iter()
             .filter(|field| field.required)
@@ -309,37 +321,37 @@ mod tests {
 
     #[test]
     fn types_and_ranges_are_held() {
-        let mode = CATALOGUE.find("decode.mode").unwrap();
-        assert!(mode.admits(&"exact".into()) && !mode.admits(&"exactly".into()));
-        assert_eq!(mode.allowed(), "exact or fast");
-        let field = CATALOGUE.find("batch.size").unwrap();
+        let mode = SCHEMA.find("decode.mode").unwrap();
+        mode.validate(&"exact".into()).unwrap();
+        assert_eq!(mode.validate(&"exactly".into()).unwrap_err(), "exact or fast");
+        let field = SCHEMA.find("batch.size").unwrap();
         assert_eq!(field.variable(), "FUSIONCAP_BATCH__SIZE");
         assert_eq!(field.allowed(), "an integer from 1 to 1024");
-        for (text, admitted) in [("1", true), ("1024", true), ("0", false), ("x", false)] {
-            assert_eq!(field.admits(&field.parse(text)), admitted, "{text}");
+        for (text, expected) in [("1", true), ("1024", true), ("0", false), ("x", false)] {
+            assert_eq!(field.validate(&field.parse(text)).is_ok(), expected, "{text}");
         }
-        let providers = CATALOGUE.find("runtime.providers").unwrap();
-        for (text, admitted) in
+        let providers = SCHEMA.find("runtime.providers").unwrap();
+        for (text, expected) in
             [("cuda, cpu", true), ("[cpu]", true), ("", false), ("gpu", false), ("[cpu", false)]
         {
-            assert_eq!(providers.admits(&providers.parse(text)), admitted, "{text}");
+            assert_eq!(providers.validate(&providers.parse(text)).is_ok(), expected, "{text}");
         }
-        assert!(CATALOGUE.find("s3.endpoint").unwrap().parse("").is_null());
-        assert!(CATALOGUE.find("s3.secret_access_key").unwrap().secret);
+        assert!(SCHEMA.find("s3.endpoint").unwrap().parse("").is_null());
+        assert!(SCHEMA.find("s3.secret_access_key").unwrap().secret);
     }
 
     #[test]
     fn unknown_paths_get_a_suggestion() {
-        assert_eq!(CATALOGUE.suggest("kafka.broker"), ("did you mean", "kafka.brokers".into()));
-        assert_eq!(CATALOGUE.suggest("batch.colour"), ("fields", "linger_ms size".into()));
-        let (what, names) = CATALOGUE.suggest("colour");
+        assert_eq!(SCHEMA.suggest("kafka.broker"), ("did you mean", "kafka.brokers".into()));
+        assert_eq!(SCHEMA.suggest("batch.colour"), ("fields", "linger_ms size".into()));
+        let (what, names) = SCHEMA.suggest("colour");
         assert_eq!((what, names.contains("runtime")), ("sections", true));
     }
 
     #[test]
     fn a_path_below_a_map_has_a_key() {
-        let (field, key) = CATALOGUE.resolve("kafka.properties.security.protocol").unwrap();
+        let (field, key) = SCHEMA.resolve("kafka.properties.security.protocol").unwrap();
         assert_eq!((field.path.as_str(), key), ("kafka.properties", Some("security.protocol")));
-        assert!(CATALOGUE.resolve("kafka.properties.").is_none());
+        assert!(SCHEMA.resolve("kafka.properties.").is_none());
     }
 }

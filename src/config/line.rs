@@ -4,7 +4,7 @@
 //! indentation. In a flow mapping or behind an anchor it gives the nearest line it knows.
 
 /// The line, from 1, of the innermost key of `keys` that `text` shows as a block mapping's.
-pub fn line_of(text: &str, keys: &[&str]) -> Option<usize> {
+pub fn find_line(text: &str, keys: &[&str]) -> Option<usize> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| {
         let content = line.trim_start();
         !content.is_empty() && !content.starts_with('#')
@@ -43,16 +43,16 @@ mod tests {
 
     #[test]
     fn finds_keys_by_depth() {
-        assert_eq!(line_of(TEXT, &["kafka"]), Some(2));
-        assert_eq!(line_of(TEXT, &["kafka", "brokers"]), Some(4));
-        assert_eq!(line_of(TEXT, &["kafka", "properties", "sasl.password"]), Some(6));
-        assert_eq!(line_of(TEXT, &["model", "path"]), Some(10));
+        assert_eq!(find_line(TEXT, &["kafka"]), Some(2));
+        assert_eq!(find_line(TEXT, &["kafka", "brokers"]), Some(4));
+        assert_eq!(find_line(TEXT, &["kafka", "properties", "sasl.password"]), Some(6));
+        assert_eq!(find_line(TEXT, &["model", "path"]), Some(10));
     }
 
     #[test]
     fn falls_back_to_the_section() {
-        assert_eq!(line_of(TEXT, &["batch", "size"]), Some(8));
-        assert_eq!(line_of(TEXT, &["kafka", "path"]), Some(2));
-        assert_eq!(line_of(TEXT, &["none"]), None);
+        assert_eq!(find_line(TEXT, &["batch", "size"]), Some(8));
+        assert_eq!(find_line(TEXT, &["kafka", "path"]), Some(2));
+        assert_eq!(find_line(TEXT, &["none"]), None);
     }
 }

@@ -11,9 +11,9 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_yaml_ng::{Mapping, Value};
 
-use super::environment::{is_reserved, path_of, unknown_variable};
-use super::field::{CATALOGUE, Field, Kind, PREFIX, shown};
-use super::line::line_of;
+use super::environment::{field_path, is_reserved, unknown_variable};
+use super::field::{Field, PREFIX, SCHEMA, ValueType, display_value};
+use super::line::find_line;
 use super::origin::Origin;
 use super::secret::{MASK, Properties};
 use super::{Config, validate};
@@ -38,10 +38,10 @@ impl Config {
     /// # Errors
     /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
     pub fn load(path: Option<&Path>, flags: &Overrides) -> Result<Self> {
-        Self::layered(path, std::env::vars_os(), flags)
+        Self::load_layers(path, std::env::vars_os(), flags)
     }
 
-    fn layered(
+    fn load_layers(
         path: Option<&Path>,
         environment: impl Iterator<Item = (OsString, OsString)>,
         flags: &Overrides,
@@ -87,13 +87,13 @@ impl Layers {
         let mut root: Value = serde_yaml_ng::from_str(&text).map_err(not_yaml)?;
         root.apply_merge().map_err(not_yaml)?;
         let origin =
-            |keys: &[&str]| Origin::File { path: path.to_path_buf(), line: line_of(&text, keys) };
-        for (section, inner) in mapping("the file", &root, || origin(&[]))? {
+            |keys: &[&str]| Origin::File { path: path.to_path_buf(), line: find_line(&text, keys) };
+        for (section, inner) in mapping_entries("the file", &root, || origin(&[]))? {
             let section_origin = || origin(&[section]);
-            if !CATALOGUE.sections.iter().any(|known| known.name == section) {
-                return Err(unknown(section, &section_origin()));
+            if !SCHEMA.sections.iter().any(|known| known.name == section) {
+                return Err(unknown_field(section, &section_origin()));
             }
-            for (name, value) in mapping(section, inner, section_origin)? {
+            for (name, value) in mapping_entries(section, inner, section_origin)? {
                 self.set(&format!("{section}.{name}"), value.clone(), |key| match key {
                     Some(key) => origin(&[section, name, key]),
                     None => origin(&[section, name]),
@@ -116,7 +116,7 @@ impl Layers {
             if is_reserved(&name) {
                 continue;
             }
-            let Some(path) = path_of(&name) else {
+            let Some(path) = field_path(&name) else {
                 return Err(unknown_variable(&name));
             };
             let Some(text) = raw_value.to_str() else {
@@ -130,8 +130,8 @@ impl Layers {
 
     /// Sets the field at `path` from the text of a variable or a flag.
     fn set_text(&mut self, path: &str, text: &str, origin: Origin) -> Result<()> {
-        let value = match CATALOGUE.resolve(path) {
-            Some((field, None)) if matches!(field.kind, Kind::Map) => {
+        let value = match SCHEMA.resolve(path) {
+            Some((field, None)) if matches!(field.value_type, ValueType::Map) => {
                 serde_yaml_ng::from_str(text).unwrap_or_else(|_| text.into())
             }
             Some((field, None)) => field.parse(text),
@@ -148,11 +148,11 @@ impl Layers {
         value: Value,
         origin: impl Fn(Option<&str>) -> Origin,
     ) -> Result<()> {
-        let Some((field, map_key)) = CATALOGUE.resolve(path) else {
-            return Err(unknown(path, &origin(None)));
+        let Some((field, map_key)) = SCHEMA.resolve(path) else {
+            return Err(unknown_field(path, &origin(None)));
         };
-        if matches!(field.kind, Kind::Map) && map_key.is_none() {
-            for (key, inner) in mapping(path, &value, || origin(None))? {
+        if matches!(field.value_type, ValueType::Map) && map_key.is_none() {
+            for (key, inner) in mapping_entries(path, &value, || origin(None))? {
                 self.check_and_set(field, Some(key), inner.clone(), origin(Some(key)))?;
             }
             return Ok(());
@@ -167,15 +167,12 @@ impl Layers {
         value: Value,
         origin: Origin,
     ) -> Result<()> {
-        if !field.admits(&value) {
+        if let Err(allowed) = field.validate(&value) {
             let path = full_path(field, map_key);
-            let allowed = match map_key {
-                Some(_) => "a string, a number or a boolean".to_owned(),
-                None => field.allowed(),
-            };
-            return Err(
-                refused(&path, &printable(field, map_key, &value), &allowed).with("set by", origin)
-            );
+            let shown = display(field, map_key, &value);
+            let scalar = "a string, a number or a boolean";
+            let allowed = if map_key.is_some() { scalar } else { &allowed };
+            return Err(invalid_value(&path, &shown, allowed).with("set by", origin));
         }
         self.values.insert((&field.path, map_key.map(str::to_owned)), (value, origin));
         Ok(())
@@ -183,18 +180,18 @@ impl Layers {
 
     /// Joins the layers, fills in the defaults and checks the rules that join fields.
     fn finish(self) -> Result<Config> {
-        let config: Config = self.deserialized(self.joined("")?)?;
-        validate::check(&config).map_err(|problem| self.located(problem))?;
+        let config: Config = self.deserialize(self.merged("")?)?;
+        validate::check(&config).map_err(|problem| self.rule_error(problem))?;
         Ok(config)
     }
 
     /// One section, where no required field of it is missing.
     pub(super) fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let section = self.joined(&format!("{name}."))?.remove(name);
-        self.deserialized(section.unwrap_or_else(|| Mapping::new().into()))
+        let section = self.merged(&format!("{name}."))?.remove(name);
+        self.deserialize(section.unwrap_or_else(|| Mapping::new().into()))
     }
 
-    fn deserialized<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
+    fn deserialize<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
         // Sections without a required field may be absent; the absence of any other was reported.
         serde_yaml_ng::from_value(value.into()).map_err(|error| {
             Error::new(ErrorKind::Config, "the configuration does not hold together").because(error)
@@ -202,7 +199,7 @@ impl Layers {
     }
 
     /// All that was set, where every required field below `needed` is.
-    fn joined(&self, needed: &str) -> Result<Mapping> {
+    fn merged(&self, needed: &str) -> Result<Mapping> {
         let mut root = Mapping::new();
         for ((path, map_key), (value, _)) in &self.values {
             let mut target = &mut root;
@@ -221,7 +218,7 @@ impl Layers {
             target.insert((*last).into(), value.clone());
         }
         let is_needed = |field: &&Field| field.required && field.path.starts_with(needed);
-        for field in CATALOGUE.fields.iter().filter(is_needed) {
+        for field in SCHEMA.fields.iter().filter(is_needed) {
             if !self.values.contains_key(&(field.path.as_str(), None)) {
                 return Err(Error::new(
                     ErrorKind::Config,
@@ -235,9 +232,9 @@ impl Layers {
     }
 
     /// A broken rule as an error that says where the field was set.
-    pub(super) fn located(&self, problem: validate::Problem) -> Error {
-        let error = refused(&problem.path, &problem.value, &problem.allowed);
-        let known = CATALOGUE.resolve(&problem.path).and_then(|(field, map_key)| {
+    pub(super) fn rule_error(&self, problem: validate::Problem) -> Error {
+        let error = invalid_value(&problem.path, &problem.value, &problem.allowed);
+        let known = SCHEMA.resolve(&problem.path).and_then(|(field, map_key)| {
             self.values.get(&(field.path.as_str(), map_key.map(str::to_owned)))
         });
         match known {
@@ -248,7 +245,7 @@ impl Layers {
 }
 
 /// The entries of a mapping whose keys are strings; nothing at all is an empty mapping.
-fn mapping<'v>(
+fn mapping_entries<'v>(
     path: &str,
     value: &'v Value,
     origin: impl Fn() -> Origin,
@@ -257,7 +254,9 @@ fn mapping<'v>(
         Value::Null => return Ok(Vec::new()),
         Value::Mapping(entries) => entries,
         other => {
-            return Err(refused(path, &shown(other), "a mapping").with("set by", origin()));
+            return Err(
+                invalid_value(path, &display_value(other), "a mapping").with("set by", origin())
+            );
         }
     };
     entries
@@ -265,18 +264,18 @@ fn mapping<'v>(
         .map(|(key, inner)| match key.as_str() {
             Some(name) => Ok((name, inner)),
             None => Err(Error::new(ErrorKind::Config, format!("{path} has a key that is no name"))
-                .with("key", shown(key))
+                .with("key", display_value(key))
                 .with("set by", origin())),
         })
         .collect()
 }
 
-fn refused(path: &str, value: &str, allowed: &str) -> Error {
+fn invalid_value(path: &str, value: &str, allowed: &str) -> Error {
     Error::new(ErrorKind::Config, format!("{path} can't be {value}")).with("allowed", allowed)
 }
 
-fn unknown(path: &str, origin: &Origin) -> Error {
-    let (what, names) = CATALOGUE.suggest(path);
+fn unknown_field(path: &str, origin: &Origin) -> Error {
+    let (what, names) = SCHEMA.suggest(path);
     Error::new(ErrorKind::Config, format!("there is no field {path}"))
         .with(what, names)
         .with("set by", origin)
@@ -289,10 +288,10 @@ fn full_path(field: &Field, map_key: Option<&str>) -> String {
     }
 }
 
-fn printable(field: &Field, map_key: Option<&str>, value: &Value) -> String {
+fn display(field: &Field, map_key: Option<&str>, value: &Value) -> String {
     match map_key {
         Some(key) if Properties::is_secret(key) => MASK.into(),
-        _ => field.shown(value),
+        _ => field.display(value),
     }
 }
 
@@ -307,7 +306,7 @@ mod tests {
         let file = dir.path().join("worker.yaml");
         std::fs::write(&file, text).unwrap();
         let variables = environment.iter().map(|(name, value)| (name.into(), value.into()));
-        Config::layered(Some(&file), variables, flags)
+        Config::load_layers(Some(&file), variables, flags)
     }
 
     fn refusal(text: &str, environment: &[(&str, &str)]) -> String {
@@ -332,9 +331,9 @@ mod tests {
             ("kafka: {brokers: a}\n", "kafka.brokers can't be"),
             ("kafka: {brokers: 'a:1'}\nregistry: {url: r}\n", "registry.url"),
         ] {
-            let told = topics(text).unwrap_err();
-            assert_eq!(told.kind(), ErrorKind::Config);
-            assert!(told.chain().contains(part), "{told}");
+            let error = topics(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.chain().contains(part), "{error}");
         }
     }
 
@@ -375,7 +374,7 @@ mod tests {
             ("PATH", "/bin"),
         ];
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
-        let config = Config::layered(None, variables, &Overrides::default()).unwrap();
+        let config = Config::load_layers(None, variables, &Overrides::default()).unwrap();
         let properties: Vec<(&str, &str)> = config
             .kafka
             .properties

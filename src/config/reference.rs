@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value as Json;
 
-use super::field::{CATALOGUE, Field};
+use super::field::{Field, SCHEMA};
 
 const HEAD: &str = "\
 # Configuration
@@ -48,16 +48,16 @@ const TAIL: &str = "
 /// The whole page, in Markdown.
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
-    for section in &CATALOGUE.sections {
+    for section in &SCHEMA.sections {
         let prefix = format!("{}.", section.name);
         // Writing to a string can't fail.
         let _ = write!(
             page,
             "\n## `{}`\n\n{}\n\n| field | environment | default | allowed | meaning |\n\
              |---|---|---|---|---|\n",
-            section.name, section.about
+            section.name, section.description
         );
-        for field in CATALOGUE.fields.iter().filter(|field| field.path.starts_with(&prefix)) {
+        for field in SCHEMA.fields.iter().filter(|field| field.path.starts_with(&prefix)) {
             let _ = writeln!(
                 page,
                 "| `{}` | `{}` | {} | {} | {} |",
@@ -65,7 +65,7 @@ pub fn reference() -> String {
                 field.variable(),
                 default(field),
                 cell(&field.allowed()),
-                cell(&field.about),
+                cell(&field.description),
             );
         }
     }

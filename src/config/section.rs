@@ -36,7 +36,7 @@ impl Config {
 impl Layers {
     pub(super) fn finish_topics(self) -> Result<Topics> {
         let topics = Topics { kafka: self.section("kafka")?, registry: self.section("registry")? };
-        validate::check_topics(&topics).map_err(|problem| self.located(problem))?;
+        validate::check_topics(&topics).map_err(|problem| self.rule_error(problem))?;
         Ok(topics)
     }
 }

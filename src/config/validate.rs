@@ -3,7 +3,7 @@
 
 use url::Url;
 
-use super::field::shown;
+use super::field::display_value;
 use super::{Config, Format, Kafka, Registry, Runtime, S3, Topics};
 use crate::object_name;
 
@@ -54,7 +54,7 @@ pub struct Problem {
 
 impl Problem {
     fn new(path: &str, value: impl Into<serde_yaml_ng::Value>, allowed: &str) -> Self {
-        Self { path: path.into(), value: shown(&value.into()), allowed: allowed.into() }
+        Self { path: path.into(), value: display_value(&value.into()), allowed: allowed.into() }
     }
 }
 
@@ -124,7 +124,7 @@ fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
         ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
     ];
     for (index, (path, topic)) in topics.iter().enumerate() {
-        if !is_topic(topic) {
+        if !is_topic_name(topic) {
             return Err(Problem::new(
                 path,
                 topic.as_str(),
@@ -178,7 +178,7 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
         });
     }
     for entry in &s3.allowed_buckets {
-        check_allowed(entry)?;
+        check_allowed_bucket(entry)?;
     }
     if s3.hedge_after_ms >= s3.timeout_ms {
         return Err(Problem::new(
@@ -230,7 +230,7 @@ fn check_registry(registry: &Registry) -> Result<(), Problem> {
 }
 
 /// `bucket`, or `bucket/prefix/`.
-fn check_allowed(entry: &str) -> Result<(), Problem> {
+fn check_allowed_bucket(entry: &str) -> Result<(), Problem> {
     let problem = |allowed: &str| Problem::new("s3.allowed_buckets", vec![entry], allowed);
     let (bucket, prefix) = entry.split_once('/').unwrap_or((entry, ""));
     if let Some(rule) = object_name::broken_rule(bucket) {
@@ -293,7 +293,7 @@ fn is_host_and_port(broker: &str) -> bool {
 }
 
 /// Kafka's own rule (`org.apache.kafka.common.internals.Topic`).
-fn is_topic(name: &str) -> bool {
+fn is_topic_name(name: &str) -> bool {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=249).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
 }
@@ -307,13 +307,13 @@ mod tests {
         serde_yaml_ng::from_str(&text).unwrap()
     }
 
-    fn path_of(config: &Config) -> Option<String> {
+    fn broken_field(config: &Config) -> Option<String> {
         check(config).err().map(|problem| problem.path)
     }
 
     #[test]
     fn the_defaults_hold() {
-        assert_eq!(path_of(&config("")), None);
+        assert_eq!(broken_field(&config("")), None);
     }
 
     #[test]
@@ -330,11 +330,11 @@ mod tests {
     fn topics_are_legal_and_distinct() {
         let mut wrong = config("");
         wrong.kafka.output_topic = "images.in".into();
-        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+        assert_eq!(broken_field(&wrong).as_deref(), Some("kafka.output_topic"));
         wrong.kafka.output_topic = "a b".into();
-        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+        assert_eq!(broken_field(&wrong).as_deref(), Some("kafka.output_topic"));
         wrong.kafka.output_topic = "x".repeat(250);
-        assert_eq!(path_of(&wrong).as_deref(), Some("kafka.output_topic"));
+        assert_eq!(broken_field(&wrong).as_deref(), Some("kafka.output_topic"));
     }
 
     #[test]
@@ -372,11 +372,15 @@ mod tests {
                 "registry.bearer_token",
             ),
         ] {
-            assert_eq!(path_of(&config(&format!(", {extra}"))).as_deref(), Some(path), "{extra}");
+            assert_eq!(
+                broken_field(&config(&format!(", {extra}"))).as_deref(),
+                Some(path),
+                "{extra}"
+            );
         }
         let right = "s3: {endpoint: 'https://s3.local:9000', access_key_id: a, \
                      secret_access_key: b, allowed_buckets: [photos, albums/public/]}";
-        assert_eq!(path_of(&config(&format!(", {right}"))), None);
+        assert_eq!(broken_field(&config(&format!(", {right}"))), None);
         let leak = check(&config(", s3: {endpoint: 'http://user:pw@a'}")).unwrap_err();
         assert!(!leak.value.contains("pw"), "{}", leak.value);
     }
@@ -387,12 +391,12 @@ mod tests {
             let text = format!("{{kafka: {{brokers: 'a:1', {extra}}}, model: {{path: m}}}}");
             serde_yaml_ng::from_str(&text).unwrap()
         };
-        assert_eq!(path_of(&kafka("group_protocol: consumer")), None);
-        let wrong = path_of(&kafka("group_protocol: eager"));
+        assert_eq!(broken_field(&kafka("group_protocol: consumer")), None);
+        let wrong = broken_field(&kafka("group_protocol: eager"));
         assert_eq!(wrong.as_deref(), Some("kafka.group_protocol"));
         let session = "properties: {session.timeout.ms: 6000}";
-        assert_eq!(path_of(&kafka(session)), None);
-        let both = path_of(&kafka(&format!("group_protocol: consumer, {session}")));
+        assert_eq!(broken_field(&kafka(session)), None);
+        let both = broken_field(&kafka(&format!("group_protocol: consumer, {session}")));
         assert_eq!(both.as_deref(), Some("kafka.properties.session.timeout.ms"));
     }
 

@@ -130,7 +130,7 @@ impl Tower<'_> {
         let row = graph.unsqueeze(mask, &[1]);
         let sum = graph.matmul(&row, states);
         let mean = graph.squeeze(&sum, &[1]);
-        graph.unit_length(&mean)
+        graph.l2_normalize(&mean)
     }
 
     fn linear(&mut self, name: &str, input: &str, inputs: usize, outputs: usize) -> Result<Value> {

@@ -57,7 +57,7 @@ pub fn cell_logits(graph: &mut Graph, weights: &Weights, pixels: &str) -> Result
         depthwise: false,
         side,
     };
-    let mut features = activated(graph, weights, pixels, &stem)?;
+    let mut features = convolve_relu6(graph, weights, pixels, &stem)?;
     side /= 2;
     let mut channels = STEM;
     let mut index = 0;
@@ -81,7 +81,7 @@ pub fn cell_logits(graph: &mut Graph, weights: &Weights, pixels: &str) -> Result
         depthwise: false,
         side,
     };
-    features = activated(graph, weights, &features, &head)?;
+    features = convolve_relu6(graph, weights, &features, &head)?;
     let flat = graph.reshape(&features, &[0, HEAD as i64, (GRID * GRID) as i64]);
     let cells = graph.transpose(&flat, &[0, 2, 1]);
     let classifier = weights.get("_fc.weight", &[CLASSES, HEAD])?.transposed();
@@ -118,7 +118,7 @@ impl Block {
                 depthwise: false,
                 side: self.side,
             };
-            features = activated(graph, weights, &features, &expand)?;
+            features = convolve_relu6(graph, weights, &features, &expand)?;
         }
         let filter = Convolution {
             weight: &name("_depthwise_conv"),
@@ -130,7 +130,7 @@ impl Block {
             depthwise: true,
             side: self.side,
         };
-        features = activated(graph, weights, &features, &filter)?;
+        features = convolve_relu6(graph, weights, &features, &filter)?;
         let project = Convolution {
             weight: &name("_project_conv"),
             norm: &name("_bn2"),
@@ -150,7 +150,7 @@ impl Block {
 }
 
 /// A convolution and ReLU6.
-fn activated(
+fn convolve_relu6(
     graph: &mut Graph,
     weights: &Weights,
     input: &str,

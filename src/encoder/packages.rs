@@ -26,7 +26,7 @@ impl Packages {
             return fs::read(&path).map_err(|error| unreadable(&path, error));
         }
         for wheel in self.wheels()? {
-            if let Some(bytes) = read_entry(&wheel, suffix)? {
+            if let Some(bytes) = read_wheel_entry(&wheel, suffix)? {
                 return Ok(bytes);
             }
         }
@@ -38,9 +38,9 @@ impl Packages {
     /// The bytes of `name` inside the archive that ends in `archive`.
     pub fn read_nested(&self, archive: &str, name: &str) -> Result<Vec<u8>> {
         let origin = self.folder.join(archive);
-        let bytes = self.read(archive)?;
-        let entry = entry(io::Cursor::new(bytes), name, &origin)?;
-        entry.ok_or_else(|| {
+        let archive_bytes = self.read(archive)?;
+        let bytes = read_zip_entry(io::Cursor::new(archive_bytes), name, &origin)?;
+        bytes.ok_or_else(|| {
             Error::new(ErrorKind::Io, "the archive lacks a file")
                 .with("archive", archive)
                 .with("file", name)
@@ -82,12 +82,16 @@ fn find_file(folder: &Path, suffix: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-fn read_entry(wheel: &Path, suffix: &str) -> Result<Option<Vec<u8>>> {
+fn read_wheel_entry(wheel: &Path, suffix: &str) -> Result<Option<Vec<u8>>> {
     let file = File::open(wheel).map_err(|error| unreadable(wheel, error))?;
-    entry(file, suffix, wheel)
+    read_zip_entry(file, suffix, wheel)
 }
 
-fn entry(reader: impl Read + io::Seek, suffix: &str, origin: &Path) -> Result<Option<Vec<u8>>> {
+fn read_zip_entry(
+    reader: impl Read + io::Seek,
+    suffix: &str,
+    origin: &Path,
+) -> Result<Option<Vec<u8>>> {
     let mut archive = ZipArchive::new(reader).map_err(|error| unreadable(origin, error))?;
     // The shortest match: `config.json` before `1_Pooling/config.json`.
     let names = archive.file_names().filter_map(std::result::Result::ok);

@@ -139,7 +139,7 @@ fn text_tower(weights: &mut Random) -> Vec<u8> {
     let row = graph.unsqueeze(&mask, &[1]);
     let sum = graph.matmul(&row, &token_embeds);
     let total = graph.squeeze(&sum, &[1]);
-    let text_embeds = graph.unit_length(&total);
+    let text_embeds = graph.l2_normalize(&total);
     graph.output("text_embeds", &text_embeds, DataType::Float, &[batch, width]);
     graph.output(
         "token_embeds",

@@ -95,15 +95,15 @@ fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Res
             .with("names", names.len())
             .with("expected", CLASSES));
     }
-    let mentions: Vec<String> = names.iter().map(|name| mention(name)).collect();
-    let classes = rows(tower.embed(&mentions)?, CLASSES)?;
-    let words = rows(tower.embed(nouns)?, nouns.len())?;
+    let captions: Vec<String> = names.iter().map(|name| caption_for(name)).collect();
+    let classes = to_matrix(tower.embed(&captions)?, CLASSES)?;
+    let words = to_matrix(tower.embed(nouns)?, nouns.len())?;
     let mut table = mixtures(&classes.view(), &words.view());
-    centre(&mut table);
+    subtract_mean(&mut table);
     Ok(table.into_raw_vec_and_offset().0)
 }
 
-fn rows(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
+fn to_matrix(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
     Array2::from_shape_vec((count, values.len() / count), values).map_err(|error| {
         Error::new(ErrorKind::Internal, "embeddings of the wrong size").because(error)
     })
@@ -120,18 +120,18 @@ fn mixtures(classes: &ArrayView2<'_, f32>, words: &ArrayView2<'_, f32>) -> Array
     }
     let mut mixed = shares.dot(words);
     for mut row in mixed.rows_mut() {
-        let norm = length(&row.view());
+        let norm = l2_norm(&row.view());
         row /= norm;
     }
     mixed
 }
 
-fn length(row: &ArrayView1<'_, f32>) -> f32 {
+fn l2_norm(row: &ArrayView1<'_, f32>) -> f32 {
     row.dot(row).sqrt().max(1e-12)
 }
 
 /// "there is a tench"; some names bring their article.
-fn mention(name: &str) -> String {
+fn caption_for(name: &str) -> String {
     if name.starts_with("a ") || name.starts_with("an ") {
         return format!("there is {name}");
     }
@@ -142,7 +142,7 @@ fn mention(name: &str) -> String {
 /// Takes the mean row from each row.
 ///
 /// Every mixture of classes leans towards their mean, which says nothing of the image.
-fn centre(table: &mut Array2<f32>) {
+fn subtract_mean(table: &mut Array2<f32>) {
     if let Some(mean) = table.mean_axis(Axis(0)) {
         *table -= &mean;
     }
@@ -208,9 +208,12 @@ mod tests {
 
     #[test]
     fn a_class_is_mentioned_as_a_caption_would() {
-        assert_eq!(mention("tench"), "there is a tench");
-        assert_eq!(mention("Egyptian Mau"), "there is an Egyptian Mau");
-        assert_eq!(mention("a cat having a striped coat"), "there is a cat having a striped coat");
+        assert_eq!(caption_for("tench"), "there is a tench");
+        assert_eq!(caption_for("Egyptian Mau"), "there is an Egyptian Mau");
+        assert_eq!(
+            caption_for("a cat having a striped coat"),
+            "there is a cat having a striped coat"
+        );
     }
 
     #[test]
@@ -220,13 +223,13 @@ mod tests {
         let mixed = mixtures(&classes.view(), &words.view());
         assert!((mixed[[0, 0]] - 0.8).abs() < 1e-2, "{mixed}");
         assert!(mixed[[1, 1]] > 0.99, "{mixed}");
-        assert!((length(&mixed.row(0)) - 1.0).abs() < 1e-6);
+        assert!((l2_norm(&mixed.row(0)) - 1.0).abs() < 1e-6);
     }
 
     #[test]
     fn centring_takes_out_the_mean() {
         let mut table = ndarray::array![[1.0, 0.0], [3.0, 4.0]];
-        centre(&mut table);
+        subtract_mean(&mut table);
         assert_eq!(table, ndarray::array![[-1.0, -2.0], [1.0, 2.0]]);
     }
 }

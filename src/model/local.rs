@@ -17,7 +17,7 @@ use super::Shape;
 /// What stands for an image's patches in training.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub enum Source {
+pub enum LocalSource {
     /// The embeddings of the caption's nouns.
     Nouns,
     /// The text tower's states of the caption's tokens.
@@ -29,7 +29,7 @@ pub enum Source {
 #[serde(deny_unknown_fields)]
 pub struct LocalSettings {
     pub enabled: bool,
-    pub source: Source,
+    pub source: LocalSource,
     pub items: usize,
     pub sigma: f32,
     pub dropout: f32,
@@ -43,11 +43,11 @@ pub struct LocalSettings {
 
 /// Local embeddings of a batch.
 #[derive(Clone, Debug)]
-pub struct Locals {
+pub struct LocalFeatures {
     /// `[batch, items, dim]`
     pub embeddings: Tensor<3>,
     /// `[batch, items]`, true where there is none.
-    pub absent: Tensor<2, Bool>,
+    pub padding_mask: Tensor<2, Bool>,
 }
 
 /// Queries, the attention with which they read local embeddings, and the gate.
@@ -84,20 +84,21 @@ impl LocalModule {
         }
     }
 
-    /// `prefix` `[batch, prefix_length, hidden]` with what the queries find in `locals` added.
-    pub fn fuse(&self, prefix: Tensor<3>, locals: &Locals) -> Tensor<3> {
-        let found = self.find(prefix.clone(), locals);
-        let gate = sigmoid(self.gate.forward(Tensor::cat(vec![prefix.clone(), found.clone()], 2)));
-        prefix + gate * found
+    /// `prefix` `[batch, prefix_length, hidden]` with what the queries find in `features` added.
+    pub fn fuse(&self, prefix: Tensor<3>, features: &LocalFeatures) -> Tensor<3> {
+        let attended = self.attend(prefix.clone(), features);
+        let gate =
+            sigmoid(self.gate.forward(Tensor::cat(vec![prefix.clone(), attended.clone()], 2)));
+        prefix + gate * attended
     }
 
-    fn find(&self, prefix: Tensor<3>, locals: &Locals) -> Tensor<3> {
-        let [batch, items, dim] = locals.embeddings.dims();
+    fn attend(&self, prefix: Tensor<3>, features: &LocalFeatures) -> Tensor<3> {
+        let [batch, items, dim] = features.embeddings.dims();
         let [_, length, width] = prefix.dims();
         let size = width / self.heads;
         let device = prefix.device();
         // Entries of a unit vector are small; bring them to unit variance.
-        let spread = locals.embeddings.clone().mul_scalar((dim as f32).sqrt());
+        let spread = features.embeddings.clone().mul_scalar((dim as f32).sqrt());
         let nothing = self.nothing.val().unsqueeze::<3>().expand([batch, 1, 2 * width]);
         let key_value = Tensor::cat(vec![nothing, self.key_value.forward(spread)], 1);
         let heads = |states: Tensor<3>, count: usize| {
@@ -109,9 +110,13 @@ impl LocalModule {
         let scores =
             heads(query, length).matmul(keys.swap_dims(2, 3)).div_scalar((size as f32).sqrt());
         let present = Tensor::<2, Bool>::full([batch, 1], false, &device);
-        let absent = Tensor::cat(vec![present, locals.absent.clone()], 1);
-        let mask =
-            absent.reshape([batch, 1, 1, items + 1]).expand([batch, self.heads, length, items + 1]);
+        let padding_mask = Tensor::cat(vec![present, features.padding_mask.clone()], 1);
+        let mask = padding_mask.reshape([batch, 1, 1, items + 1]).expand([
+            batch,
+            self.heads,
+            length,
+            items + 1,
+        ]);
         let attention = softmax(scores.mask_fill(mask, -1e9), 3);
         let mixed = attention.matmul(values).swap_dims(1, 2).reshape([batch, length, width]);
         self.output.forward(mixed)

@@ -21,9 +21,9 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use decoder::Decoder;
-use local::{LocalModule, LocalSettings, Locals};
+use local::{LocalFeatures, LocalModule, LocalSettings};
 use noise::{Draws, NoiseNetwork, NoiseSettings};
-use projection::{PrefixNetwork, ProjectionSettings, project, unit_length};
+use projection::{PrefixNetwork, ProjectionSettings, l2_normalize, project};
 
 /// Sizes of a FusionCap.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
@@ -43,7 +43,7 @@ pub struct Shape {
 
 /// What a FusionCap is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<'a> {
+pub struct ModelSpec<'a> {
     pub shape: &'a Shape,
     pub noise: &'a NoiseSettings,
     pub projection: &'a ProjectionSettings,
@@ -77,7 +77,7 @@ pub struct Conditions {
     /// Unit length, `[batch, dim]`.
     pub embeddings: Tensor<2>,
     pub draws: Draws,
-    pub locals: Option<Locals>,
+    pub local_features: Option<LocalFeatures>,
 }
 
 /// What the model says of a batch.
@@ -89,59 +89,60 @@ pub struct Output {
 }
 
 impl FusionCap {
-    pub fn new(plan: &Plan<'_>, device: &Device) -> Self {
-        let dim = plan.embedding_dim;
-        let learned = plan.noise.kind == noise::Kind::Learned;
-        let inputs = if plan.projection.enabled && plan.projection.keep_embedding { 2 } else { 1 };
+    pub fn new(spec: &ModelSpec<'_>, device: &Device) -> Self {
+        let dim = spec.embedding_dim;
+        let learned = spec.noise.kind == noise::NoiseKind::Learned;
+        let inputs = if spec.projection.enabled && spec.projection.keep_embedding { 2 } else { 1 };
         Self {
-            noise: learned.then(|| NoiseNetwork::new(plan.noise, dim, device)),
-            prefix: PrefixNetwork::new(plan.shape, dim, inputs, device),
-            local: plan.local.enabled.then(|| LocalModule::new(plan.shape, dim, device)),
-            decoder: Decoder::new(plan.shape, plan.vocab_size, device),
+            noise: learned.then(|| NoiseNetwork::new(spec.noise, dim, device)),
+            prefix: PrefixNetwork::new(spec.shape, dim, inputs, device),
+            local: spec.local.enabled.then(|| LocalModule::new(spec.shape, dim, device)),
+            decoder: Decoder::new(spec.shape, spec.vocab_size, device),
         }
     }
 
     /// Reads `tokens` `[batch, tokens]` of captions of which `conditions` tell.
     pub fn forward(
         &self,
-        plan: &Plan<'_>,
+        spec: &ModelSpec<'_>,
         banks: &Banks,
         conditions: Conditions,
         tokens: Tensor<2, Int>,
     ) -> Output {
-        let Conditions { embeddings, draws, locals } = conditions;
+        let Conditions { embeddings, draws, local_features } = conditions;
         let noised =
-            noise::apply(plan.noise, self.noise.as_ref(), embeddings, &draws, banks.nouns.as_ref());
-        let temperature = plan.projection.temperature;
-        let memory = plan.projection.in_training.then_some(&banks.memory);
-        let prefix = self.read(plan, memory, noised.embeddings, locals, temperature);
+            noise::apply(spec.noise, self.noise.as_ref(), embeddings, &draws, banks.nouns.as_ref());
+        let temperature = spec.projection.temperature;
+        let memory = spec.projection.in_training.then_some(&banks.memory);
+        let prefix =
+            self.encode_prefix(spec, memory, noised.embeddings, local_features, temperature);
         Output { logits: self.decoder.forward(prefix, tokens), divergence: noised.divergence }
     }
 
     /// The prefix `[batch, prefix_length, hidden]` for `embeddings` `[batch, dim]` of either
     /// modality, projected onto `memory` if there is one.
-    pub fn read(
+    pub fn encode_prefix(
         &self,
-        plan: &Plan<'_>,
+        spec: &ModelSpec<'_>,
         memory: Option<&Tensor<2>>,
         embeddings: Tensor<2>,
-        locals: Option<Locals>,
+        local_features: Option<LocalFeatures>,
         temperature: f32,
     ) -> Tensor<3> {
-        let projection = plan.projection;
+        let projection = spec.projection;
         let mut inputs = Vec::with_capacity(2);
         if projection.enabled {
             inputs.push(match memory {
                 Some(memory) => project(embeddings.clone(), memory, temperature),
-                None => unit_length(embeddings.clone()),
+                None => l2_normalize(embeddings.clone()),
             });
         }
         if !projection.enabled || projection.keep_embedding {
-            inputs.push(unit_length(embeddings));
+            inputs.push(l2_normalize(embeddings));
         }
         let prefix = self.prefix.forward(inputs);
-        match (&self.local, locals) {
-            (Some(local), Some(locals)) => local.fuse(prefix, &locals),
+        match (&self.local, local_features) {
+            (Some(local), Some(local_features)) => local.fuse(prefix, &local_features),
             _ => prefix,
         }
     }

@@ -14,12 +14,12 @@ use burn::tensor::activation::{gelu, softplus};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::projection::{project, unit_length};
+use super::projection::{l2_normalize, project};
 
 /// Where the noise on a caption's embedding comes from.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum NoiseKind {
     /// No noise.
     None,
     /// The same scale everywhere (CapDec).
@@ -35,7 +35,7 @@ pub enum Kind {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct NoiseSettings {
-    pub kind: Kind,
+    pub kind: NoiseKind,
     pub sigma: f32,
     pub floor: f32,
     pub kl_weight: f32,
@@ -103,7 +103,7 @@ pub struct Noised {
 }
 
 /// Noises unit-length `embeddings` `[batch, dim]`. `nouns` `[nouns, dim]` are what
-/// [`Kind::Mixture`] mixes; `network` is what [`Kind::Learned`] asks.
+/// [`NoiseKind::Mixture`] mixes; `network` is what [`NoiseKind::Learned`] asks.
 pub fn apply(
     settings: &NoiseSettings,
     network: Option<&NoiseNetwork>,
@@ -113,19 +113,19 @@ pub fn apply(
 ) -> Noised {
     let fixed = || draws.normal.clone().mul_scalar(settings.sigma);
     match (settings.kind, network, nouns) {
-        (Kind::None, _, _) => Noised { embeddings, divergence: None },
-        (Kind::Learned, Some(network), _) => {
+        (NoiseKind::None, _, _) => Noised { embeddings, divergence: None },
+        (NoiseKind::Learned, Some(network), _) => {
             let scale = network.scale(embeddings.clone());
             Noised {
                 embeddings: embeddings + draws.normal.clone() * scale.clone(),
                 divergence: Some(network.divergence(scale)),
             }
         }
-        (Kind::Mixture, _, Some(nouns)) => {
+        (NoiseKind::Mixture, _, Some(nouns)) => {
             let mixture = project(embeddings.clone(), nouns, settings.mixture_temperature);
             let share = draws.uniform.clone().mul_scalar(settings.mixture);
             let mixed = embeddings.clone() + (mixture - embeddings) * share;
-            Noised { embeddings: unit_length(mixed) + fixed(), divergence: None }
+            Noised { embeddings: l2_normalize(mixed) + fixed(), divergence: None }
         }
         _ => Noised { embeddings: embeddings + fixed(), divergence: None },
     }
@@ -139,7 +139,7 @@ mod tests {
 
     const DIM: usize = 200;
 
-    fn settings(kind: Kind) -> NoiseSettings {
+    fn settings(kind: NoiseKind) -> NoiseSettings {
         NoiseSettings {
             kind,
             sigma: 0.5,
@@ -160,7 +160,7 @@ mod tests {
         let values = (0..4 * DIM).map(|index| (index as f32 * 0.7).sin()).collect();
         let normal = rows((0..4 * DIM).map(|index| (index as f32 * 1.3).cos()).collect(), device);
         let uniform = Tensor::from_data(TensorData::new(vec![1.0_f32; 4], [4, 1]), device);
-        (unit_length(rows(values, device)), Draws { normal, uniform })
+        (l2_normalize(rows(values, device)), Draws { normal, uniform })
     }
 
     fn values(tensor: Tensor<2>) -> Vec<f32> {
@@ -175,8 +175,8 @@ mod tests {
             values(apply(&settings(kind), None, embeddings.clone(), &draws, None).embeddings)
         };
         let (clean, normal) = (values(embeddings.clone()), values(draws.normal.clone()));
-        assert_eq!(noised(Kind::None), clean);
-        for ((noisy, clean), normal) in noised(Kind::Fixed).iter().zip(&clean).zip(&normal) {
+        assert_eq!(noised(NoiseKind::None), clean);
+        for ((noisy, clean), normal) in noised(NoiseKind::Fixed).iter().zip(&clean).zip(&normal) {
             assert!((noisy - clean - 0.5 * normal).abs() < 1e-6);
         }
     }
@@ -188,7 +188,8 @@ mod tests {
         draws.normal = draws.normal.zeros_like();
         let opposite = embeddings.clone().narrow(0, 0, 1).neg();
         let nouns = Tensor::cat(vec![embeddings.clone().narrow(0, 1, 1), opposite], 0);
-        let moved = apply(&settings(Kind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
+        let moved =
+            apply(&settings(NoiseKind::Mixture), None, embeddings.clone(), &draws, Some(&nouns));
         let cosines = values((moved.embeddings * embeddings.narrow(0, 1, 1)).sum_dim(1));
         assert!(cosines[1] > 0.99, "{cosines:?}");
     }
@@ -197,7 +198,7 @@ mod tests {
     fn the_learned_scale_begins_at_the_prior_and_stays_above_its_floor() {
         let device = Device::flex();
         let (embeddings, _) = inputs(&device);
-        let mut network = NoiseNetwork::new(&settings(Kind::Learned), DIM, &device);
+        let mut network = NoiseNetwork::new(&settings(NoiseKind::Learned), DIM, &device);
         let first = network.scale(embeddings.clone());
         assert!(network.divergence(first.clone()).into_scalar::<f32>().abs() < 1e-5);
         assert!(values(first).iter().all(|scale| (scale - 0.5).abs() < 1e-5));

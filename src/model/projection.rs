@@ -17,7 +17,7 @@ use super::Shape;
 /// How the memory is made from the corpus's embeddings.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub enum Memory {
+pub enum MemoryKind {
     /// Captions drawn at random.
     Sampled,
     /// The centres of a spherical k-means.
@@ -30,7 +30,7 @@ pub enum Memory {
 pub struct ProjectionSettings {
     pub enabled: bool,
     pub in_training: bool,
-    pub memory: Memory,
+    pub memory: MemoryKind,
     pub memory_size: usize,
     pub temperature: f32,
     pub image_temperature: f32,
@@ -40,13 +40,13 @@ pub struct ProjectionSettings {
 /// Rewrites each row of `embeddings` `[batch, dim]` as a mixture of the rows of `memory`
 /// `[captions, dim]`, scaled to unit length; the lower the temperature, the fewer captions count.
 pub fn project(embeddings: Tensor<2>, memory: &Tensor<2>, temperature: f32) -> Tensor<2> {
-    let cosines = unit_length(embeddings).matmul(memory.clone().transpose());
+    let cosines = l2_normalize(embeddings).matmul(memory.clone().transpose());
     let weights = softmax(cosines.div_scalar(temperature), 1);
-    unit_length(weights.matmul(memory.clone()))
+    l2_normalize(weights.matmul(memory.clone()))
 }
 
 /// Each row scaled to unit length.
-pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
+pub fn l2_normalize(rows: Tensor<2>) -> Tensor<2> {
     let lengths = rows.clone().square().sum_dim(1).sqrt().add_scalar(1e-12);
     rows.div(lengths)
 }

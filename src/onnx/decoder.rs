@@ -58,17 +58,17 @@ pub struct LayerWeights {
 
 /// Writes the graph.
 pub fn write(weights: &DecoderWeights) -> Vec<u8> {
-    let mut writer = Writer { graph: Graph::new("decoder"), weights };
-    writer.step();
-    writer.graph.finish()
+    let mut decoder = DecoderGraph { graph: Graph::new("decoder"), weights };
+    decoder.step();
+    decoder.graph.finish()
 }
 
-struct Writer<'a> {
+struct DecoderGraph<'a> {
     graph: Graph,
     weights: &'a DecoderWeights,
 }
 
-impl Writer<'_> {
+impl DecoderGraph<'_> {
     fn step(&mut self) {
         let width = self.weights.hidden_size;
         let (rows, images) = (Dim::Free("rows"), Dim::Free("images"));
@@ -93,7 +93,7 @@ impl Writer<'_> {
         let start = graph.size_of(&past, 3);
         let length = graph.size_of(&fed, 1);
         let end = graph.add(&start, &length);
-        let mut states = self.place(&fed, &start, &end);
+        let mut states = self.add_positions(&fed, &start, &end);
         let mask = self.causal_mask(&start, &length, &end);
         let mut present = Vec::new();
         for index in 0..self.weights.layers.len() {
@@ -112,7 +112,7 @@ impl Writer<'_> {
     }
 
     /// Adds the positions `start..end`.
-    fn place(&mut self, fed: &str, start: &str, end: &str) -> Value {
+    fn add_positions(&mut self, fed: &str, start: &str, end: &str) -> Value {
         let width = self.weights.hidden_size;
         let count = self.weights.positions.len() / width;
         let graph = &mut self.graph;

@@ -20,7 +20,7 @@ pub const INLINE_LIMIT: usize = 2_000_000_000;
 pub const DIGEST: &str = "external_data_sha256";
 
 /// Smaller tensors (shapes, axes) stay in the model, where shape inference looks for them.
-const SMALLEST: usize = 1024;
+const MIN_EXTERNAL_BYTES: usize = 1024;
 /// ONNX Runtime maps the data into memory where it starts on a page.
 const PAGE: usize = 4096;
 
@@ -46,19 +46,19 @@ pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<(
     let mut tensors: Vec<&mut TensorProto> = tensors.collect();
     let total: usize = tensors.iter().map(|tensor| tensor.raw_data.len()).sum();
     if total > inline_limit {
-        let digest = move_out(&mut tensors, &data_path(path)).map_err(failed)?;
+        let digest = write_data(&mut tensors, &data_path(path)).map_err(failed)?;
         model.metadata_props.push(entry(DIGEST, digest));
     }
     fs::write(path, model.encode_to_vec()).map_err(failed)
 }
 
 /// Moves the large tensors' bytes to the file at `path` and returns its SHA-256.
-fn move_out(tensors: &mut [&mut TensorProto], path: &Path) -> io::Result<String> {
+fn write_data(tensors: &mut [&mut TensorProto], path: &Path) -> io::Result<String> {
     let location = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut file = BufWriter::new(File::create(path)?);
     let mut hasher = Sha256::new();
     let mut offset = 0_usize;
-    for tensor in tensors.iter_mut().filter(|tensor| tensor.raw_data.len() >= SMALLEST) {
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.raw_data.len() >= MIN_EXTERNAL_BYTES) {
         let bytes = std::mem::take(&mut tensor.raw_data);
         let gap = vec![0; offset.next_multiple_of(PAGE) - offset];
         for part in [&gap, &bytes] {

@@ -121,7 +121,7 @@ impl Graph {
     /// A 32-bit constant of `shape`, row-major.
     pub fn floats(&mut self, shape: &[usize], data: &[f32]) -> Value {
         let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let name = self.fresh("floats");
+        let name = self.unique_name("floats");
         self.initializer(&name, DataType::Float, shape, raw);
         name
     }
@@ -133,21 +133,21 @@ impl Graph {
     /// A list of integers, `[n]`: a shape, axes, indices.
     pub fn ints(&mut self, data: &[i64]) -> Value {
         let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let name = self.fresh("ints");
+        let name = self.unique_name("ints");
         self.initializer(&name, DataType::Int64, &[data.len()], raw);
         name
     }
 
     /// An integer without dimensions.
     pub fn int(&mut self, value: i64) -> Value {
-        let name = self.fresh("int");
+        let name = self.unique_name("int");
         self.initializer(&name, DataType::Int64, &[], value.to_le_bytes().to_vec());
         name
     }
 
     /// Adds a node with one output.
     pub fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> Value {
-        let output = self.fresh(&op.to_lowercase());
+        let output = self.unique_name(&op.to_lowercase());
         self.push(op, inputs, vec![output.clone()], attributes);
         output
     }
@@ -159,7 +159,7 @@ impl Graph {
         inputs: &[&str],
         attributes: &[(&str, Attribute)],
     ) -> [Value; N] {
-        let outputs: [Value; N] = std::array::from_fn(|_| self.fresh(&op.to_lowercase()));
+        let outputs: [Value; N] = std::array::from_fn(|_| self.unique_name(&op.to_lowercase()));
         self.push(op, inputs, outputs.to_vec(), attributes);
         outputs
     }
@@ -217,7 +217,7 @@ impl Graph {
     /// `[batch, heads, tokens, tokens]`.
     pub fn attention(&mut self, rows: [&str; 3], bias: Option<&str>, heads: usize) -> Value {
         let inputs: Vec<&str> = rows.into_iter().chain(bias).collect();
-        let [mixed] = self.attend(&inputs, heads);
+        let [mixed] = self.attention_node(&inputs, heads);
         mixed
     }
 
@@ -232,10 +232,10 @@ impl Graph {
         heads: usize,
     ) -> [Value; 3] {
         let inputs: Vec<&str> = rows.into_iter().chain([bias]).chain(past).collect();
-        self.attend(&inputs, heads)
+        self.attention_node(&inputs, heads)
     }
 
-    fn attend<const N: usize>(&mut self, inputs: &[&str], heads: usize) -> [Value; N] {
+    fn attention_node<const N: usize>(&mut self, inputs: &[&str], heads: usize) -> [Value; N] {
         (self.ir_version, self.opset) = (ATTENTION_IR_VERSION, ATTENTION_OPSET);
         let heads = Attribute::Int(heads as i64);
         let attributes = [("q_num_heads", heads.clone()), ("kv_num_heads", heads)];
@@ -279,7 +279,7 @@ impl Graph {
     }
 
     /// `input` scaled to unit length over its last axis.
-    pub fn unit_length(&mut self, input: &str) -> Value {
+    pub fn l2_normalize(&mut self, input: &str) -> Value {
         self.node(
             "LpNormalization",
             &[input],
@@ -331,7 +331,7 @@ impl Graph {
         });
     }
 
-    fn fresh(&mut self, stem: &str) -> Value {
+    fn unique_name(&mut self, stem: &str) -> Value {
         self.next += 1;
         format!("{stem}_{}", self.next)
     }

@@ -74,7 +74,7 @@ pub fn write(weights: &PrefixWeights) -> Vec<u8> {
     let (length, hidden) = (weights.prefix_length, weights.hidden_size);
     let mut graph = Graph::new("prefix");
     let image = graph.input("image_embeds", DataType::Float, &[BATCH, Dim::Fixed(dim)]);
-    let embedding = graph.unit_length(&image);
+    let embedding = graph.l2_normalize(&image);
     let aligned = match &weights.alignment {
         Some(alignment) => align(&mut graph, alignment, &embedding),
         None => embedding.clone(),
@@ -87,8 +87,8 @@ pub fn write(weights: &PrefixWeights) -> Vec<u8> {
     if let Some(local) = &weights.local {
         let shape = [BATCH, Dim::Fixed(local.patches), Dim::Fixed(dim)];
         let patches = graph.input("patch_embeds", DataType::Float, &shape);
-        let found = locals(&mut graph, local, dim, &patches, &embedding);
-        let fused = fuse(&mut graph, weights, local, &prefix, &found);
+        let features = local_features(&mut graph, local, dim, &patches, &embedding);
+        let fused = fuse(&mut graph, weights, local, &prefix, &features);
         prefix = fused.prefix;
         graph.output(
             "local_attention",
@@ -109,7 +109,7 @@ fn align(graph: &mut Graph, alignment: &Alignment, embedding: &str) -> Value {
     let shift = graph.floats(&[dim], &alignment.shift);
     let scaled = graph.mul(embedding, &scale);
     let moved = graph.add(&scaled, &shift);
-    graph.unit_length(&moved)
+    graph.l2_normalize(&moved)
 }
 
 fn project(graph: &mut Graph, projection: &Projection, dim: usize, embedding: &str) -> Value {
@@ -117,7 +117,7 @@ fn project(graph: &mut Graph, projection: &Projection, dim: usize, embedding: &s
     let memory = graph.weight("memory", &[captions, dim], &projection.memory);
     let mixture = mixture(graph, embedding, &memory, projection.temperature);
     let mixed = graph.matmul(&mixture, &memory);
-    let projected = graph.unit_length(&mixed);
+    let projected = graph.l2_normalize(&mixed);
     if projection.keep_embedding {
         return graph.concat(&[&projected, embedding], 1);
     }
@@ -135,15 +135,15 @@ fn mixture(graph: &mut Graph, embeddings: &str, bank: &str, temperature: f32) ->
 
 fn prefix_tokens(graph: &mut Graph, weights: &PrefixWeights, read: &str) -> Value {
     let gain = graph.scalar((weights.embedding_dim as f32).sqrt());
-    let spread = graph.mul(read, &gain);
-    let inner = apply(graph, "inner", &weights.inner, &spread);
+    let scaled = graph.mul(read, &gain);
+    let inner = linear(graph, "inner", &weights.inner, &scaled);
     let activated = graph.gelu(&inner);
-    let flat = apply(graph, "outer", &weights.outer, &activated);
+    let flat = linear(graph, "outer", &weights.outer, &activated);
     let (length, hidden) = (weights.prefix_length, weights.hidden_size);
     graph.reshape(&flat, &[-1, length as i64, hidden as i64])
 }
 
-fn apply(graph: &mut Graph, name: &str, layer: &Linear, input: &str) -> Value {
+fn linear(graph: &mut Graph, name: &str, layer: &Linear, input: &str) -> Value {
     let outputs = layer.bias.len();
     let inputs = layer.weight.len() / outputs;
     let weight = graph.weight(&format!("{name}.weight"), &[inputs, outputs], &layer.weight);
@@ -152,50 +152,62 @@ fn apply(graph: &mut Graph, name: &str, layer: &Linear, input: &str) -> Value {
 }
 
 /// What the local queries may attend to.
-struct Found {
+struct LocalFeatures {
     /// `[batch, items, dim]`, unit length.
     embeddings: Value,
     /// `[batch, items, patches]`: where in the image each of them is; a row sums to 1.
-    places: Value,
+    patch_weights: Value,
 }
 
-fn locals(graph: &mut Graph, local: &Local, dim: usize, patches: &str, whole: &str) -> Found {
-    let units = graph.unit_length(patches);
+fn local_features(
+    graph: &mut Graph,
+    local: &Local,
+    dim: usize,
+    patches: &str,
+    whole: &str,
+) -> LocalFeatures {
+    let units = graph.l2_normalize(patches);
     match &local.nouns {
-        Some(table) => nouns(graph, local, table, dim, &units),
+        Some(table) => top_nouns(graph, local, table, dim, &units),
         None => nearest_patches(graph, local, &units, whole),
     }
 }
 
-fn nouns(graph: &mut Graph, local: &Local, table: &NounTable, dim: usize, patches: &str) -> Found {
+fn top_nouns(
+    graph: &mut Graph,
+    local: &Local,
+    table: &NounTable,
+    dim: usize,
+    patches: &str,
+) -> LocalFeatures {
     let count = table.embeddings.len() / dim;
     let bank = graph.weight("nouns", &[count, dim], &table.embeddings);
     let likely = mixture(graph, patches, &bank, table.temperature); // [batch, patches, nouns]
     let by_noun = graph.transpose(&likely, &[0, 2, 1]);
     let across = graph.ints(&[2]);
     let share = graph.node("ReduceMean", &[&by_noun, &across], &[("keepdims", Attribute::Int(0))]);
-    let chosen = top(graph, &share, local.items.min(count));
+    let chosen = top_k(graph, &share, local.items.min(count));
     let embeddings = graph.gather(&bank, &chosen, 0);
     let maps = gather_rows(graph, &by_noun, &chosen, local.patches);
     let sums = graph.node("ReduceSum", &[&maps, &across], &[]);
-    let places = graph.div(&maps, &sums);
-    Found { embeddings, places }
+    let patch_weights = graph.div(&maps, &sums);
+    LocalFeatures { embeddings, patch_weights }
 }
 
-fn nearest_patches(graph: &mut Graph, local: &Local, patches: &str, whole: &str) -> Found {
+fn nearest_patches(graph: &mut Graph, local: &Local, patches: &str, whole: &str) -> LocalFeatures {
     let column = graph.unsqueeze(whole, &[2]);
     let cosines = graph.matmul(patches, &column);
     let flat = graph.squeeze(&cosines, &[2]);
-    let chosen = top(graph, &flat, local.items.min(local.patches));
+    let chosen = top_k(graph, &flat, local.items.min(local.patches));
     let depth = graph.int(local.patches as i64);
     let values = graph.floats(&[2], &[0.0, 1.0]);
-    let places = graph.node("OneHot", &[&chosen, &depth, &values], &[]);
-    let embeddings = graph.matmul(&places, patches);
-    Found { embeddings, places }
+    let patch_weights = graph.node("OneHot", &[&chosen, &depth, &values], &[]);
+    let embeddings = graph.matmul(&patch_weights, patches);
+    LocalFeatures { embeddings, patch_weights }
 }
 
 /// Indices of the `count` largest entries of each row of `scores`.
-fn top(graph: &mut Graph, scores: &str, count: usize) -> Value {
+fn top_k(graph: &mut Graph, scores: &str, count: usize) -> Value {
     let count = graph.ints(&[count as i64]);
     let [_, indices] = graph.node_multi("TopK", &[scores, &count], &[("axis", Attribute::Int(-1))]);
     indices
@@ -221,23 +233,23 @@ fn fuse(
     weights: &PrefixWeights,
     local: &Local,
     prefix: &str,
-    found: &Found,
+    features: &LocalFeatures,
 ) -> Fused {
     let (length, hidden) = (weights.prefix_length as i64, weights.hidden_size as i64);
     let gain = graph.scalar((weights.embedding_dim as f32).sqrt());
-    let spread = graph.mul(&found.embeddings, &gain);
-    let things = apply(graph, "local.key_value", &local.key_value, &spread);
+    let scaled = graph.mul(&features.embeddings, &gain);
+    let key_values = linear(graph, "local.key_value", &local.key_value, &scaled);
     let nothing = graph.weight("local.nothing", &[1, 1, 2 * hidden as usize], &local.nothing);
     let batch = graph.size_of(prefix, 0);
     let rest = graph.ints(&[1, 2 * hidden]);
     let shape = graph.concat(&[&batch, &rest], 0);
-    let nothings = graph.node("Expand", &[&nothing, &shape], &[]);
-    let all = graph.concat(&[&nothings, &things], 1); // [batch, 1 + items, 2 * hidden]
+    let null_rows = graph.node("Expand", &[&nothing, &shape], &[]);
+    let all = graph.concat(&[&null_rows, &key_values], 1); // [batch, 1 + items, 2 * hidden]
 
-    let asked = apply(graph, "local.query", &local.query, prefix);
+    let query_from_prefix = linear(graph, "local.query", &local.query, prefix);
     let queries =
         graph.weight("local.queries", &[length as usize, hidden as usize], &local.queries);
-    let query = graph.add(&asked, &queries);
+    let query = graph.add(&query_from_prefix, &queries);
     let heads = local.heads as i64;
     let size = hidden / heads;
     let split = graph.ints(&[hidden, hidden]);
@@ -260,20 +272,23 @@ fn fuse(
     let mixed = graph.matmul(&attention, &values);
     let in_order = graph.transpose(&mixed, &[0, 2, 1, 3]);
     let joined = graph.reshape(&in_order, &[0, length, hidden]);
-    let finding = apply(graph, "local.output", &local.output, &joined);
+    let finding = linear(graph, "local.output", &local.output, &joined);
 
     let both = graph.concat(&[prefix, &finding], 2);
-    let logits = apply(graph, "local.gate", &local.gate, &both);
+    let logits = linear(graph, "local.gate", &local.gate, &both);
     let gate = graph.node("Sigmoid", &[&logits], &[]);
     let added = graph.mul(&gate, &finding);
-    Fused { prefix: graph.add(prefix, &added), attention: looked(graph, &attention, found) }
+    Fused {
+        prefix: graph.add(prefix, &added),
+        attention: patch_attention(graph, &attention, features),
+    }
 }
 
 /// Where in the image the queries looked, mean over the heads; what went to "nothing" is missing.
-fn looked(graph: &mut Graph, attention: &str, found: &Found) -> Value {
+fn patch_attention(graph: &mut Graph, attention: &str, features: &LocalFeatures) -> Value {
     let heads = graph.ints(&[1]);
     let mean = graph.node("ReduceMean", &[attention, &heads], &[("keepdims", Attribute::Int(0))]);
     let (from, to, axis) = (graph.ints(&[1]), graph.ints(&[i64::MAX]), graph.ints(&[2]));
-    let things = graph.node("Slice", &[&mean, &from, &to, &axis], &[]);
-    graph.matmul(&things, &found.places)
+    let item_attention = graph.node("Slice", &[&mean, &from, &to, &axis], &[]);
+    graph.matmul(&item_attention, &features.patch_weights)
 }

@@ -48,18 +48,18 @@ struct Saved {
 }
 
 /// Whether there is a checkpoint in `folder` to go on from.
-pub fn is_there(folder: &Path) -> bool {
-    place(folder).join(STATE).is_file()
+pub fn exists(folder: &Path) -> bool {
+    checkpoint_dir(folder).join(STATE).is_file()
 }
 
 /// Where the checkpoint of `folder` is: a run that was cut off between the two renames of
 /// [`Checkpoints::save`] left it beside.
-fn place(folder: &Path) -> PathBuf {
-    let last = previous(folder);
+fn checkpoint_dir(folder: &Path) -> PathBuf {
+    let last = previous_dir(folder);
     if !folder.exists() && last.is_dir() { last } else { folder.to_path_buf() }
 }
 
-fn previous(folder: &Path) -> PathBuf {
+fn previous_dir(folder: &Path) -> PathBuf {
     folder.with_extension("old")
 }
 
@@ -89,7 +89,7 @@ impl Checkpoints {
         model: FusionCap,
         optimizer: ModuleOptimizer,
     ) -> Result<(FusionCap, ModuleOptimizer, State)> {
-        let folder = place(&self.folder);
+        let folder = checkpoint_dir(&self.folder);
         let damaged = |name: &str, error: String| {
             Error::new(ErrorKind::Io, "the checkpoint is damaged; start again without --resume")
                 .with("path", folder.join(name).display())
@@ -114,8 +114,8 @@ impl Checkpoints {
 
     /// Keeps `model` as the best so far.
     pub fn save_best(&self, model: &FusionCap) -> Result<()> {
-        let path = self.best();
-        let aside = path.with_extension("part");
+        let path = self.best_path();
+        let staging = path.with_extension("part");
         let failed = |error: String| {
             Error::new(ErrorKind::Io, "can't write the best model")
                 .with("path", path.display())
@@ -124,13 +124,13 @@ impl Checkpoints {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
         }
-        model.clone().save_file(&aside).map_err(|error| failed(error.to_string()))?;
-        fs::rename(&aside, &path).map_err(|error| failed(error.to_string()))
+        model.clone().save_file(&staging).map_err(|error| failed(error.to_string()))?;
+        fs::rename(&staging, &path).map_err(|error| failed(error.to_string()))
     }
 
     /// Loads the best weights so far into `model`.
     pub fn load_best(&self, model: FusionCap) -> Result<FusionCap> {
-        let path = self.best();
+        let path = self.best_path();
         model.try_load_file(&path).map_err(|error| {
             Error::new(ErrorKind::Io, "the best model is damaged")
                 .with("path", path.display())
@@ -139,7 +139,7 @@ impl Checkpoints {
     }
 
     /// Beside the checkpoint, which is replaced as a whole.
-    fn best(&self) -> PathBuf {
+    fn best_path(&self) -> PathBuf {
         self.folder.with_extension("best")
     }
 
@@ -164,24 +164,24 @@ impl Checkpoints {
         optimizer: &ModuleOptimizer,
         state: &State,
     ) -> Result<()> {
-        let aside = self.folder.with_extension("part");
+        let staging = self.folder.with_extension("part");
         let failed = |error: String| {
             Error::new(ErrorKind::Io, "can't write a checkpoint")
-                .with("path", aside.display())
+                .with("path", staging.display())
                 .because(error)
         };
-        let _ = fs::remove_dir_all(&aside); // what an interrupted write left
-        fs::create_dir_all(&aside).map_err(|error| failed(error.to_string()))?;
-        model.clone().save_file(aside.join(MODEL)).map_err(|error| failed(error.to_string()))?;
-        optimizer.save(aside.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
-        write_json(&aside.join(STATE), &Saved { run: self.run.clone(), state: state.clone() })?;
-        // At every moment one of the two is whole, and found by `place`.
+        let _ = fs::remove_dir_all(&staging); // what an interrupted write left
+        fs::create_dir_all(&staging).map_err(|error| failed(error.to_string()))?;
+        model.clone().save_file(staging.join(MODEL)).map_err(|error| failed(error.to_string()))?;
+        optimizer.save(staging.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
+        write_json(&staging.join(STATE), &Saved { run: self.run.clone(), state: state.clone() })?;
+        // At every moment one of the two is whole, and found by `checkpoint_dir`.
         if self.folder.exists() {
-            let old = previous(&self.folder);
+            let old = previous_dir(&self.folder);
             let _ = fs::remove_dir_all(&old); // the one before the last
             fs::rename(&self.folder, &old).map_err(|error| failed(error.to_string()))?;
         }
-        fs::rename(&aside, &self.folder).map_err(|error| failed(error.to_string()))
+        fs::rename(&staging, &self.folder).map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
         settings.shape.intermediate_size = 8;
         settings.local.enabled = false;
         let device = Device::flex().autodiff();
-        let model = || FusionCap::new(&settings.plan(4, 10), &device);
+        let model = || FusionCap::new(&settings.model_spec(4, 10), &device);
         let optimizer = || AdamWConfig::new().init();
         let run = Run {
             settings: settings.clone(),
@@ -215,19 +215,19 @@ mod tests {
             checkpoints.save(&model(), &optimizer(), &state).unwrap();
         };
         let load = || checkpoints.load(model(), optimizer()).map(|(_, _, state)| state.step);
-        assert!(!is_there(&folder));
+        assert!(!exists(&folder));
         assert_eq!(load().unwrap_err().exit_code(), 2);
         save(1);
         save(2);
         assert_eq!(load().unwrap(), 2);
 
         // What a cut leaves: the last one is moved away, the next one is not there yet.
-        fs::remove_dir_all(previous(&folder)).unwrap();
-        fs::rename(&folder, previous(&folder)).unwrap();
-        assert!(is_there(&folder));
+        fs::remove_dir_all(previous_dir(&folder)).unwrap();
+        fs::rename(&folder, previous_dir(&folder)).unwrap();
+        assert!(exists(&folder));
         assert_eq!(load().unwrap(), 2);
         save(3);
         assert_eq!(load().unwrap(), 3);
-        assert!(previous(&folder).is_dir(), "kept until the next one is in its place");
+        assert!(previous_dir(&folder).is_dir(), "kept until the next one is in its place");
     }
 }

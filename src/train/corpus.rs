@@ -14,7 +14,7 @@ use super::settings::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A longer line is no caption, whatever it holds.
-const LONGEST_LINE: usize = 2_000;
+const MAX_LINE_BYTES: usize = 2_000;
 
 /// Lines left out, by reason.
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
@@ -80,14 +80,14 @@ impl Corpus {
         let mut reader = Reader { settings, captions: Vec::new(), skipped: Skipped::default() };
         let mut hasher = Sha256::new();
         for path in files {
-            hasher.update(&reader.read(path)?);
+            hasher.update(&reader.read_file(path)?);
         }
         reader.drop_duplicates();
         let Reader { mut captions, skipped, .. } = reader;
-        let least = settings.held_out + settings.batch_size;
-        if captions.len() < least {
-            return Err(too_few(captions.len(), &skipped)
-                .with("allowed", format!("at least {least} (held_out + batch_size)")));
+        let minimum = settings.held_out + settings.batch_size;
+        if captions.len() < minimum {
+            return Err(too_few_captions(captions.len(), &skipped)
+                .with("allowed", format!("at least {minimum} (held_out + batch_size)")));
         }
         let held_out = captions.split_off(captions.len() - settings.held_out);
         Ok(Self { captions, held_out, skipped, digest: hex::encode(hasher.finalize()) })
@@ -97,10 +97,10 @@ impl Corpus {
     ///
     /// # Errors
     /// `ErrorKind::Config` if a file can't be read.
-    pub fn in_order(files: &[PathBuf], settings: &Settings) -> Result<Vec<String>> {
+    pub fn read_in_order(files: &[PathBuf], settings: &Settings) -> Result<Vec<String>> {
         let mut reader = Reader { settings, captions: Vec::new(), skipped: Skipped::default() };
         for path in files {
-            reader.read(path)?;
+            reader.read_file(path)?;
         }
         info!(
             captions = reader.captions.len(),
@@ -111,7 +111,7 @@ impl Corpus {
     }
 
     /// The captions, then those held out.
-    pub fn all(&self) -> Vec<String> {
+    pub fn all_captions(&self) -> Vec<String> {
         self.captions.iter().chain(&self.held_out).cloned().collect()
     }
 
@@ -130,14 +130,14 @@ impl Corpus {
         tokens.retain(fits);
         self.skipped.too_long += before - tokens.len();
         if self.captions.is_empty() || self.held_out.is_empty() {
-            return Err(too_few(tokens.len(), &self.skipped)
+            return Err(too_few_captions(tokens.len(), &self.skipped)
                 .with("allowed", format!("captions of at most {max_length} tokens")));
         }
         Ok(())
     }
 }
 
-fn too_few(captions: usize, skipped: &Skipped) -> Error {
+fn too_few_captions(captions: usize, skipped: &Skipped) -> Error {
     Error::new(ErrorKind::Config, "the corpus holds too few captions")
         .with("captions", captions)
         .with("left out", skipped)
@@ -152,18 +152,18 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Takes the lines of a file; returns its bytes.
-    fn read(&mut self, path: &Path) -> Result<Vec<u8>> {
+    fn read_file(&mut self, path: &Path) -> Result<Vec<u8>> {
         let bytes = read_bytes(path)?;
         let json = path.to_string_lossy().trim_end_matches(".zst").ends_with(".jsonl");
         for line in bytes.split(|byte| *byte == b'\n') {
-            self.take(line, json);
+            self.read_line(line, json);
         }
         Ok(bytes)
     }
 
-    fn take(&mut self, line: &[u8], json: bool) {
+    fn read_line(&mut self, line: &[u8], json: bool) {
         let skipped = &mut self.skipped;
-        if line.len() > LONGEST_LINE {
+        if line.len() > MAX_LINE_BYTES {
             skipped.too_long += 1;
             return;
         }
@@ -234,7 +234,7 @@ mod tests {
         let settings = Settings::load(None).unwrap();
         let mut reader =
             Reader { settings: &settings, captions: Vec::new(), skipped: Skipped::default() };
-        lines.iter().for_each(|line| reader.take(line, json));
+        lines.iter().for_each(|line| reader.read_line(line, json));
         reader.drop_duplicates();
         (reader.captions, reader.skipped)
     }

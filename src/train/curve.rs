@@ -21,7 +21,7 @@ pub struct Epoch {
 }
 
 /// The place in `curve` of the lowest held-out loss.
-pub fn best(curve: &[Epoch]) -> Option<usize> {
+pub fn best_epoch(curve: &[Epoch]) -> Option<usize> {
     let losses = curve.iter().map(|epoch| epoch.held_out_loss).enumerate();
     losses.min_by(|left, right| left.1.total_cmp(&right.1)).map(|(place, _)| place)
 }
@@ -32,7 +32,7 @@ type Loss = fn(&Epoch) -> f64;
 ///
 /// # Errors
 /// `ErrorKind::Internal` if it can't be drawn.
-pub fn draw(curve: &[Epoch]) -> Result<String> {
+pub fn render_svg(curve: &[Epoch]) -> Result<String> {
     let mut svg = String::new();
     plot(curve, &mut svg).map_err(|error| {
         Error::new(ErrorKind::Internal, "can't draw the learning curves").because(error.to_string())
@@ -91,12 +91,12 @@ mod tests {
     fn both_losses_are_drawn() {
         let epoch =
             |epoch, training_loss, held_out_loss| Epoch { epoch, training_loss, held_out_loss };
-        let svg = draw(&[epoch(1, 4.0, 3.5), epoch(2, 3.0, 2.9)]).unwrap();
+        let svg = render_svg(&[epoch(1, 4.0, 3.5), epoch(2, 3.0, 2.9)]).unwrap();
         assert!(svg.starts_with("<svg"), "{svg}");
         for word in ["training", "held out", "nats a token", "#A0A6AA", "#0B6E5F"] {
             assert!(svg.contains(word), "{word}");
         }
         // A single epoch is a point, not an error.
-        assert!(draw(&[epoch(1, 4.0, 3.5)]).unwrap().contains("<circle"));
+        assert!(render_svg(&[epoch(1, 4.0, 3.5)]).unwrap().contains("<circle"));
     }
 }

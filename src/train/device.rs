@@ -7,14 +7,14 @@ use crate::error::Result;
 
 /// A kind of processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Processor {
+pub enum DeviceKind {
     #[default]
     Cpu,
     /// The first NVIDIA GPU, in a build with the feature `train-cuda`.
     Cuda,
 }
 
-impl Processor {
+impl DeviceKind {
     /// The device, which tracks gradients.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_build_without_cuda_says_so() {
-        let error = Processor::Cuda.device().unwrap_err();
+        let error = DeviceKind::Cuda.device().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("train-cuda"), "{error}");
     }

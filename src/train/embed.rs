@@ -16,7 +16,7 @@ use crate::text_tower::TextTower;
 /// the cache in `folder` if the same text tower and tokenizer have embedded the same captions, cut
 /// at the same length, before.
 pub fn embed(
-    what: &'static str,
+    label: &'static str,
     encoder_dir: &Path,
     encoder: &EncoderConfig,
     captions: &[String],
@@ -43,7 +43,7 @@ pub fn embed(
         return Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect());
     }
     let mut tower = TextTower::open(encoder_dir, encoder.text_max_length, runtime)?;
-    let mut progress = Progress::new(what, captions.len());
+    let mut progress = Progress::new(label, captions.len());
     let embeddings = tower.embed_with(captions, |done| progress.update(done, ""))?;
     progress.finish();
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();

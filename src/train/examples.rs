@@ -10,19 +10,19 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use super::locals::NounBank;
+use super::noun_bank::NounBank;
 use super::settings::Settings;
 use super::token_states::TokenStates;
 use super::tokenizer::PAD;
 use crate::error::Result;
 use crate::model::Conditions;
-use crate::model::local::Locals;
+use crate::model::local::LocalFeatures;
 use crate::model::noise::Draws;
 
 /// Batches among which captions are sorted by length, so that little of a batch is padding.
 const BUCKET: usize = 64;
 /// Stands for a step in the noise of the held-out captions.
-const HELD_OUT_STREAM: u64 = u64::MAX;
+const HELD_OUT_STEP: u64 = u64::MAX;
 
 /// Captions as tokens beside their embeddings; those from `split` on are held out.
 pub struct Examples {
@@ -44,8 +44,8 @@ pub struct Batch {
     /// `[batch * tokens, 1]`
     pub targets: Tensor<2, Int>,
     /// `[batch * tokens, 1]`; 1 where a target is a token, 0 where it is padding.
-    pub counts: Tensor<2>,
-    pub tokens: usize,
+    pub target_mask: Tensor<2>,
+    pub num_tokens: usize,
 }
 
 impl Examples {
@@ -68,7 +68,7 @@ impl Examples {
 
     /// The training captions in the order of `epoch`, in batches of like length.
     pub fn epoch(&self, epoch: usize, settings: &Settings) -> Vec<Vec<usize>> {
-        let mut generator = stream(settings.seed, epoch as u64 + (1 << 40));
+        let mut generator = step_rng(settings.seed, epoch as u64 + (1 << 40));
         let mut order: Vec<usize> = (0..self.split).collect();
         order.shuffle(&mut generator);
         let size = settings.batch_size;
@@ -93,22 +93,22 @@ impl Examples {
         let longest = captions().map(Vec::len).max().unwrap_or(2) - 1;
         let mut inputs = vec![PAD; rows * longest];
         let mut targets = vec![PAD; rows * longest];
-        let mut counts = vec![0.0_f32; rows * longest];
+        let mut target_mask = vec![0.0_f32; rows * longest];
         for (row, caption) in captions().enumerate() {
             for (column, pair) in caption.windows(2).enumerate() {
                 inputs[row * longest + column] = i64::from(pair[0]);
                 targets[row * longest + column] = i64::from(pair[1]);
-                counts[row * longest + column] = 1.0;
+                target_mask[row * longest + column] = 1.0;
             }
         }
         let flat = [rows * longest, 1];
-        let mut generator = stream(settings.seed, step);
+        let mut generator = step_rng(settings.seed, step);
         Ok(Batch {
             conditions: self.conditions(indices, &mut generator, settings, device)?,
             inputs: Tensor::from_data(TensorData::new(inputs, [rows, longest]), device),
             targets: Tensor::from_data(TensorData::new(targets, flat), device),
-            counts: Tensor::from_data(TensorData::new(counts, flat), device),
-            tokens: captions().map(|caption| caption.len() - 1).sum(),
+            target_mask: Tensor::from_data(TensorData::new(target_mask, flat), device),
+            num_tokens: captions().map(|caption| caption.len() - 1).sum(),
         })
     }
 
@@ -123,7 +123,7 @@ impl Examples {
         let size = settings.batch_size;
         (0..indices.len().div_ceil(size)).map(move |batch| {
             let chunk = &indices[batch * size..indices.len().min((batch + 1) * size)];
-            self.batch(chunk, HELD_OUT_STREAM - batch as u64, settings, device)
+            self.batch(chunk, HELD_OUT_STEP - batch as u64, settings, device)
         })
     }
 
@@ -143,24 +143,24 @@ impl Examples {
         let matrix = |values: Vec<f32>, columns: usize| {
             Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), device)
         };
-        let locals = match (settings.local.enabled, &self.token_states) {
+        let local_features = match (settings.local.enabled, &self.token_states) {
             (false, _) => None,
             (true, None) => Some(self.nouns.draw(indices, &settings.local, generator)),
             (true, Some(states)) => Some(states.draw(indices, &settings.local, generator)?),
         };
         let items = settings.local.items;
-        let locals = locals.map(|drawn| {
+        let local_features = local_features.map(|drawn| {
             let embeddings = TensorData::new(drawn.embeddings, [rows, items, dim]);
-            let absent = TensorData::new(drawn.absent, [rows, items]);
-            Locals {
+            let padding_mask = TensorData::new(drawn.padding_mask, [rows, items]);
+            LocalFeatures {
                 embeddings: Tensor::from_data(embeddings, device),
-                absent: Tensor::<2, Bool>::from_data(absent, device),
+                padding_mask: Tensor::<2, Bool>::from_data(padding_mask, device),
             }
         });
         Ok(Conditions {
             embeddings: matrix(embeddings, dim),
             draws: Draws { normal: matrix(normal, dim), uniform: matrix(uniform, 1) },
-            locals,
+            local_features,
         })
     }
 
@@ -170,7 +170,7 @@ impl Examples {
 }
 
 /// An independent generator for each purpose and step.
-fn stream(seed: u64, number: u64) -> StdRng {
+fn step_rng(seed: u64, number: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 

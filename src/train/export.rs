@@ -26,7 +26,7 @@ use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::FusionCap;
 use crate::model::decoder::{Block, EPSILON};
-use crate::model::local::{LocalModule, Source};
+use crate::model::local::{LocalModule, LocalSource};
 use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use crate::onnx::external;
 use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Projection};
@@ -34,7 +34,7 @@ use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Proj
 /// The learning curves, beside the model card.
 const CURVE: &str = "curve.svg";
 /// How the folder in `out` begins in which a bundle is written.
-const ASIDE: &str = ".export-";
+const STAGING_PREFIX: &str = ".export-";
 
 /// What a bundle is made of.
 pub struct Parts<'a> {
@@ -67,11 +67,11 @@ pub struct Constants<'a> {
 ///
 /// # Errors
 /// `ErrorKind::Config` if `out` holds something else, which the manifest would then list.
-pub fn check(out: &Path) -> Result<()> {
+pub fn check_out(out: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
     let names: Vec<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let ours = |name: &String| name == MANIFEST || name.starts_with(ASIDE);
+    let ours = |name: &String| name == MANIFEST || name.starts_with(STAGING_PREFIX);
     if names.is_empty() || names.iter().any(ours) {
         return Ok(());
     }
@@ -87,10 +87,11 @@ pub fn write(parts: &Parts<'_>) -> Result<()> {
     let unwritable = |error: io::Error| failed(out, error);
     fs::create_dir_all(out).map_err(unwritable)?;
     // Inside, so that `out` may be a mounted volume.
-    let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(out).map_err(unwritable)?;
-    write_to(aside.path(), parts)?;
-    bundle::seal(aside.path())?;
-    replace(aside.path(), out).map_err(unwritable)
+    let staging =
+        tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(out).map_err(unwritable)?;
+    write_to(staging.path(), parts)?;
+    bundle::seal(staging.path())?;
+    replace(staging.path(), out).map_err(unwritable)
 }
 
 fn write_to(dir: &Path, parts: &Parts<'_>) -> Result<()> {
@@ -121,18 +122,18 @@ fn write_to(dir: &Path, parts: &Parts<'_>) -> Result<()> {
         .map_err(|error| Error::new(ErrorKind::Io, "can't write the tokenizer").because(error))?;
     bundle::write_json(&dir.join(CONFIG), &model_config(parts, vocab_size))?;
     bundle::write_json(&dir.join(GENERATION_CONFIG), &settings.generation)?;
-    write_file(&dir.join(CURVE), curve::draw(&outcome.curve)?.as_bytes())?;
-    write_file(&dir.join(CARD), card(parts)?.as_bytes())
+    write_file(&dir.join(CURVE), curve::render_svg(&outcome.curve)?.as_bytes())?;
+    write_file(&dir.join(CARD), model_card(parts)?.as_bytes())
 }
 
 /// Moves the sealed bundle in `dir` over whatever bundle is in `out`, of which nothing stays.
 fn replace(dir: &Path, out: &Path) -> io::Result<()> {
-    let new = listed(dir);
-    let stale: Vec<String> = listed(out).difference(&new).cloned().collect();
+    let new = manifest_files(dir);
+    let stale: Vec<String> = manifest_files(out).difference(&new).cloned().collect();
     // First gone and last back: a directory without its manifest is no bundle.
-    remove(&out.join(MANIFEST))?;
+    remove_if_exists(&out.join(MANIFEST))?;
     for name in stale {
-        remove(&out.join(name))?;
+        remove_if_exists(&out.join(name))?;
     }
     // Made from the bundle that goes: none of them is a variant of the new one.
     match fs::remove_dir_all(out.join(FOLDER)) {
@@ -146,14 +147,14 @@ fn replace(dir: &Path, out: &Path) -> io::Result<()> {
         }
         fs::rename(dir.join(name), target)?;
     }
-    remove_asides(out)
+    remove_staging(out)
 }
 
 /// Removes the folder that a bundle was written in, and those that cut off exports have left.
-fn remove_asides(out: &Path) -> io::Result<()> {
+fn remove_staging(out: &Path) -> io::Result<()> {
     for entry in fs::read_dir(out)? {
         let found = entry?;
-        if found.file_name().to_string_lossy().starts_with(ASIDE) {
+        if found.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
             fs::remove_dir_all(found.path())?;
         }
     }
@@ -161,7 +162,7 @@ fn remove_asides(out: &Path) -> io::Result<()> {
 }
 
 /// The files that the manifest in `dir` names, none outside it; nothing without a manifest.
-fn listed(dir: &Path) -> BTreeSet<String> {
+fn manifest_files(dir: &Path) -> BTreeSet<String> {
     let bytes = fs::read(dir.join(MANIFEST)).unwrap_or_default();
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
         return BTreeSet::new();
@@ -172,7 +173,7 @@ fn listed(dir: &Path) -> BTreeSet<String> {
     manifest.files.into_keys().filter(inside).collect()
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -232,7 +233,7 @@ fn local_weights(
     settings: &Settings,
     constants: &Constants<'_>,
 ) -> Result<Local> {
-    let nouns = (settings.local.source == Source::Nouns).then(|| NounTable {
+    let nouns = (settings.local.source == LocalSource::Nouns).then(|| NounTable {
         embeddings: constants.nouns.to_vec(),
         temperature: settings.local.temperature,
     });
@@ -307,7 +308,7 @@ fn values<const D: usize>(parameter: &Param<Tensor<D>>) -> Result<Vec<f32>> {
 }
 
 /// The model card, with the front matter that model hubs read.
-fn card(parts: &Parts<'_>) -> Result<String> {
+fn model_card(parts: &Parts<'_>) -> Result<String> {
     let settings = &parts.request.settings;
     let corpora: Vec<String> = parts
         .request

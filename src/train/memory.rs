@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index;
 
-use crate::model::projection::{Memory, ProjectionSettings};
+use crate::model::projection::{MemoryKind, ProjectionSettings};
 
 /// Captions that k-means looks at for each centre it finds.
 const SAMPLES_A_CENTRE: usize = 12;
@@ -18,8 +18,8 @@ pub fn build(embeddings: &[f32], dim: usize, settings: &ProjectionSettings, seed
     let size = settings.memory_size.min(captions);
     let mut generator = StdRng::seed_from_u64(seed);
     match settings.memory {
-        Memory::Sampled => sample(embeddings, dim, size, &mut generator),
-        Memory::Clustered => {
+        MemoryKind::Sampled => sample(embeddings, dim, size, &mut generator),
+        MemoryKind::Clustered => {
             let seen = captions.min(size * SAMPLES_A_CENTRE);
             let points = sample(embeddings, dim, seen, &mut generator);
             let centres = sample(&points, dim, size, &mut generator);
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_sample_is_made_of_captions() {
         let (rows, mut settings) = (embeddings(), Settings::load(None).unwrap().projection);
-        settings.memory = Memory::Sampled;
+        settings.memory = MemoryKind::Sampled;
         settings.memory_size = 50;
         let memory = build(&rows, 3, &settings, 1);
         assert_eq!(memory.len(), 150);

@@ -14,8 +14,8 @@ pub mod device;
 pub mod embed;
 pub mod examples;
 pub mod export;
-pub mod locals;
 pub mod memory;
+pub mod noun_bank;
 pub mod nouns;
 pub mod progress;
 pub mod settings;
@@ -34,15 +34,15 @@ use tracing::info;
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::local::Source;
+use crate::model::local::LocalSource;
 use crate::text_tower::TextTower;
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
 use curve::Epoch;
-use device::Processor;
+use device::DeviceKind;
 use examples::Examples;
 use export::Constants;
-use locals::NounBank;
+use noun_bank::NounBank;
 use nouns::Nouns;
 use settings::Settings;
 use token_states::TokenStates;
@@ -66,7 +66,7 @@ pub struct Request {
     /// Whether the bundle carries the encoder's text tower.
     pub text_tower: bool,
     pub runtime: Runtime,
-    pub processor: Processor,
+    pub device: DeviceKind,
     /// Continue from `checkpoint`.
     pub resume: bool,
     /// Set from outside to end training after the step under way, with a checkpoint.
@@ -80,8 +80,8 @@ pub struct Request {
 /// happen. A stop ends with `ErrorKind::Runtime` after a checkpoint is written.
 pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
-    export::check(&request.out)?;
-    let device = request.processor.device()?;
+    export::check_out(&request.out)?;
+    let device = request.device.device()?;
     let notes = request.notes.as_deref().map(read_notes).transpose()?;
     let encoder = EncoderConfig::open(&request.encoder)?;
     let mut corpus = Corpus::read(&request.corpora, settings)?;
@@ -90,7 +90,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
         Some(start) => start.tokenizer.clone(),
         None => tokenizer::train(&corpus.captions, settings.vocab_size)?,
     };
-    let mut tokens = tokenizer::encode(&tokenizer, &corpus.all())?;
+    let mut tokens = tokenizer::encode(&tokenizer, &corpus.all_captions())?;
     corpus.drop_too_long(&mut tokens, settings.shape.max_length)?;
     info!(
         captions = corpus.captions.len(),
@@ -98,8 +98,8 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
         left_out = %corpus.skipped,
         "read the corpus"
     );
-    make_folder(&request.cache)?;
-    let (examples, memory) = examples(request, &encoder, &corpus, tokens)?;
+    create_dir(&request.cache)?;
+    let (examples, memory) = build_examples(request, &encoder, &corpus, tokens)?;
     let (learnt, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
     let alignment = alignment::build(learnt, dim, &settings.alignment)?;
     let checkpoints = Checkpoints::new(
@@ -138,7 +138,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
 }
 
 /// The corpus as the trainer takes it, and the projection's memory.
-fn examples(
+fn build_examples(
     request: &Request,
     encoder: &EncoderConfig,
     corpus: &Corpus,
@@ -149,20 +149,20 @@ fn examples(
     let embed = |what, texts: &[String]| {
         embed::embed(what, &request.encoder, encoder, texts, &request.cache, &request.runtime)
     };
-    let all = corpus.all();
+    let all = corpus.all_captions();
     let embeddings = embed("embedding captions", &all)?;
     let split = corpus.captions.len();
     let memory =
         memory::build(&embeddings[..split * dim], dim, &settings.projection, settings.seed);
     let (found, noun_embeddings) = if settings.reads_nouns() {
-        let found = nouns(&all, settings)?;
+        let found = find_nouns(&all, settings)?;
         let embeddings = embed("embedding nouns", &found.names)?;
         (found, embeddings)
     } else {
         Default::default()
     };
     let token_states = match settings.local.source {
-        Source::Tokens if settings.local.enabled => {
+        LocalSource::Tokens if settings.local.enabled => {
             let length = encoder.text_max_length;
             let tower = TextTower::open(&request.encoder, length, &request.runtime)?;
             Some(TokenStates::new(tower, all, dim))
@@ -180,7 +180,7 @@ fn examples(
     Ok((examples, memory))
 }
 
-fn nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
+fn find_nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
     let found = Nouns::find(captions, &settings.local);
     if found.names.is_empty() {
         return Err(Error::new(ErrorKind::Config, "no noun stands in enough of the captions")
@@ -199,7 +199,7 @@ fn read_notes(path: &Path) -> Result<String> {
     })
 }
 
-fn make_folder(path: &Path) -> Result<()> {
+fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| {
         Error::new(ErrorKind::Io, "can't make a folder").with("path", path.display()).because(error)
     })

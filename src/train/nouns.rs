@@ -11,7 +11,7 @@ use harper_brill::{Tagger, UPOS, brill_tagger};
 use crate::model::local::LocalSettings;
 
 /// Longest run of nouns that is one thing.
-const LONGEST: usize = 2;
+const MAX_WORDS: usize = 2;
 
 /// The corpus's frequent nouns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Nouns {
     /// The most frequent first.
     pub names: Vec<String>,
     /// For each caption, what it names, as indices into `names`; none twice.
-    pub of_captions: Vec<Vec<u16>>,
+    pub by_caption: Vec<Vec<u16>>,
 }
 
 impl Nouns {
@@ -40,28 +40,28 @@ impl Nouns {
         frequent.sort_unstable_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(&right.0)));
         frequent.truncate(settings.nouns.min(usize::from(u16::MAX)));
         let names: Vec<String> = frequent.into_iter().map(|(name, _)| name).collect();
-        let of_captions = named(&names, &runs);
-        Self { names, of_captions }
+        let by_caption = match_names(&names, &runs);
+        Self { names, by_caption }
     }
 
-    /// Which of the nouns each of other captions names; as [`Self::of_captions`].
-    pub fn in_captions(&self, captions: &[String]) -> Vec<Vec<u16>> {
+    /// Which of the nouns each of other captions names; as [`Self::by_caption`].
+    pub fn find_in(&self, captions: &[String]) -> Vec<Vec<u16>> {
         let tagger = brill_tagger();
         let runs: Vec<Vec<Vec<String>>> =
             captions.iter().map(|caption| noun_runs(&*tagger, caption)).collect();
-        named(&self.names, &runs)
+        match_names(&self.names, &runs)
     }
 }
 
 /// For each caption's runs of nouns, those of `names` that they are.
-fn named(names: &[String], captions: &[Vec<Vec<String>>]) -> Vec<Vec<u16>> {
-    let places: HashMap<&str, u16> =
-        names.iter().zip(0..).map(|(name, place)| (name.as_str(), place)).collect();
+fn match_names(names: &[String], captions: &[Vec<Vec<String>>]) -> Vec<Vec<u16>> {
+    let indices: HashMap<&str, u16> =
+        names.iter().zip(0..).map(|(name, index)| (name.as_str(), index)).collect();
     captions
         .iter()
         .map(|runs| {
             let longest = |run: &Vec<String>| {
-                endings(run).into_iter().find_map(|name| places.get(name.as_str()).copied())
+                endings(run).into_iter().find_map(|name| indices.get(name.as_str()).copied())
             };
             let mut found: Vec<u16> = runs.iter().filter_map(longest).collect();
             found.sort_unstable();
@@ -104,7 +104,7 @@ fn is_noun(word: &str, tag: Option<UPOS>) -> bool {
 
 /// The last nouns of a run together, the longest ending first.
 fn endings(run: &[String]) -> Vec<String> {
-    (run.len().saturating_sub(LONGEST)..run.len()).map(|start| run[start..].join(" ")).collect()
+    (run.len().saturating_sub(MAX_WORDS)..run.len()).map(|start| run[start..].join(" ")).collect()
 }
 
 #[cfg(test)]
@@ -130,9 +130,9 @@ mod tests {
         assert_eq!(names, ["dog", "light", "man", "traffic light"]);
         assert_eq!(nouns.names[0], "light", "in three captions");
         let of = |caption: usize| -> Vec<&str> {
-            let mut found: Vec<&str> = nouns.of_captions[caption]
+            let mut found: Vec<&str> = nouns.by_caption[caption]
                 .iter()
-                .map(|place| nouns.names[usize::from(*place)].as_str())
+                .map(|index| nouns.names[usize::from(*index)].as_str())
                 .collect();
             found.sort_unstable();
             found

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::alignment::AlignmentSettings;
 use crate::bundle::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::local::{LocalSettings, Source};
-use crate::model::noise::{Kind, NoiseSettings};
+use crate::model::local::{LocalSettings, LocalSource};
+use crate::model::noise::{NoiseKind, NoiseSettings};
 use crate::model::projection::ProjectionSettings;
-use crate::model::{Plan, Shape};
+use crate::model::{ModelSpec, Shape};
 
 /// Candidates a decoder step returns: twice the widest beam.
 pub const CANDIDATES: usize = 16;
@@ -51,29 +51,30 @@ impl Settings {
     /// # Errors
     /// `ErrorKind::Config` naming the field, its value and what is allowed.
     pub fn load(path: Option<&Path>) -> Result<Self> {
-        let mut table: toml::Table = toml::from_str(DEFAULTS).map_err(|error| malformed(&error))?;
+        let mut table: toml::Table =
+            toml::from_str(DEFAULTS).map_err(|error| invalid_settings(&error))?;
         if let Some(path) = path {
             let text = fs::read_to_string(path).map_err(|error| {
                 Error::new(ErrorKind::Config, "can't read the settings")
                     .with("path", path.display())
                     .because(error)
             })?;
-            overlay(&mut table, toml::from_str(&text).map_err(|error| malformed(&error))?);
+            overlay(&mut table, toml::from_str(&text).map_err(|error| invalid_settings(&error))?);
         }
-        let settings: Self = table.try_into().map_err(|error| malformed(&error))?;
+        let settings: Self = table.try_into().map_err(|error| invalid_settings(&error))?;
         settings.validate()?;
         Ok(settings)
     }
 
     /// Whether anything is made from the corpus's nouns.
     pub fn reads_nouns(&self) -> bool {
-        let local = self.local.enabled && self.local.source == Source::Nouns;
-        local || self.noise.kind == Kind::Mixture
+        let local = self.local.enabled && self.local.source == LocalSource::Nouns;
+        local || self.noise.kind == NoiseKind::Mixture
     }
 
     /// The model that these settings describe.
-    pub fn plan(&self, embedding_dim: usize, vocab_size: usize) -> Plan<'_> {
-        Plan {
+    pub fn model_spec(&self, embedding_dim: usize, vocab_size: usize) -> ModelSpec<'_> {
+        ModelSpec {
             shape: &self.shape,
             noise: &self.noise,
             projection: &self.projection,
@@ -104,9 +105,9 @@ impl Settings {
             ("generation.num_beams", self.generation.num_beams, 1),
             ("generation.max_new_tokens", self.generation.max_new_tokens, 1),
         ];
-        for (field, value, least) in positive {
-            if value < least {
-                return Err(out_of_range(field, value, format!("at least {least}")));
+        for (field, value, minimum) in positive {
+            if value < minimum {
+                return Err(out_of_range(field, value, format!("at least {minimum}")));
             }
         }
         // Token ids are kept in 16 bits.
@@ -158,7 +159,7 @@ impl Settings {
             }
         }
         // The learned scale is measured by its prior's.
-        if noise.kind == Kind::Learned && noise.sigma == 0.0 {
+        if noise.kind == NoiseKind::Learned && noise.sigma == 0.0 {
             let allowed = "more than 0 where noise.kind is \"learned\"";
             return Err(out_of_range("noise.sigma", noise.sigma, allowed));
         }
@@ -193,7 +194,7 @@ fn overlay(table: &mut toml::Table, over: toml::Table) {
     }
 }
 
-fn malformed(error: &toml::de::Error) -> Error {
+fn invalid_settings(error: &toml::de::Error) -> Error {
     Error::new(ErrorKind::Config, format!("the settings are not understood: {}", error.message()))
 }
 

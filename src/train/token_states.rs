@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::seq::index;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::locals::LocalArrays;
+use super::noun_bank::LocalArrays;
 use crate::error::Result;
 use crate::model::local::LocalSettings;
 use crate::text_tower::TextTower;

@@ -9,13 +9,13 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::checkpoint::{Checkpoints, State};
-use super::curve::{Epoch, best};
+use super::curve::{Epoch, best_epoch};
 use super::examples::{Batch, Examples};
 use super::progress::Progress;
 use super::settings::Settings;
 use super::warm_start::WarmStart;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Banks, FusionCap, Plan};
+use crate::model::{Banks, FusionCap, ModelSpec};
 
 /// A finished training.
 pub struct Outcome {
@@ -70,8 +70,8 @@ impl<'a> Trainer<'a> {
         Self { settings, examples, banks, vocab_size, checkpoints, stop, device }
     }
 
-    fn plan(&self) -> Plan<'a> {
-        self.settings.plan(self.examples.dim, self.vocab_size)
+    fn model_spec(&self) -> ModelSpec<'a> {
+        self.settings.model_spec(self.examples.dim, self.vocab_size)
     }
 
     /// Trains from the start, from the weights of `warm_start`, or from the checkpoint if `resume`
@@ -86,13 +86,13 @@ impl<'a> Trainer<'a> {
         let mut progress = Progress::new("training", total);
         let (started, mut tokens) = (Instant::now(), 0);
         let speed = |tokens: usize| tokens as f64 / started.elapsed().as_secs_f64();
-        while training.state.step < total && !self.is_stuck(&training.state.curve) {
+        while training.state.step < total && !self.is_out_of_patience(&training.state.curve) {
             let (epoch, first) = (training.state.step / per_epoch, training.state.step % per_epoch);
             for indices in &self.examples.epoch(epoch, self.settings)[first..] {
                 let step = training.state.step as u64;
                 let batch = self.examples.batch(indices, step, self.settings, &self.device)?;
                 let loss;
-                tokens += batch.tokens;
+                tokens += batch.num_tokens;
                 (training, loss) = self.step(training, batch, total)?;
                 let detail = format!("loss {loss:.3}, {:.0} tokens/s", speed(tokens));
                 progress.update(training.state.step, &detail);
@@ -103,12 +103,12 @@ impl<'a> Trainer<'a> {
                         passed.epoch, passed.training_loss, passed.held_out_loss
                     ));
                 }
-                self.keep(&training, total)?;
+                self.checkpoint_if_due(&training, total)?;
             }
         }
         progress.finish();
         let curve = &training.state.curve;
-        let model = match best(curve) {
+        let model = match best_epoch(curve) {
             Some(best) if best + 1 < curve.len() => self.checkpoints.load_best(training.model)?,
             _ => training.model,
         };
@@ -123,7 +123,7 @@ impl<'a> Trainer<'a> {
 
     fn start(&self, resume: bool, warm_start: Option<&WarmStart>) -> Result<Training> {
         self.device.seed(self.settings.seed);
-        let model = FusionCap::new(&self.plan(), &self.device);
+        let model = FusionCap::new(&self.model_spec(), &self.device);
         let optimizer = self.optimizer();
         if !resume {
             let model = match warm_start {
@@ -164,10 +164,10 @@ impl<'a> Trainer<'a> {
 
     /// Writes a checkpoint where one is due; a stop writes one and ends the run. A finished run
     /// leaves one too: if the bundle then can't be written, no training is lost.
-    fn keep(&self, training: &Training, total: usize) -> Result<()> {
+    fn checkpoint_if_due(&self, training: &Training, total: usize) -> Result<()> {
         let step = training.state.step;
         let stop = self.stop.load(Ordering::Relaxed);
-        let finished = step == total || self.is_stuck(&training.state.curve);
+        let finished = step == total || self.is_out_of_patience(&training.state.curve);
         if stop || finished || step.is_multiple_of(self.settings.checkpoint_steps) {
             self.checkpoints.save(&training.model, &training.optimizer, &training.state)?;
         }
@@ -182,9 +182,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Whether the held-out loss has not fallen for too long.
-    fn is_stuck(&self, curve: &[Epoch]) -> bool {
+    fn is_out_of_patience(&self, curve: &[Epoch]) -> bool {
         let patience = self.settings.patience;
-        patience > 0 && best(curve).is_some_and(|best| curve.len() - 1 - best >= patience)
+        patience > 0 && best_epoch(curve).is_some_and(|best| curve.len() - 1 - best >= patience)
     }
 
     fn finish_epoch(&self, training: &mut Training, per_epoch: usize) -> Result<Epoch> {
@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
         };
         state.curve.push(passed);
         state.loss_sum = 0.0;
-        if best(&state.curve).is_some_and(|best| best + 1 == state.curve.len()) {
+        if best_epoch(&state.curve).is_some_and(|best| best + 1 == state.curve.len()) {
             self.checkpoints.save_best(&training.model)?;
         }
         Ok(passed)
@@ -213,7 +213,7 @@ impl<'a> Trainer<'a> {
     /// Mean cross-entropy of a token in nats, with label smoothing (Szegedy et al. 2015), beside
     /// what learned noise costs.
     fn losses(&self, model: &FusionCap, batch: Batch, smoothing: f32) -> Losses {
-        let output = model.forward(&self.plan(), &self.banks, batch.conditions, batch.inputs);
+        let output = model.forward(&self.model_spec(), &self.banks, batch.conditions, batch.inputs);
         let [rows, columns, vocab] = output.logits.dims();
         let log_probabilities = log_softmax(output.logits.reshape([rows * columns, vocab]), 1);
         let mut cost = log_probabilities.clone().gather(1, batch.targets).neg();
@@ -221,7 +221,7 @@ impl<'a> Trainer<'a> {
             let uniform = log_probabilities.mean_dim(1).neg();
             cost = cost.mul_scalar(1.0 - smoothing) + uniform.mul_scalar(smoothing);
         }
-        let caption = (cost * batch.counts.clone()).sum() / batch.counts.sum();
+        let caption = (cost * batch.target_mask.clone()).sum() / batch.target_mask.sum();
         Losses { caption, divergence: output.divergence }
     }
 
@@ -230,7 +230,7 @@ impl<'a> Trainer<'a> {
         let (mut sum, mut total) = (0.0, 0);
         for batch in self.examples.held_out(self.settings, &self.device) {
             let batch = batch?;
-            let tokens = batch.tokens;
+            let tokens = batch.num_tokens;
             let loss = self.losses(model, batch, 0.0).caption.into_scalar::<f32>();
             sum += f64::from(loss) * tokens as f64;
             total += tokens;

@@ -56,9 +56,9 @@ impl WarmStart {
     /// or what else the bundle was made for.
     pub fn apply(&self, model: FusionCap, run: &Run) -> Result<FusionCap> {
         self.check(run)?;
-        let mut filling = Filling { weights: &self.weights, place: Vec::new(), wrong: None };
-        let filled = model.map(&mut filling);
-        match filling.wrong {
+        let mut loader = WeightLoader { weights: &self.weights, path: Vec::new(), error: None };
+        let filled = model.map(&mut loader);
+        match loader.error {
             Some(error) => Err(error),
             None => Ok(filled),
         }
@@ -68,17 +68,17 @@ impl WarmStart {
     fn check(&self, run: &Run) -> Result<()> {
         let heads = run.settings.shape.num_attention_heads;
         if heads != self.num_attention_heads {
-            return Err(another("shape.num_attention_heads", heads, self.num_attention_heads));
+            return Err(mismatch("shape.num_attention_heads", heads, self.num_attention_heads));
         }
         if let Some(encoder) = &self.card.encoder
             && *encoder != run.encoder
         {
-            return Err(another("encoder", &run.encoder, encoder));
+            return Err(mismatch("encoder", &run.encoder, encoder));
         }
         let now = toml::Table::try_from(&run.settings).map_err(|error| {
             Error::new(ErrorKind::Internal, "can't write the settings").because(error)
         })?;
-        let local = |table| switch(table, "local", "enabled").and_then(toml::Value::as_bool);
+        let local = |table| setting(table, "local", "enabled").and_then(toml::Value::as_bool);
         let both = local(&now) == Some(true) && local(&self.card.settings) == Some(true);
         let compared = [
             ("projection.enabled", "projection", "enabled", true),
@@ -86,12 +86,12 @@ impl WarmStart {
             ("local.source", "local", "source", both),
         ];
         for (name, table, field, matters) in compared {
-            let expected = switch(&now, table, field);
-            let found = switch(&self.card.settings, table, field);
+            let expected = setting(&now, table, field);
+            let found = setting(&self.card.settings, table, field);
             if let (true, Some(expected), Some(found)) = (matters, expected, found)
                 && expected != found
             {
-                return Err(another(name, expected, found));
+                return Err(mismatch(name, expected, found));
             }
         }
         Ok(())
@@ -102,7 +102,7 @@ fn switch<'a>(settings: &'a toml::Table, table: &str, field: &str) -> Option<&'a
     settings.get(table)?.get(field)
 }
 
-fn another(
+fn mismatch(
     what: &'static str,
     expected: impl std::fmt::Display,
     found: impl std::fmt::Display,
@@ -124,8 +124,8 @@ struct Card {
 impl Card {
     /// Reads a card as [`super::export`] writes it.
     fn read(text: &str) -> Self {
-        let encoder = section(text, "## Encoder\n`", ", frozen:");
-        let settings = section(text, "```toml\n", "```").and_then(|toml| toml.parse().ok());
+        let encoder = text_between(text, "## Encoder\n`", ", frozen:");
+        let settings = text_between(text, "```toml\n", "```").and_then(|toml| toml.parse().ok());
         Self {
             encoder: encoder.map(|name| name.replacen('`', "", 1)),
             settings: settings.unwrap_or_default(),
@@ -140,18 +140,18 @@ fn section<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
 }
 
 /// Fills a model's parameters one by one.
-struct Filling<'a> {
+struct WeightLoader<'a> {
     weights: &'a HashMap<String, Initializer>,
-    place: Vec<String>,
-    wrong: Option<Error>,
+    path: Vec<String>,
+    error: Option<Error>,
 }
 
-impl Filling<'_> {
+impl WeightLoader<'_> {
     /// The name in the bundle's graphs of the parameter that is being filled.
     fn name(&self) -> String {
         let known = |part: &&String| !["decoder", "blocks", "prefix"].contains(&part.as_str());
         let parts: Vec<&str> = self
-            .place
+            .path
             .iter()
             .filter(known)
             .map(|part| match part.as_str() {
@@ -171,17 +171,17 @@ impl Filling<'_> {
             .with("weight", name)
             .with("expected", format!("{expected:?}"))
             .with("found", found);
-        self.wrong.get_or_insert(error);
+        self.error.get_or_insert(error);
     }
 }
 
-impl ModuleMapper for Filling<'_> {
+impl ModuleMapper for WeightLoader<'_> {
     fn enter_module(&mut self, name: &str, _container: &str) {
-        self.place.push(name.to_owned());
+        self.path.push(name.to_owned());
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.place.pop();
+        self.path.pop();
     }
 
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -228,8 +228,8 @@ mod tests {
         );
         assert_eq!(card.encoder.as_deref(), Some("random 7"));
         let expected = toml::Value::Boolean(false);
-        assert_eq!(switch(&card.settings, "projection", "enabled"), Some(&expected));
-        assert_eq!(switch(&card.settings, "local", "source"), None);
+        assert_eq!(setting(&card.settings, "projection", "enabled"), Some(&expected));
+        assert_eq!(setting(&card.settings, "local", "source"), None);
         assert_eq!(Card::read("# another's\n"), Card::default());
     }
 }

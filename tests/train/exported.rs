@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use fusioncap::config::Runtime;
-use fusioncap::model::local::{Locals, Source};
+use fusioncap::model::local::{LocalFeatures, LocalSource};
 use fusioncap::model::{FusionCap, projection};
 use fusioncap::onnx::prefix::Alignment;
 use fusioncap::onnx::{decoder, prefix};
@@ -48,7 +48,7 @@ fn shape_settings() -> Settings {
 fn model(settings: &Settings, device: &Device) -> FusionCap {
     let _turn = take_turn();
     device.seed(11);
-    FusionCap::new(&settings.plan(DIM, VOCAB), device).map(&mut Enlarge)
+    FusionCap::new(&settings.model_spec(DIM, VOCAB), device).map(&mut Enlarge)
 }
 
 /// Embeddings that 16 bits hold exactly, `[rows, DIM]`.
@@ -93,7 +93,7 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
 
 /// What the local queries of one image may attend to, worked out by hand: the patches nearest to
 /// the image, or the nouns of which the patches are the most.
-fn found(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[f32]) -> Vec<f32> {
+fn local_features(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[f32]) -> Vec<f32> {
     let unit = |row: &[f32]| -> Vec<f32> {
         let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
         row.iter().map(|entry| entry / length).collect()
@@ -102,7 +102,7 @@ fn found(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[f32]) -> 
         unit(left).iter().zip(unit(right)).map(|(left, right)| left * right).sum()
     };
     let local = &settings.local;
-    if local.source == Source::Tokens {
+    if local.source == LocalSource::Tokens {
         let near: Vec<f32> = patches.chunks(DIM).map(|patch| cosine(patch, image)).collect();
         let chosen = largest(&near, local.items);
         return chosen.iter().flat_map(|patch| unit(&patches[patch * DIM..][..DIM])).collect();
@@ -133,21 +133,26 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     let seen: Vec<f32> = images
         .chunks(DIM)
         .zip(patches.chunks(PATCHES * DIM))
-        .flat_map(|(image, patches)| found(settings, image, patches, nouns))
+        .flat_map(|(image, patches)| local_features(settings, image, patches, nouns))
         .collect();
     let items = settings.local.items;
-    let locals = settings.local.enabled.then(|| Locals {
+    let features = settings.local.enabled.then(|| LocalFeatures {
         embeddings: rows(&seen, &device).reshape([3, items, DIM]),
-        absent: Tensor::<2, Bool>::full([3, items], false, &device),
+        padding_mask: Tensor::<2, Bool>::full([3, items], false, &device),
     });
-    let mut moved = projection::unit_length(rows(images, &device));
+    let mut moved = projection::l2_normalize(rows(images, &device));
     if let Some(alignment) = &alignment {
         moved = moved * rows(&alignment.scale, &device) + rows(&alignment.shift, &device);
     }
     let temperature = settings.projection.image_temperature;
-    let plan = settings.plan(DIM, VOCAB);
-    let expected =
-        values(model.read(&plan, Some(&rows(memory, &device)), moved, locals, temperature));
+    let spec = settings.model_spec(DIM, VOCAB);
+    let expected = values(model.encode_prefix(
+        &spec,
+        Some(&rows(memory, &device)),
+        moved,
+        features,
+        temperature,
+    ));
 
     let constants = Constants { embedding_dim: DIM, patches: PATCHES, memory, alignment, nouns };
     let weights = export::prefix_weights(&model, settings, &constants).unwrap();
@@ -186,7 +191,7 @@ fn the_exported_prefix_is_the_trained_one() {
     settings.local.items = 3;
     settings.local.temperature = 0.3;
     assert_prefix_is_exported(&settings, None);
-    settings.local.source = Source::Tokens;
+    settings.local.source = LocalSource::Tokens;
     assert_prefix_is_exported(&settings, None);
     settings.projection.enabled = false;
     assert_prefix_is_exported(&settings, None);

@@ -8,9 +8,9 @@ use fusioncap::bundle::Bundle;
 use fusioncap::config::{Model, Runtime};
 use fusioncap::encoder::random;
 use fusioncap::engine::Engine;
-use fusioncap::model::local::Source;
+use fusioncap::model::local::LocalSource;
 use fusioncap::train::curve::Epoch;
-use fusioncap::train::device::Processor;
+use fusioncap::train::device::DeviceKind;
 use fusioncap::train::settings::Settings;
 use fusioncap::train::{self, Request};
 use fusioncap::{ErrorKind, Result};
@@ -54,7 +54,7 @@ impl Workshop {
             notes: None,
             text_tower: self.text_tower,
             runtime: Runtime::default(),
-            processor: Processor::Cpu,
+            device: DeviceKind::Cpu,
             resume,
             stop: Arc::clone(&self.stop),
         })
@@ -157,7 +157,7 @@ fn token_states_stand_for_patches_too() {
     let workshop = Workshop::new();
     let mut settings = settings();
     settings.local.enabled = true;
-    settings.local.source = Source::Tokens;
+    settings.local.source = LocalSource::Tokens;
     let curve = workshop.train(&settings, false).unwrap();
     assert!(curve[1].held_out_loss < curve[0].held_out_loss, "{curve:?}");
     let mut engine = load(Bundle::open(&workshop.out()).unwrap(), 1);

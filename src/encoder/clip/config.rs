@@ -12,9 +12,9 @@ use crate::bundle::CONFIG;
 use crate::error::{Error, Result};
 
 /// Sizes beyond this are damage, not models; their products still fit in 64 bits.
-const WIDEST: usize = 1 << 16;
+const MAX_SIZE: usize = 1 << 16;
 /// Token ids stay exact as 32-bit floats.
-const MOST_TOKENS: usize = 1 << 24;
+const MAX_TOKENS: usize = 1 << 24;
 
 /// The configuration of both towers.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,7 +122,7 @@ impl ClipConfig {
         let text = Section::take("text_config", &mut fields, path)?;
         let whole = Section { name: "", fields, path };
         Ok(Self {
-            projection_dim: whole.size("projection_dim", 512, 1..=WIDEST)?,
+            projection_dim: whole.size("projection_dim", 512, 1..=MAX_SIZE)?,
             vision: parse_vision(&vision)?,
             text: parse_text(&text)?,
         })
@@ -140,8 +140,8 @@ fn parse_vision(section: &Section<'_>) -> Result<VisionConfig> {
 }
 
 fn parse_text(section: &Section<'_>) -> Result<TextConfig> {
-    let vocab_size = section.size("vocab_size", 49408, 1..=MOST_TOKENS)?;
-    let pooling = match section.size("eos_token_id", 49407, 0..=MOST_TOKENS)? {
+    let vocab_size = section.size("vocab_size", 49408, 1..=MAX_TOKENS)?;
+    let pooling = match section.size("eos_token_id", 49407, 0..=MAX_TOKENS)? {
         2 => Pooling::LargestId,
         id if id < vocab_size => Pooling::FirstOf(id as i64),
         id => {
@@ -152,7 +152,7 @@ fn parse_text(section: &Section<'_>) -> Result<TextConfig> {
     Ok(TextConfig {
         transformer: parse_transformer(section, [512, 2048, 8])?,
         vocab_size,
-        max_position_embeddings: section.size("max_position_embeddings", 77, 2..=WIDEST)?,
+        max_position_embeddings: section.size("max_position_embeddings", 77, 2..=MAX_SIZE)?,
         pooling,
     })
 }
@@ -160,7 +160,7 @@ fn parse_text(section: &Section<'_>) -> Result<TextConfig> {
 /// `defaults` are those of `hidden_size`, `intermediate_size` and `num_attention_heads`.
 fn parse_transformer(section: &Section<'_>, defaults: [usize; 3]) -> Result<TransformerConfig> {
     let [hidden, intermediate, heads] = defaults;
-    let hidden_size = section.size("hidden_size", hidden, 1..=WIDEST)?;
+    let hidden_size = section.size("hidden_size", hidden, 1..=MAX_SIZE)?;
     let num_attention_heads = section.size("num_attention_heads", heads, 1..=hidden_size)?;
     if !hidden_size.is_multiple_of(num_attention_heads) {
         let allowed = format!("a divisor of hidden_size, {hidden_size}");
@@ -168,7 +168,7 @@ fn parse_transformer(section: &Section<'_>, defaults: [usize; 3]) -> Result<Tran
     }
     Ok(TransformerConfig {
         hidden_size,
-        intermediate_size: section.size("intermediate_size", intermediate, 1..=WIDEST)?,
+        intermediate_size: section.size("intermediate_size", intermediate, 1..=MAX_SIZE)?,
         num_hidden_layers: section.size("num_hidden_layers", 12, 1..=1024)?,
         num_attention_heads,
         hidden_act: section.activation()?,
@@ -206,9 +206,8 @@ impl<'a> Section<'a> {
         let Some(value) = self.get(field) else { return Ok(default) };
         let size = value.as_u64().and_then(|number| usize::try_from(number).ok());
         size.filter(|number| allowed.contains(number)).ok_or_else(|| {
-            let (least, most) = allowed.into_inner();
-            let range =
-                if least == most { least.to_string() } else { format!("{least} to {most}") };
+            let (min, max) = allowed.into_inner();
+            let range = if min == max { min.to_string() } else { format!("{min} to {max}") };
             self.wrong(field, value, range)
         })
     }

@@ -22,7 +22,7 @@ use crate::onnx::proto::{DataType, ModelProto, StringStringEntryProto};
 use crate::onnx::subgraph;
 
 /// Both towers in one file.
-const WHOLE: &str = "model.onnx";
+const COMBINED: &str = "model.onnx";
 const ATTENTION_MASK: &str = "attention_mask";
 /// More than one, or a batch size that is fixed would not show.
 const BATCH: usize = 2;
@@ -65,7 +65,7 @@ pub fn copy(
 ) -> Result<()> {
     let [vision, text] = TOWERS;
     let towers = [Export::find(source, vision)?, Export::find(source, text)?];
-    refuse_lacking(source, &towers)?;
+    check_outputs(source, &towers)?;
     for export in &towers {
         export.write(&out.join(export.tower.target))?;
     }
@@ -83,16 +83,16 @@ impl Export {
     fn find(source: &Path, tower: Tower) -> Result<Self> {
         let folders = [source.join("onnx"), source.to_path_buf()];
         let mut places =
-            folders.iter().flat_map(|folder| [folder.join(tower.file), folder.join(WHOLE)]);
+            folders.iter().flat_map(|folder| [folder.join(tower.file), folder.join(COMBINED)]);
         let Some(path) = places.find(|path| path.is_file()) else {
-            return Err(nothing(source, &tower));
+            return Err(no_model_error(source, &tower));
         };
         let model = subgraph::read(&path)?;
         Ok(Self { tower, path, model })
     }
 
     /// Which outputs it lacks, in words; nothing if it has them.
-    fn lacks(&self) -> Option<String> {
+    fn missing_outputs(&self) -> Option<String> {
         let found = subgraph::output_names(&self.model);
         let wanted = self.tower.outputs.into_iter();
         let missing: Vec<&str> =
@@ -133,7 +133,7 @@ impl Export {
     }
 }
 
-fn nothing(source: &Path, tower: &Tower) -> Error {
+fn no_model_error(source: &Path, tower: &Tower) -> Error {
     let pickled = source.join("pytorch_model.bin");
     if pickled.is_file() {
         return refusal(
@@ -143,14 +143,14 @@ fn nothing(source: &Path, tower: &Tower) -> Error {
         );
     }
     let allowed = format!(
-        "model.safetensors, its shards with their index, onnx/{WHOLE} or onnx/{}",
+        "model.safetensors, its shards with their index, onnx/{COMBINED} or onnx/{}",
         tower.file
     );
     refusal("the directory has neither weights nor ONNX exports", source).with("allowed", allowed)
 }
 
-fn refuse_lacking(source: &Path, towers: &[Export; 2]) -> Result<()> {
-    let lacking: Vec<String> = towers.iter().filter_map(Export::lacks).collect();
+fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
+    let lacking: Vec<String> = towers.iter().filter_map(Export::missing_outputs).collect();
     if lacking.is_empty() {
         return Ok(());
     }
@@ -220,12 +220,12 @@ impl Export {
             crate::runtime::session(runtime, &out.join(self.tower.target)).map_err(|error| {
                 refusal("an ONNX export can't be loaded", &self.path).because(error)
             })?;
-        let unusable =
+        let failed =
             |error: ort::Error| refusal("an ONNX export can't be run", &self.path).because(error);
-        let outputs = session.run(inputs).map_err(unusable)?;
+        let outputs = session.run(inputs).map_err(failed)?;
         let shape = |name: &str| match outputs[name].try_extract_tensor::<f32>() {
             Ok((shape, _)) => Ok(shape.to_vec()),
-            Err(error) => Err(unusable(error)),
+            Err(error) => Err(failed(error)),
         };
         let [whole, parts] = self.tower.outputs;
         Ok([shape(whole)?, shape(parts)?])

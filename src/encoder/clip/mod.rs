@@ -63,8 +63,8 @@ pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     // Written aside and moved: whatever fails, an encoder that was there is still there.
     let failed = |error: io::Error| unwritable(out, error);
     fs::create_dir_all(out).map_err(failed)?;
-    let aside = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
-    let dir = aside.path();
+    let staging = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
+    let dir = staging.path();
     fs::create_dir(dir.join("onnx")).map_err(failed)?;
     let mut encoder = write_towers(request, &config, dir, runtime)?;
     write_json(&dir.join(PREPROCESSOR_CONFIG), &preprocessing)?;
@@ -94,13 +94,13 @@ fn write_towers(
 ) -> Result<EncoderConfig> {
     let mut encoder = EncoderConfig {
         model_type: "fusioncap-encoder".into(),
-        name: name(request),
+        name: encoder_name(request),
         version: String::new(),
         embedding_dim: config.projection_dim,
         num_patches: config.vision.num_patches(),
         image_size: config.vision.image_size,
         text_max_length: config.text.max_position_embeddings,
-        sources: vec![origin(request)],
+        sources: vec![source_description(request)],
     };
     let Some(checkpoint) = Checkpoint::find(&request.source)? else {
         exports::copy(&request.source, dir, &mut encoder, runtime)?;
@@ -115,10 +115,10 @@ fn write_towers(
 /// Moves the encoder in `dir` over whatever encoder is in `out`.
 fn replace(dir: &Path, out: &Path) -> io::Result<()> {
     // First gone and last back: a directory without its configuration is no encoder.
-    remove(&out.join(CONFIG))?;
+    remove_if_exists(&out.join(CONFIG))?;
     fs::create_dir_all(out.join("onnx"))?;
     for graph in [VISION, TEXT] {
-        remove(&external::data_path(&out.join(graph)))?;
+        remove_if_exists(&external::data_path(&out.join(graph)))?;
         let data = external::data_path(&dir.join(graph));
         if data.is_file() {
             fs::rename(&data, external::data_path(&out.join(graph)))?;
@@ -130,14 +130,14 @@ fn replace(dir: &Path, out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-fn name(request: &Import) -> String {
+fn encoder_name(request: &Import) -> String {
     if let Some(name) = &request.name {
         return name.clone();
     }
@@ -147,10 +147,10 @@ fn name(request: &Import) -> String {
 }
 
 /// The model's name with the licence that its card states.
-fn origin(request: &Import) -> String {
+fn source_description(request: &Import) -> String {
     let card = fs::read_to_string(request.source.join(CARD)).unwrap_or_default();
     let licence = licence(&card).unwrap_or("licence not stated in its folder");
-    format!("{} (CLIP in the Hugging Face layout, {licence})", name(request))
+    format!("{} (CLIP in the Hugging Face layout, {licence})", encoder_name(request))
 }
 
 /// `license:` in the front matter of a model card.

@@ -23,9 +23,9 @@ const IMAGE_PROCESSOR: &str = "image_processor";
 /// vision tower takes.
 pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
     let path = dir.join(PREPROCESSOR_CONFIG);
-    let fields = match object(&path)? {
+    let fields = match read_object(&path)? {
         Some(fields) => fields,
-        None => match processor(&dir.join(PROCESSOR_CONFIG))? {
+        None => match read_processor(&dir.join(PROCESSOR_CONFIG))? {
             Some(fields) => fields,
             None => {
                 tracing::warn!(
@@ -36,7 +36,7 @@ pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
             }
         },
     };
-    let config = complete(fields, vision.image_size)
+    let config = with_defaults(fields, vision.image_size)
         .map_err(|error| refusal("the preprocessing is not understood", &path).because(error))?;
     let (height, width) = Preprocessor::new(config.clone())
         .map_err(|error| refusal("the preprocessing is not supported", &path).because(error))?
@@ -49,8 +49,8 @@ pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
     Ok(config)
 }
 
-fn processor(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let Some(mut fields) = object(path)? else { return Ok(None) };
+fn read_processor(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(mut fields) = read_object(path)? else { return Ok(None) };
     match fields.remove(IMAGE_PROCESSOR) {
         Some(Value::Object(inner)) => Ok(Some(inner)),
         _ => Ok(None),
@@ -58,7 +58,7 @@ fn processor(path: &Path) -> Result<Option<Map<String, Value>>> {
 }
 
 /// The JSON object in the file at `path`, if there is such a file.
-fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -68,7 +68,7 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
 }
 
 /// `fields` with the defaults of `CLIPImageProcessor`.
-fn complete(
+fn with_defaults(
     mut fields: Map<String, Value>,
     image_size: usize,
 ) -> Result<PreprocessorConfig, serde_json::Error> {
@@ -105,7 +105,7 @@ mod tests {
 
     fn completed(value: Value) -> PreprocessorConfig {
         let Value::Object(fields) = value else { panic!("{value} is no object") };
-        complete(fields, 224).unwrap()
+        with_defaults(fields, 224).unwrap()
     }
 
     #[test]

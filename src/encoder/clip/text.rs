@@ -43,10 +43,10 @@ pub fn write(checkpoint: &Checkpoint, config: &ClipConfig, storage: Storage) -> 
     let token_embeds = tower.project("text_projection", &finished, config.projection_dim)?;
 
     let mut graph = tower.graph;
-    let place = pooled_place(&mut graph, &input_ids, text.pooling);
-    let places = graph.unsqueeze(&place, &[1]);
+    let pooled = pooled_position(&mut graph, &input_ids, text.pooling);
+    let indices = graph.unsqueeze(&pooled, &[1]);
     let text_embeds =
-        graph.node("GatherND", &[&token_embeds, &places], &[("batch_dims", Attribute::Int(1))]);
+        graph.node("GatherND", &[&token_embeds, &indices], &[("batch_dims", Attribute::Int(1))]);
     let [batch, free] = tokens;
     let dim = Dim::Fixed(config.projection_dim);
     graph.output("text_embeds", &text_embeds, DataType::Float, &[batch, dim]);
@@ -73,9 +73,9 @@ fn attention_bias(graph: &mut Graph, mask: &str, length: &str, longest: usize) -
     graph.add(&causal, &rows)
 }
 
-/// The place of the token that stands for the text, `[batch]`.
-fn pooled_place(graph: &mut Graph, input_ids: &str, pooling: Pooling) -> Value {
-    let sought = match pooling {
+/// The position of the token that stands for the text, `[batch]`.
+fn pooled_position(graph: &mut Graph, input_ids: &str, pooling: Pooling) -> Value {
+    let target = match pooling {
         Pooling::FirstOf(id) => {
             let end = graph.int(id);
             graph.node("Equal", &[input_ids, &end], &[])
@@ -83,7 +83,7 @@ fn pooled_place(graph: &mut Graph, input_ids: &str, pooling: Pooling) -> Value {
         Pooling::LargestId => input_ids.to_owned(),
     };
     // As floats, which `ArgMax` takes on every device; ids are exact up to 2^24.
-    let numbers = graph.cast(&sought, DataType::Float);
+    let numbers = graph.cast(&target, DataType::Float);
     graph.node(
         "ArgMax",
         &[&numbers],

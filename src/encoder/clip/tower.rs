@@ -98,15 +98,15 @@ impl Tower<'_> {
 
     /// The weight `name`, by its full name in the checkpoint.
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value> {
-        self.store(name, shape, false)
+        self.load_weight(name, shape, false)
     }
 
     /// The weight of a linear layer, which PyTorch keeps as `[outputs, inputs]`, transposed.
     fn matrix(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<Value> {
-        self.store(name, &[outputs, inputs], true)
+        self.load_weight(name, &[outputs, inputs], true)
     }
 
-    fn store(&mut self, name: &str, shape: &[usize], transpose: bool) -> Result<Value> {
+    fn load_weight(&mut self, name: &str, shape: &[usize], transpose: bool) -> Result<Value> {
         let (read, source) = self.checkpoint.read(name, shape)?;
         let precision = match self.storage {
             Storage::Source => source,

@@ -22,7 +22,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The length of the header, before the header.
 const LENGTH_BYTES: u64 = 8;
 /// The format's own limit on a header.
-const LONGEST_HEADER: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The tensors of one model by name.
 pub struct Checkpoint {
@@ -55,7 +55,7 @@ impl Checkpoint {
         let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX));
         if single.exists() {
             let mut checkpoint = Self::new(single.clone());
-            checkpoint.add(single)?;
+            checkpoint.add_file(single)?;
             return Ok(Some(checkpoint));
         }
         if index.exists() {
@@ -80,13 +80,13 @@ impl Checkpoint {
             if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
                 return Err(unusable().with("file", name).with("allowed", "a file beside it"));
             }
-            checkpoint.add(dir.join(name))?;
+            checkpoint.add_file(dir.join(name))?;
         }
         Ok(checkpoint)
     }
 
     /// Reads the header of the file at `path`.
-    fn add(&mut self, path: PathBuf) -> Result<()> {
+    fn add_file(&mut self, path: PathBuf) -> Result<()> {
         let failed = |error: io::Error| refusal("can't read the weights", &path).because(error);
         let mut file = File::open(&path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
@@ -102,7 +102,7 @@ impl Checkpoint {
         file.read_exact(&mut length).map_err(failed)?;
         let header_bytes = u64::from_le_bytes(length);
         let damaged = || refusal("a weights file is no safetensors", &path);
-        if header_bytes > LONGEST_HEADER {
+        if header_bytes > MAX_HEADER_BYTES {
             return Err(damaged().with("header's bytes", header_bytes));
         }
         let start = LENGTH_BYTES + header_bytes;
@@ -120,9 +120,9 @@ impl Checkpoint {
         if bytes > expected {
             return Err(damaged().with("bytes", bytes).with("expected", expected));
         }
-        let place = self.files.len();
+        let index = self.files.len();
         for (name, info) in metadata.tensors() {
-            self.tensors.insert(name, (place, info.clone()));
+            self.tensors.insert(name, (index, info.clone()));
         }
         self.files.push(Shard { path, file, start });
         Ok(())
@@ -134,12 +134,12 @@ impl Checkpoint {
     /// `ErrorKind::Config` naming the tensor: it is missing, has another shape or a type that
     /// weights don't have, or is not finite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Precision)> {
-        let Some((place, info)) = self.tensors.get(name) else {
+        let Some((index, info)) = self.tensors.get(name) else {
             return Err(refusal("a weight is missing", &self.origin)
                 .with("tensor", name)
                 .with("expected", format!("{shape:?}")));
         };
-        let shard = &self.files[*place];
+        let shard = &self.files[*index];
         let wrong = |message| refusal(message, &shard.path).with("tensor", name);
         if info.shape != shape {
             return Err(wrong("a weight has an unexpected shape")

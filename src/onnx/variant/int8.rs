@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::model::{self, attribute, is};
+use super::model::{self, attribute, is_op};
 use crate::onnx::proto::{
     AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     TensorProto,
@@ -24,18 +24,18 @@ const SMALL_BLOCK: usize = 32;
 /// `accuracy_level`: compute in 8 bits.
 const INT8: i64 = 4;
 /// What stands for zero.
-const ZERO: f32 = 128.0;
-const LARGEST: f32 = 127.0;
+const ZERO_POINT: f32 = 128.0;
+const MAX_LEVEL: f32 = 127.0;
 
 /// Rewrites every product that it can and returns how many.
 pub fn convert(model: &mut ModelProto) -> usize {
     let Some(graph) = model.graph.as_mut() else { return 0 };
-    let found = products(graph);
+    let found = constant_products(graph);
     let count = found.len();
-    let mut made: HashMap<String, [String; 2]> = HashMap::new();
+    let mut quantised: HashMap<String, [String; 2]> = HashMap::new();
     for (index, matrix) in found {
         let Some(weight) = graph.node[index].input.get(1).cloned() else { continue };
-        let parts = made.entry(weight.clone()).or_insert_with(|| {
+        let parts = quantised.entry(weight.clone()).or_insert_with(|| {
             let names = [format!("{weight}_int8"), format!("{weight}_scales")];
             graph.initializer.extend(quantise(&matrix, &names));
             names
@@ -64,9 +64,9 @@ impl Matrix {
 }
 
 /// The products with a constant matrix on the right, by their place.
-fn products(graph: &GraphProto) -> Vec<(usize, Matrix)> {
-    let constants = Constants::of(graph);
-    let products = graph.node.iter().enumerate().filter(|(_, node)| is(node, "MatMul"));
+fn constant_products(graph: &GraphProto) -> Vec<(usize, Matrix)> {
+    let constants = Constants::new(graph);
+    let products = graph.node.iter().enumerate().filter(|(_, node)| is_op(node, "MatMul"));
     let found = products.filter_map(|(index, node)| {
         let [left, right] = node.input.as_slice() else { return None };
         if constants.find(left).is_some() {
@@ -80,51 +80,51 @@ fn products(graph: &GraphProto) -> Vec<(usize, Matrix)> {
 
 struct Constants<'a> {
     tensors: HashMap<&'a str, &'a TensorProto>,
-    makers: HashMap<&'a str, &'a NodeProto>,
+    producers: HashMap<&'a str, &'a NodeProto>,
 }
 
 impl<'a> Constants<'a> {
-    fn of(graph: &'a GraphProto) -> Self {
+    fn new(graph: &'a GraphProto) -> Self {
         let named = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor));
-        let makers = graph.node.iter().filter_map(|node| match node.output.as_slice() {
+        let producers = graph.node.iter().filter_map(|node| match node.output.as_slice() {
             [output] => Some((output.as_str(), node)),
             _ => None,
         });
-        Self { tensors: named.collect(), makers: makers.collect() }
+        Self { tensors: named.collect(), producers: producers.collect() }
     }
 
-    /// The constant matrix `name`, if it is one, perhaps cast or turned.
+    /// The constant matrix `name`, if it is one, perhaps cast or transposed.
     fn find(&self, name: &str) -> Option<Matrix> {
-        let (mut current, mut turned) = (name, false);
+        let (mut current, mut transposed) = (name, false);
         loop {
             if let Some(tensor) = self.tensors.get(current) {
-                return matrix(tensor, turned);
+                return matrix(tensor, transposed);
             }
-            let maker = self.makers.get(current)?;
-            if is(maker, "Constant") {
-                return matrix(attribute(maker, "value")?.t.as_ref()?, turned);
+            let producer = self.producers.get(current)?;
+            if is_op(producer, "Constant") {
+                return matrix(attribute(producer, "value")?.t.as_ref()?, transposed);
             }
             let to_float =
-                attribute(maker, "to").and_then(|to| to.i) == Some(DataType::Float as i64);
-            if is(maker, "Transpose") {
+                attribute(producer, "to").and_then(|to| to.i) == Some(DataType::Float as i64);
+            if is_op(producer, "Transpose") {
                 // Of a matrix there is only one.
-                turned = !turned;
-            } else if !(is(maker, "Identity") || is(maker, "Cast") && to_float) {
+                transposed = !transposed;
+            } else if !(is_op(producer, "Identity") || is_op(producer, "Cast") && to_float) {
                 return None;
             }
-            current = maker.input.first()?;
+            current = producer.input.first()?;
         }
     }
 }
 
-fn matrix(tensor: &TensorProto, turned: bool) -> Option<Matrix> {
+fn matrix(tensor: &TensorProto, transposed: bool) -> Option<Matrix> {
     let [rows, columns] = tensor.dims.as_slice() else { return None };
     let (rows, columns) = (usize::try_from(*rows).ok()?, usize::try_from(*columns).ok()?);
     if rows == 0 || columns == 0 {
         return None;
     }
     let values = model::floats(tensor)?;
-    if turned {
+    if transposed {
         return Some(Matrix { inputs: columns, outputs: rows, columns: values });
     }
     let mut by_column = Vec::with_capacity(values.len());
@@ -142,11 +142,12 @@ fn quantise(matrix: &Matrix, names: &[String; 2]) -> [TensorProto; 2] {
     let mut scales = Vec::with_capacity(matrix.outputs * blocks * 4);
     for part in matrix.columns.chunks(matrix.inputs).flat_map(|column| column.chunks(block)) {
         let largest = part.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let scale = if largest > 0.0 { largest / LARGEST } else { 1.0 };
+        let scale = if largest > 0.0 { largest / MAX_LEVEL } else { 1.0 };
         scales.extend(scale.to_le_bytes());
-        let number = |value: &f32| (value / scale).round().clamp(-LARGEST, LARGEST) + ZERO;
+        let number =
+            |value: &f32| (value / scale).round().clamp(-MAX_LEVEL, MAX_LEVEL) + ZERO_POINT;
         numbers.extend(part.iter().map(|value| number(value) as u8));
-        numbers.resize(numbers.len() + block - part.len(), ZERO as u8);
+        numbers.resize(numbers.len() + block - part.len(), ZERO_POINT as u8);
     }
     let [outputs, blocks, block] = [matrix.outputs, blocks, block].map(|size| size as i64);
     [
@@ -186,9 +187,10 @@ mod tests {
         let mut graph = Graph::new("test");
         let x = graph.input("x", DataType::Float, &[Dim::Free("rows"), Dim::Fixed(2)]);
         let weight = graph.weight("w", &[2, 2], &[1.0, -0.5, 0.25, 2.0]);
-        let turned = graph.transpose(&weight, &[1, 0]);
+        let transposed = graph.transpose(&weight, &[1, 0]);
         let other = graph.transpose(&x, &[1, 0]);
-        for (name, right) in [("plain", &weight), ("turned", &turned), ("dynamic", &other)] {
+        for (name, right) in [("plain", &weight), ("transposed", &transposed), ("dynamic", &other)]
+        {
             let product = graph.matmul(&x, right);
             graph.output(name, &product, DataType::Float, &[Dim::Free("rows"), Dim::Free("width")]);
         }
@@ -220,8 +222,8 @@ mod tests {
         assert_eq!(numbers.dims, [2, 1, 32]);
         // The first column: 1 is the largest, a quarter of it 31.75.
         assert_eq!(numbers.raw_data[..3], [255, 160, 128]);
-        let turned = &graph.initializer[2];
-        assert_eq!(turned.raw_data[..3], [255, 64, 128]);
+        let transposed = &graph.initializer[2];
+        assert_eq!(transposed.raw_data[..3], [255, 64, 128]);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Variants of a bundle written from its own graphs, whoever wrote them: `int8` for CPUs, `fp16`
 //! for GPUs. Nothing of the training is needed.
 
-mod half;
+mod float_values;
+mod fp16;
 mod int8;
-mod kinds;
 mod model;
 
 use std::fs;
@@ -16,9 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external::{self, INLINE_LIMIT};
 
 /// How the folder begins in which a variant is written.
-const ASIDE: &str = ".making-";
+const STAGING_PREFIX: &str = ".making-";
 /// Values of the decoder that no one but itself reads: the key-value cache.
-const CACHE: [&str; 2] = ["past", "present"];
+const KV_CACHE: [&str; 2] = ["past", "present"];
 
 /// Writes the variant of `origin` into its folder, in the place of one that is there. `note` ends
 /// its model card.
@@ -35,16 +35,17 @@ pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> 
     let folder = origin.dir().join(FOLDER);
     let unwritable = |error: io::Error| failed(&folder, error);
     fs::create_dir_all(&folder).map_err(unwritable)?;
-    let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&folder).map_err(unwritable)?;
-    fill(aside.path(), origin, precision)?;
-    write_card(aside.path(), origin, precision, note)?;
+    let staging =
+        tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(&folder).map_err(unwritable)?;
+    write_files(staging.path(), origin, precision)?;
+    write_card(staging.path(), origin, precision, note)?;
     let target = precision.folder(origin.dir());
     if target.exists() {
         fs::remove_dir_all(&target).map_err(|error| failed(&target, error))?;
     }
     // A temporary directory is its owner's alone; a bundle is read by others.
     fs::create_dir(&target).map_err(|error| failed(&target, error))?;
-    for entry in fs::read_dir(aside.path()).map_err(unwritable)? {
+    for entry in fs::read_dir(staging.path()).map_err(unwritable)? {
         let entry = entry.map_err(unwritable)?;
         fs::rename(entry.path(), target.join(entry.file_name())).map_err(unwritable)?;
     }
@@ -62,7 +63,7 @@ pub fn describe(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundl
 }
 
 /// Everything but the card and the manifest.
-fn fill(dir: &Path, origin: &Bundle, precision: Reduced) -> Result<()> {
+fn write_files(dir: &Path, origin: &Bundle, precision: Reduced) -> Result<()> {
     let graphs: &[&str] = match precision {
         Reduced::Int8 => &[VISION, PREFIX, DECODER],
         // The prefix decides what a caption starts from, and takes next to no time.
@@ -97,7 +98,7 @@ pub fn rewrite(source: &Path, target: &Path, precision: Reduced) -> Result<()> {
             int8::convert(&mut model);
         }
         Reduced::Fp16 => {
-            half::convert(&mut model, &CACHE)
+            fp16::convert(&mut model, &KV_CACHE)
                 .map_err(|error| error.with("path", source.display()))?;
         }
     }

@@ -105,11 +105,11 @@ pub fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributePro
 }
 
 /// Whether it is ONNX's own operator `op`.
-pub fn is(node: &NodeProto, op: &str) -> bool {
+pub fn is_op(node: &NodeProto, op: &str) -> bool {
     node.op_type == op && matches!(node.domain.as_str(), "" | "ai.onnx")
 }
 
 /// Whether the node has graphs of its own, which read values that it does not name.
-pub fn has_graphs(node: &NodeProto) -> bool {
+pub fn has_subgraphs(node: &NodeProto) -> bool {
     node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
 }

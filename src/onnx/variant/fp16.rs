@@ -14,8 +14,8 @@ use std::collections::{HashMap, HashSet};
 
 use half::f16;
 
-use super::kinds;
-use super::model::{self, attribute, is};
+use super::float_values;
+use super::model::{self, attribute, is_op};
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::proto::{
     AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto,
@@ -27,7 +27,7 @@ use crate::onnx::subgraph;
 type Constants = HashMap<String, TensorProto>;
 
 /// Computed in 32 bits; others may go on in 16 bits behind them.
-const WIDE: [&str; 10] = [
+const FP32_OPS: [&str; 10] = [
     "LpNormalization",
     "Pow",
     "Sqrt",
@@ -40,106 +40,112 @@ const WIDE: [&str; 10] = [
     "ReduceSumSquare",
 ];
 /// Computed in 32 bits like all that follows.
-const SCORES: &str = "LogSoftmax";
+const SCORES_OP: &str = "LogSoftmax";
 /// Worth 16 bits wherever they stand.
-const PRODUCTS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"];
+const FP16_OPS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"];
 
 /// Rewrites the graph; its inputs and outputs among `narrow` are 16-bit floats from then on.
 ///
 /// # Errors
 /// `ErrorKind::Bundle` naming an operator of which it isn't known what it does with its inputs.
-pub fn convert(model: &mut ModelProto, narrow: &[&str]) -> Result<()> {
+pub fn convert(model: &mut ModelProto, fp16_io: &[&str]) -> Result<()> {
     let Some(graph) = model.graph.take() else { return Ok(()) };
     if !model.functions.is_empty() {
         return Err(Error::new(ErrorKind::Bundle, "functions in a graph can't be made fp16"));
     }
-    let floats = kinds::floats(&graph)?;
+    let floats = float_values::find(&graph)?;
     let constants = constants(&graph);
-    let wide = wide(&graph, &floats, &constants);
-    let mut writer = Writer {
-        narrow: narrow.iter().map(|name| name.to_string()).collect(),
+    let fp32_nodes = find_fp32_nodes(&graph, &floats, &constants);
+    let mut rewriter = Rewriter {
+        fp16_io: fp16_io.iter().map(|name| name.to_string()).collect(),
         floats,
         constants,
-        there: HashSet::new(),
+        defined: HashSet::new(),
         nodes: Vec::with_capacity(graph.node.len()),
         initializers: Vec::new(),
     };
-    model.graph = Some(writer.rewrite(graph, &wide));
+    model.graph = Some(rewriter.rewrite(graph, &fp32_nodes));
     Ok(())
 }
 
 /// The nodes that are computed in 32 bits, by their place.
-fn wide(graph: &GraphProto, floats: &HashSet<String>, constants: &Constants) -> HashSet<usize> {
+fn find_fp32_nodes(
+    graph: &GraphProto,
+    floats: &HashSet<String>,
+    constants: &Constants,
+) -> HashSet<usize> {
     let mut scores: HashSet<&str> = HashSet::new();
-    let mut wide: HashSet<usize> = HashSet::new();
+    let mut fp32_nodes: HashSet<usize> = HashSet::new();
     for (index, node) in graph.node.iter().enumerate() {
         let follows = node.input.iter().any(|name| scores.contains(name.as_str()));
-        if is(node, SCORES) || follows {
+        if is_op(node, SCORES_OP) || follows {
             let outputs = node.output.iter().filter(|name| floats.contains(name.as_str()));
             scores.extend(outputs.map(String::as_str));
-            wide.insert(index);
-        } else if WIDE.iter().any(|op| is(node, op)) {
-            wide.insert(index);
+            fp32_nodes.insert(index);
+        } else if FP32_OPS.iter().any(|op| is_op(node, op)) {
+            fp32_nodes.insert(index);
         }
     }
-    let around = Around::of(graph, floats, constants);
+    let flow = DataFlow::new(graph, floats, constants);
     loop {
-        let more = around.between(&wide);
+        let more = flow.between(&fp32_nodes);
         if more.is_empty() {
-            return wide;
+            return fp32_nodes;
         }
-        wide.extend(more);
+        fp32_nodes.extend(more);
     }
 }
 
 /// Who makes and who reads a graph's values.
-struct Around<'a> {
+struct DataFlow<'a> {
     graph: &'a GraphProto,
     floats: &'a HashSet<String>,
     constants: &'a Constants,
-    makers: HashMap<&'a str, usize>,
-    readers: HashMap<&'a str, Vec<usize>>,
+    producers: HashMap<&'a str, usize>,
+    consumers: HashMap<&'a str, Vec<usize>>,
 }
 
-impl<'a> Around<'a> {
-    fn of(graph: &'a GraphProto, floats: &'a HashSet<String>, constants: &'a Constants) -> Self {
-        let mut makers: HashMap<&str, usize> = HashMap::new();
-        let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();
+impl<'a> DataFlow<'a> {
+    fn new(graph: &'a GraphProto, floats: &'a HashSet<String>, constants: &'a Constants) -> Self {
+        let mut producers: HashMap<&str, usize> = HashMap::new();
+        let mut consumers: HashMap<&str, Vec<usize>> = HashMap::new();
         for (index, node) in graph.node.iter().enumerate() {
-            makers.extend(node.output.iter().map(|name| (name.as_str(), index)));
+            producers.extend(node.output.iter().map(|name| (name.as_str(), index)));
             for name in &node.input {
-                readers.entry(name).or_default().push(index);
+                consumers.entry(name).or_default().push(index);
             }
         }
-        Self { graph, floats, constants, makers, readers }
+        Self { graph, floats, constants, producers, consumers }
     }
 
-    /// The nodes not yet among the `wide` ones whose floats come from such nodes, from inputs or
+    /// The nodes not yet among the `fp32_nodes` ones whose floats come from such nodes, from inputs or
     /// constants, and go to such nodes or out.
-    fn between(&self, wide: &HashSet<usize>) -> Vec<usize> {
+    fn between(&self, fp32_nodes: &HashSet<usize>) -> Vec<usize> {
         let nodes = self.graph.node.iter().enumerate();
         let open = nodes.filter(|(index, node)| {
-            !wide.contains(index) && !PRODUCTS.iter().any(|op| is(node, op))
+            !fp32_nodes.contains(index) && !FP16_OPS.iter().any(|op| is_op(node, op))
         });
         let between = open.filter(|(_, node)| {
             let mut inputs = node.input.iter().filter(|name| self.floats.contains(*name));
             let mut outputs = node.output.iter().filter(|name| self.floats.contains(*name));
-            inputs.all(|name| self.comes_wide(name, wide))
+            inputs.all(|name| self.is_produced_in_fp32(name, fp32_nodes))
                 && outputs.clone().next().is_some()
-                && outputs.all(|name| self.goes_wide(name, wide))
+                && outputs.all(|name| self.is_consumed_in_fp32(name, fp32_nodes))
         });
         between.map(|(index, _)| index).collect()
     }
 
-    fn comes_wide(&self, name: &str, wide: &HashSet<usize>) -> bool {
-        let maker = self.makers.get(name);
-        self.constants.contains_key(name) || maker.is_none_or(|maker| wide.contains(maker))
+    fn is_produced_in_fp32(&self, name: &str, fp32_nodes: &HashSet<usize>) -> bool {
+        let producer = self.producers.get(name);
+        self.constants.contains_key(name)
+            || producer.is_none_or(|producer| fp32_nodes.contains(producer))
     }
 
-    fn goes_wide(&self, name: &str, wide: &HashSet<usize>) -> bool {
-        let goes_out = self.graph.output.iter().any(|output| output.name == name);
-        let readers = self.readers.get(name).map(Vec::as_slice).unwrap_or_default();
-        (goes_out || !readers.is_empty()) && readers.iter().all(|reader| wide.contains(reader))
+    fn is_consumed_in_fp32(&self, name: &str, fp32_nodes: &HashSet<usize>) -> bool {
+        let is_output = self.graph.output.iter().any(|output| output.name == name);
+        let consumers = self.consumers.get(name).map(Vec::as_slice).unwrap_or_default();
+        (is_output || !consumers.is_empty())
+            && consumers.iter().all(|consumer| fp32_nodes.contains(consumer))
     }
 }
 
@@ -152,9 +158,9 @@ fn constants(graph: &GraphProto) -> Constants {
     let mut found: Constants = plain.map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
     for node in &graph.node {
         let [output] = node.output.as_slice() else { continue };
-        let tensor = if is(node, "Constant") {
+        let tensor = if is_op(node, "Constant") {
             attribute(node, "value").and_then(|value| value.t.as_ref())
-        } else if is(node, "Cast") {
+        } else if is_op(node, "Cast") {
             node.input.first().and_then(|name| stored.get(name.as_str()).copied())
         } else {
             None
@@ -167,41 +173,41 @@ fn constants(graph: &GraphProto) -> Constants {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Format {
     /// 32 bits.
-    Full,
+    Fp32,
     /// 16 bits.
-    Half,
+    Fp16,
 }
 
-struct Writer {
-    narrow: HashSet<String>,
+struct Rewriter {
+    fp16_io: HashSet<String>,
     floats: HashSet<String>,
     constants: Constants,
     /// The forms that exist so far, by their names.
-    there: HashSet<String>,
+    defined: HashSet<String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
 }
 
-impl Writer {
-    fn rewrite(&mut self, mut graph: GraphProto, wide: &HashSet<usize>) -> GraphProto {
+impl Rewriter {
+    fn rewrite(&mut self, mut graph: GraphProto, fp32_nodes: &HashSet<usize>) -> GraphProto {
         for value in graph.input.iter_mut().chain(&mut graph.output) {
-            if self.narrow.contains(&value.name) {
-                declare_half(value);
+            if self.fp16_io.contains(&value.name) {
+                declare_fp16(value);
             }
         }
         let given = graph.input.iter().map(|input| input.name.clone());
-        self.there.extend(given);
-        self.there.extend(graph.initializer.iter().map(|tensor| tensor.name.clone()));
+        self.defined.extend(given);
+        self.defined.extend(graph.initializer.iter().map(|tensor| tensor.name.clone()));
         for (index, node) in graph.node.drain(..).enumerate() {
-            let form = if wide.contains(&index) { Form::Full } else { Form::Half };
-            self.node(node, form);
+            let format = if fp32_nodes.contains(&index) { Format::Fp32 } else { Format::Fp16 };
+            self.add_node(node, format);
         }
         for output in &graph.output {
             if self.floats.contains(&output.name) {
-                let narrow = self.narrow.contains(&output.name);
-                self.form(&output.name, if narrow { Form::Half } else { Form::Full });
+                let narrow = self.fp16_io.contains(&output.name);
+                self.value_in(&output.name, if narrow { Format::Fp16 } else { Format::Fp32 });
             }
         }
         graph.node = std::mem::take(&mut self.nodes);
@@ -211,12 +217,12 @@ impl Writer {
         graph
     }
 
-    /// Takes over a node, computing in `form`.
-    fn node(&mut self, mut node: NodeProto, form: Form) {
+    /// Takes over a node, computing in `format`.
+    fn add_node(&mut self, mut node: NodeProto, format: Format) {
         let is_constant = |name: &String| self.constants.contains_key(name);
-        if node.output.iter().any(is_constant) || is(&node, "Constant") {
+        if node.output.iter().any(is_constant) || is_op(&node, "Constant") {
             // In 32 bits, as it is; what nobody reads is left out in the end.
-            self.there.extend(node.output.iter().cloned());
+            self.defined.extend(node.output.iter().cloned());
             self.nodes.push(node);
             return;
         }
@@ -224,9 +230,9 @@ impl Writer {
             let name = node.input[index].clone();
             if self.floats.contains(&name) {
                 // A shape is the same in either form.
-                let any = is(&node, "Shape") || is(&node, "Size");
-                let full = any && self.there.contains(&self.name(&name, Form::Full));
-                node.input[index] = self.form(&name, if full { Form::Full } else { form });
+                let any = is_op(&node, "Shape") || is_op(&node, "Size");
+                let full = any && self.defined.contains(&self.name_in(&name, Format::Fp32));
+                node.input[index] = self.value_in(&name, if full { Format::Fp32 } else { format });
             }
         }
         let mut makes_floats = false;
@@ -234,32 +240,32 @@ impl Writer {
             let name = node.output[index].clone();
             if self.floats.contains(&name) {
                 makes_floats = true;
-                node.output[index] = self.name(&name, form);
-                self.there.insert(node.output[index].clone());
+                node.output[index] = self.name_in(&name, format);
+                self.defined.insert(node.output[index].clone());
             }
         }
-        if makes_floats && form == Form::Half {
-            narrow_attributes(&mut node);
+        if makes_floats && format == Format::Fp16 {
+            convert_attributes(&mut node);
         }
         self.nodes.push(node);
     }
 
-    /// What the value `name` is called in `form`.
-    fn name(&self, name: &str, form: Form) -> String {
-        match (self.narrow.contains(name), form) {
-            (true, Form::Half) | (false, Form::Full) => name.into(),
-            (true, Form::Full) => format!("{name}_fp32"),
-            (false, Form::Half) => format!("{name}_fp16"),
+    /// What the value `name` is called in `format`.
+    fn name_in(&self, name: &str, format: Format) -> String {
+        match (self.fp16_io.contains(name), format) {
+            (true, Format::Fp16) | (false, Format::Fp32) => name.into(),
+            (true, Format::Fp32) => format!("{name}_fp32"),
+            (false, Format::Fp16) => format!("{name}_fp16"),
         }
     }
 
-    /// The value `name` in `form`, made if it is not there.
-    fn form(&mut self, name: &str, form: Form) -> String {
-        let wanted = self.name(name, form);
-        if !self.there.insert(wanted.clone()) {
+    /// The value `name` in `format`, made if it is not defined.
+    fn value_in(&mut self, name: &str, format: Format) -> String {
+        let wanted = self.name_in(name, format);
+        if !self.defined.insert(wanted.clone()) {
             return wanted;
         }
-        if let Some(tensor) = self.constants.get(name).filter(|_| form == Form::Half)
+        if let Some(tensor) = self.constants.get(name).filter(|_| format == Format::Fp16)
             && let Some(values) = model::floats(tensor)
         {
             let dims = tensor.dims.clone();
@@ -267,13 +273,13 @@ impl Writer {
                 &wanted,
                 DataType::Float16,
                 dims,
-                narrowed(&values),
+                to_fp16_bytes(&values),
             ));
             return wanted;
         }
-        let (other, to) = match form {
-            Form::Full => (self.name(name, Form::Half), DataType::Float),
-            Form::Half => (self.name(name, Form::Full), DataType::Float16),
+        let (other, to) = match format {
+            Format::Fp32 => (self.name_in(name, Format::Fp16), DataType::Float),
+            Format::Fp16 => (self.name_in(name, Format::Fp32), DataType::Float16),
         };
         self.nodes.push(NodeProto {
             input: vec![other],
@@ -293,7 +299,7 @@ impl Writer {
 }
 
 /// 16-bit floats; what is beyond their range becomes the largest of them, infinities stay.
-fn narrowed(values: &[f32]) -> Vec<u8> {
+fn to_fp16_bytes(values: &[f32]) -> Vec<u8> {
     let limit = f16::MAX.to_f32();
     let narrow = |value: &f32| match value.is_finite() {
         true => f16::from_f32(value.clamp(-limit, limit)),
@@ -304,16 +310,16 @@ fn narrowed(values: &[f32]) -> Vec<u8> {
 
 /// What a node makes floats of by its attributes: the target of a cast, what a shape is filled
 /// with.
-fn narrow_attributes(node: &mut NodeProto) {
-    if is(node, "Cast") {
+fn convert_attributes(node: &mut NodeProto) {
+    if is_op(node, "Cast") {
         for to in node.attribute.iter_mut().filter(|attribute| attribute.name == "to") {
             to.i = Some(DataType::Float16 as i64);
         }
     }
-    if is(node, "ConstantOfShape") {
+    if is_op(node, "ConstantOfShape") {
         let value = attribute(node, "value").and_then(|value| value.t.as_ref());
         let values = value.and_then(model::floats).unwrap_or_else(|| vec![0.0]);
-        let tensor = model::tensor("", DataType::Float16, vec![1], narrowed(&values));
+        let tensor = model::tensor("", DataType::Float16, vec![1], to_fp16_bytes(&values));
         node.attribute = vec![AttributeProto {
             name: "value".into(),
             t: Some(tensor),
@@ -323,7 +329,7 @@ fn narrow_attributes(node: &mut NodeProto) {
     }
 }
 
-fn declare_half(value: &mut ValueInfoProto) {
+fn declare_fp16(value: &mut ValueInfoProto) {
     if let Some(tensor) = value.r#type.as_mut().and_then(|declared| declared.tensor_type.as_mut()) {
         tensor.elem_type = DataType::Float16 as i32;
     }

@@ -18,7 +18,7 @@ const FILE: &str = "study.toml";
 
 /// Everything that a study's bundles depend on.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Origin {
+pub struct Provenance {
     /// SHA-256 of the captions in image order, those held out among them.
     pub corpus: String,
     /// SHA-256 of the encoder's files.
@@ -29,7 +29,7 @@ pub struct Origin {
     pub settings: Table,
 }
 
-impl Origin {
+impl Provenance {
     /// # Errors
     /// `ErrorKind::Bundle` if a file of the encoder can't be read.
     pub fn new(
@@ -148,9 +148,9 @@ fn encoder_digest(dir: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn origin() -> Origin {
+    fn provenance() -> Provenance {
         let settings = Settings::load(None).unwrap();
-        Origin {
+        Provenance {
             corpus: "c".into(),
             encoder: "e".into(),
             proxies: 12,
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_folder_keeps_one_origin() {
         let folder = tempfile::tempdir().unwrap();
-        let first = origin();
+        let first = provenance();
         first.check(folder.path()).unwrap();
         first.write(folder.path()).unwrap();
         first.check(folder.path()).unwrap();
@@ -170,10 +170,10 @@ mod tests {
         settings.noise.sigma *= 2.0;
         let settings = Table::try_from(settings).unwrap();
         let cases = [
-            (Origin { corpus: "d".into(), ..origin() }, "differs: corpus"),
-            (Origin { encoder: "f".into(), ..origin() }, "differs: encoder"),
-            (Origin { proxies: 13, ..origin() }, "differs: proxies (12, now 13)"),
-            (Origin { settings, ..origin() }, "differs: settings.noise.sigma (0.06"),
+            (Provenance { corpus: "d".into(), ..provenance() }, "differs: corpus"),
+            (Provenance { encoder: "f".into(), ..provenance() }, "differs: encoder"),
+            (Provenance { proxies: 13, ..provenance() }, "differs: proxies (12, now 13)"),
+            (Provenance { settings, ..provenance() }, "differs: settings.noise.sigma (0.06"),
         ];
         for (other, reason) in cases {
             let refused = other.check(folder.path()).unwrap_err();
@@ -188,7 +188,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("capdec-1")).unwrap();
         fs::write(folder.path().join("capdec-1").join(MANIFEST), "{}").unwrap();
-        let refused = origin().check(folder.path()).unwrap_err();
+        let refused = provenance().check(folder.path()).unwrap_err();
         assert_eq!(refused.exit_code(), 2);
         assert!(refused.to_string().contains("missing: study.toml"), "{refused}");
     }

@@ -20,7 +20,7 @@ pub struct NounBank {
     pub embeddings: Vec<f32>,
     pub dim: usize,
     /// For each caption, the nouns it has.
-    of_captions: Vec<Vec<u16>>,
+    by_caption: Vec<Vec<u16>>,
     /// For each noun, those most like it.
     neighbours: Vec<Vec<u16>>,
 }
@@ -30,7 +30,7 @@ pub struct LocalArrays {
     /// `[batch, items, dim]`, zero where there is none.
     pub embeddings: Vec<f32>,
     /// `[batch, items]`, true where there is none.
-    pub absent: Vec<bool>,
+    pub padding_mask: Vec<bool>,
     items: usize,
     dim: usize,
 }
@@ -39,13 +39,13 @@ impl LocalArrays {
     /// None anywhere.
     pub fn empty(batch: usize, items: usize, dim: usize) -> Self {
         let cells = batch * items;
-        Self { embeddings: vec![0.0; cells * dim], absent: vec![true; cells], items, dim }
+        Self { embeddings: vec![0.0; cells * dim], padding_mask: vec![true; cells], items, dim }
     }
 
     /// Puts the `item`th embedding of a row.
     pub fn put(&mut self, row: usize, item: usize, embedding: impl IntoIterator<Item = f32>) {
         let cell = row * self.items + item;
-        self.absent[cell] = false;
+        self.padding_mask[cell] = false;
         let target = &mut self.embeddings[cell * self.dim..(cell + 1) * self.dim];
         target.iter_mut().zip(embedding).for_each(|(entry, value)| *entry = value);
     }
@@ -55,7 +55,7 @@ impl NounBank {
     /// `embeddings` `[nouns, dim]` are those of `nouns.names`, of unit length.
     pub fn new(nouns: Nouns, embeddings: Vec<f32>, dim: usize) -> Self {
         let neighbours = neighbours(&embeddings, dim);
-        Self { embeddings, dim, of_captions: nouns.of_captions, neighbours }
+        Self { embeddings, dim, by_caption: nouns.by_caption, neighbours }
     }
 
     pub fn len(&self) -> usize {
@@ -75,8 +75,8 @@ impl NounBank {
     ) -> LocalArrays {
         let mut drawn = LocalArrays::empty(indices.len(), settings.items, self.dim);
         for (row, caption) in indices.iter().enumerate() {
-            let seen = self.seen(&self.of_captions[*caption], settings, generator);
-            for (column, noun) in seen.into_iter().enumerate() {
+            let shown = self.corrupt(&self.by_caption[*caption], settings, generator);
+            for (column, noun) in shown.into_iter().enumerate() {
                 let noisy = self.embedding(noun).iter().map(|entry| {
                     let noise: f32 = StandardNormal.sample(generator);
                     entry + settings.sigma * noise
@@ -88,33 +88,38 @@ impl NounBank {
     }
 
     /// Which nouns an image with these `nouns` would seem to show, at most `settings.items`.
-    fn seen(&self, nouns: &[u16], settings: &LocalSettings, generator: &mut impl Rng) -> Vec<u16> {
+    fn corrupt(
+        &self,
+        nouns: &[u16],
+        settings: &LocalSettings,
+        generator: &mut impl Rng,
+    ) -> Vec<u16> {
         if self.is_empty() || generator.random::<f32>() < settings.empty {
             return Vec::new();
         }
-        let mut seen = Vec::with_capacity(settings.items);
+        let mut shown = Vec::with_capacity(settings.items);
         for &noun in nouns {
             if generator.random::<f32>() < settings.dropout {
                 continue;
             }
             let mistaken = generator.random::<f32>() < settings.swap;
-            seen.push(if mistaken { self.neighbour(noun, generator) } else { noun });
+            shown.push(if mistaken { self.neighbour(noun, generator) } else { noun });
         }
         for _ in 0..generator.random_range(0..=settings.distractors) {
             // Half of what disturbs has to do with the caption, as in an image.
-            let related = generator.random::<bool>().then(|| pick(nouns, generator)).flatten();
-            seen.push(match related {
+            let related = generator.random::<bool>().then(|| choose(nouns, generator)).flatten();
+            shown.push(match related {
                 Some(noun) => self.neighbour(noun, generator),
                 None => generator.random_range(0..self.len()) as u16,
             });
         }
-        seen.shuffle(generator);
-        seen.truncate(settings.items);
-        seen
+        shown.shuffle(generator);
+        shown.truncate(settings.items);
+        shown
     }
 
     fn neighbour(&self, noun: u16, generator: &mut impl Rng) -> u16 {
-        pick(&self.neighbours[usize::from(noun)], generator).unwrap_or(noun)
+        choose(&self.neighbours[usize::from(noun)], generator).unwrap_or(noun)
     }
 
     fn embedding(&self, noun: u16) -> &[f32] {
@@ -122,7 +127,7 @@ impl NounBank {
     }
 }
 
-fn pick(nouns: &[u16], generator: &mut impl Rng) -> Option<u16> {
+fn choose(nouns: &[u16], generator: &mut impl Rng) -> Option<u16> {
     (!nouns.is_empty()).then(|| nouns[generator.random_range(0..nouns.len())])
 }
 
@@ -161,7 +166,7 @@ mod tests {
         ];
         let nouns = Nouns {
             names: ["cat", "kitten", "bus", "tram"].map(String::from).to_vec(),
-            of_captions: vec![vec![0], vec![]],
+            by_caption: vec![vec![0], vec![]],
         };
         NounBank::new(nouns, embeddings.concat(), DIM)
     }
@@ -178,7 +183,7 @@ mod tests {
     fn without_disturbance_a_caption_shows_its_nouns() {
         let mut generator = StdRng::seed_from_u64(1);
         let drawn = bank().draw(&[1, 0], &faithful(), &mut generator);
-        assert_eq!(drawn.absent, [true, true, true, false, true, true]);
+        assert_eq!(drawn.padding_mask, [true, true, true, false, true, true]);
         assert_eq!(drawn.embeddings[3 * DIM..4 * DIM], [1.0, 0.0, 0.0, 0.0]);
     }
 
@@ -188,15 +193,15 @@ mod tests {
         let (bank, mut settings) = (bank(), faithful());
         assert_eq!(bank.neighbours[2], [3, 0, 1]);
         settings.dropout = 1.0;
-        assert!(bank.seen(&[0], &settings, &mut generator).is_empty());
+        assert!(bank.corrupt(&[0], &settings, &mut generator).is_empty());
         (settings.dropout, settings.swap) = (0.0, 1.0);
         let swapped: Vec<u16> =
-            (0..50).flat_map(|_| bank.seen(&[0], &settings, &mut generator)).collect();
+            (0..50).flat_map(|_| bank.corrupt(&[0], &settings, &mut generator)).collect();
         assert!(swapped.len() == 50 && !swapped.contains(&0), "{swapped:?}");
         (settings.swap, settings.distractors) = (0.0, 9);
-        let crowded = (0..50).map(|_| bank.seen(&[0], &settings, &mut generator).len()).max();
+        let crowded = (0..50).map(|_| bank.corrupt(&[0], &settings, &mut generator).len()).max();
         assert_eq!(crowded, Some(settings.items), "never more than there is room for");
         settings.empty = 1.0;
-        assert!(bank.seen(&[0], &settings, &mut generator).is_empty());
+        assert!(bank.corrupt(&[0], &settings, &mut generator).is_empty());
     }
 }

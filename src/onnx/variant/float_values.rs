@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use super::model::{attribute, has_graphs, is};
+use super::model::{attribute, has_subgraphs, is_op};
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::proto::{DataType, GraphProto, NodeProto};
 
 /// Operators whose outputs are of their first input's type.
-const LIKE_THE_FIRST: &str = "\
+const SAME_AS_FIRST_INPUT: &str = "\
     Abs Add Attention AveragePool BatchNormalization Ceil Celu Clip Concat Conv ConvTranspose \
     Cos CumSum DepthToSpace Div Einsum Elu Erf Exp Expand Flatten Floor Gather GatherElements \
     GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish \
@@ -17,17 +17,17 @@ const LIKE_THE_FIRST: &str = "\
     Reshape Round ScatterElements ScatterND Selu Sigmoid Sign Sin Slice Softmax Softplus \
     SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze";
 /// Operators that give whole numbers or truth values.
-const NO_FLOATS: &str = "\
+const NEVER_FLOAT: &str = "\
     And ArgMax ArgMin Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual NonZero Not Or \
     Shape Size";
 /// Operators that are looked at one by one.
-const OTHERS: &str = "Cast Constant ConstantOfShape OneHot TopK Where";
+const SPECIAL_CASES: &str = "Cast Constant ConstantOfShape OneHot TopK Where";
 
 /// The names of all values that are 32-bit floats.
 ///
 /// # Errors
 /// `ErrorKind::Bundle` naming an operator that is not known here, or a type that can't be told.
-pub fn floats(graph: &GraphProto) -> Result<HashSet<String>> {
+pub fn find(graph: &GraphProto) -> Result<HashSet<String>> {
     let inputs = graph.input.iter().filter(|input| {
         let declared = input.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
         declared.is_some_and(|tensor| tensor.elem_type == DataType::Float as i32)
@@ -37,7 +37,7 @@ pub fn floats(graph: &GraphProto) -> Result<HashSet<String>> {
     let mut floats: HashSet<String> = inputs.map(|input| input.name.clone()).collect();
     floats.extend(weights.map(|tensor| tensor.name.clone()));
     for node in &graph.node {
-        let made: Vec<String> = node
+        let outputs: Vec<String> = node
             .output
             .iter()
             .enumerate()
@@ -50,7 +50,7 @@ pub fn floats(graph: &GraphProto) -> Result<HashSet<String>> {
                 .with("domain", &node.domain)
                 .with("node", &node.name));
         }
-        floats.extend(made);
+        floats.extend(outputs);
     }
     Ok(floats)
 }
@@ -58,19 +58,21 @@ pub fn floats(graph: &GraphProto) -> Result<HashSet<String>> {
 fn is_known(node: &NodeProto) -> bool {
     let target = attribute(node, "to").and_then(|to| to.i);
     // Other floats than those of 32 bits, made while the model runs.
-    let strange = is(node, "Cast")
+    let other_float = is_op(node, "Cast")
         && [DataType::Float16, DataType::Bfloat16].iter().any(|kind| target == Some(*kind as i64));
-    let known = [LIKE_THE_FIRST, NO_FLOATS, OTHERS].into_iter().any(|names| listed(names, node));
-    known && !strange && !has_graphs(node)
+    let known = [SAME_AS_FIRST_INPUT, NEVER_FLOAT, SPECIAL_CASES]
+        .into_iter()
+        .any(|names| contains_op(names, node));
+    known && !other_float && !has_subgraphs(node)
 }
 
-fn listed(names: &str, node: &NodeProto) -> bool {
-    names.split_whitespace().any(|op| is(node, op))
+fn contains_op(names: &str, node: &NodeProto) -> bool {
+    names.split_whitespace().any(|op| is_op(node, op))
 }
 
 /// Whether output `index` of the node is a float.
 fn is_float(node: &NodeProto, index: usize, floats: &HashSet<String>) -> bool {
-    let input = |place: usize| node.input.get(place).is_some_and(|name| floats.contains(name));
+    let input = |index: usize| node.input.get(index).is_some_and(|name| floats.contains(name));
     let tensor = attribute(node, "value").and_then(|value| value.t.as_ref());
     match node.op_type.as_str() {
         "Cast" => attribute(node, "to").and_then(|to| to.i) == Some(DataType::Float as i64),
@@ -83,6 +85,6 @@ fn is_float(node: &NodeProto, index: usize, floats: &HashSet<String>) -> bool {
         "OneHot" => input(2),
         "TopK" | "MaxPool" => index == 0 && input(0),
         "Where" => input(1),
-        _ => input(0) && !listed(NO_FLOATS, node),
+        _ => input(0) && !contains_op(NEVER_FLOAT, node),
     }
 }
