@@ -113,7 +113,7 @@ fn a_corpus_that_is_too_small_is_refused() {
     let corpus = workshop.path("three.txt");
     fs::write(&corpus, "a dog runs fast\na cat sleeps here\na bus waits there\n").unwrap();
     let error = refused(&workshop.ablate(&corpus, &[]));
-    assert!(error.contains("no captions in image order (captions: 3"), "{error}");
+    assert!(error.contains("not in image order (captions: 3"), "{error}");
     let corpus = project("tests/fixtures/train/captions.txt");
     // All 96 images would leave none to learn from.
     for proxies in ["5000", "96"] {
@@ -136,7 +136,7 @@ fn what_can_not_be_compared_is_refused() {
     workshop.change_settings("\"none\"", "\"fixed\"");
     workshop.change_settings("[local]", "[local]\nnoun_count = 400");
     let error = ablate();
-    assert!(error.contains("no noun to show in proxies (local.noun_count: 400"), "{error}");
+    assert!(error.contains("no frequent noun for the proxies (local.noun_count: 400"), "{error}");
 
     // Every image's captions far apart: there are no images in it.
     let text = fs::read_to_string(&corpus).unwrap();
@@ -146,5 +146,5 @@ fn what_can_not_be_compared_is_refused() {
     let elsewhere = workshop.path("shuffled.txt");
     fs::write(&elsewhere, shuffled.join("\n")).unwrap();
     let error = refused(&workshop.ablate(&elsewhere, &["--proxies", "12"]));
-    assert!(error.contains("no captions in image order (cosine of"), "{error}");
+    assert!(error.contains("not in image order (cosine within"), "{error}");
 }

@@ -131,9 +131,12 @@ impl Study {
         let training = &captions[..split];
         let nouns = Nouns::find(training, &request.settings.local);
         if nouns.names.is_empty() {
-            return Err(Error::new(ErrorKind::Config, "the corpus has no noun to show in proxies")
-                .with("local.noun_count", request.settings.local.noun_count)
-                .with("captions", training.len()));
+            return Err(Error::new(
+                ErrorKind::Config,
+                "the corpus has no frequent noun for the proxies",
+            )
+            .with("local.noun_count", request.settings.local.noun_count)
+            .with("captions", training.len()));
         }
         let noun_embeddings = embed("embedding nouns", &nouns.names)?;
         check_stop(&request)?;
@@ -290,7 +293,7 @@ fn check_stop(request: &Request) -> Result<()> {
     if !request.stop.load(Ordering::Relaxed) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Runtime, "interrupted; the same command goes on from here"))
+    Err(Error::new(ErrorKind::Runtime, "interrupted; run the same command to continue"))
 }
 
 fn write_corpus(captions: &[String], path: &Path) -> Result<()> {

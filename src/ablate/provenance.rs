@@ -61,13 +61,12 @@ impl Provenance {
         };
         let Ok(text) = fs::read_to_string(folder.join(FILE)) else {
             if holds_bundles(folder) {
-                return Err(refusal("--out holds bundles, but not what they were trained from")
-                    .with("missing", FILE));
+                return Err(refusal("--out holds bundles of unknown origin").with("missing", FILE));
             }
             return Ok(());
         };
         let found: Self = toml::from_str(&text)
-            .map_err(|error| refusal("--out: study.toml is not understood").because(error))?;
+            .map_err(|error| refusal("--out: study.toml can't be parsed").because(error))?;
         match self.difference(&found) {
             None => Ok(()),
             Some(what) => {

@@ -73,9 +73,12 @@ pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
         }
     }
     if count < MIN_GROUP || best[count].0 == f64::NEG_INFINITY {
-        return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
+        return Err(Error::new(ErrorKind::Config, "the captions are not in image order")
             .with("captions", count)
-            .with("allowed", format!("{MIN_GROUP} to {MAX_GROUP} consecutive captions an image")));
+            .with(
+                "allowed",
+                format!("{MIN_GROUP} to {MAX_GROUP} consecutive captions per image"),
+            ));
     }
     let mut starts = Vec::new();
     let mut end = count;
@@ -92,10 +95,10 @@ pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     let across = borders.iter().sum::<f64>() / borders.len() as f64;
     let inside = (all - borders.iter().sum::<f64>()) / (count - 1 - borders.len()) as f64;
     if inside - across <= MARGIN * (1.0 - across) {
-        return Err(Error::new(ErrorKind::Config, "the corpus is no captions in image order")
-            .with("cosine of an image's captions", format!("{inside:.3}"))
-            .with("of different images'", format!("{across:.3}"))
-            .with("allowed", "captions of one image that are clearly more alike"));
+        return Err(Error::new(ErrorKind::Config, "the captions are not in image order")
+            .with("cosine within an image", format!("{inside:.3}"))
+            .with("across images", format!("{across:.3}"))
+            .with("allowed", "captions of one image that are clearly more similar"));
     }
     Ok(starts)
 }
@@ -226,7 +229,7 @@ mod tests {
         rows.shuffle(&mut StdRng::seed_from_u64(1));
         let error = group_captions(&rows.concat(), sizes.len()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("different images'"), "{error}");
+        assert!(error.to_string().contains("across images"), "{error}");
     }
 
     #[test]

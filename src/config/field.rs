@@ -262,7 +262,7 @@ pub fn display_value(value: &Value) -> String {
     let line = match value {
         Value::Null => "empty".to_owned(),
         Value::String(text) => format!("'{}'", text.escape_debug()),
-        other => serde_json::to_string(other).unwrap_or_else(|_| "of no scalar type".into()),
+        other => serde_json::to_string(other).unwrap_or_else(|_| "not a scalar".into()),
     };
     if line.chars().count() <= MAX_CHARS {
         return line;

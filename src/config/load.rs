@@ -120,8 +120,11 @@ impl Layers {
                 return Err(unknown_variable(&name));
             };
             let Some(text) = raw_value.to_str() else {
-                return Err(Error::new(ErrorKind::Config, "an environment variable is no UTF-8")
-                    .with("name", name));
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "an environment variable is not valid UTF-8",
+                )
+                .with("name", name));
             };
             self.set_text(&path, text, Origin::Variable(name.into_owned()))?;
         }
@@ -194,7 +197,7 @@ impl Layers {
     fn deserialize<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
         // Sections without a required field may be absent; the absence of any other was reported.
         serde_yaml_ng::from_value(value.into()).map_err(|error| {
-            Error::new(ErrorKind::Config, "the configuration does not hold together").because(error)
+            Error::new(ErrorKind::Config, "the configuration is inconsistent").because(error)
         })
     }
 
@@ -210,7 +213,7 @@ impl Layers {
                 let inner =
                     target.entry((*key).into()).or_insert_with(|| Value::Mapping(Mapping::new()));
                 let Value::Mapping(mapping) = inner else {
-                    return Err(Error::new(ErrorKind::Internal, "a section is no mapping")
+                    return Err(Error::new(ErrorKind::Internal, "a section is not a mapping")
                         .with("field", path));
                 };
                 target = mapping;
@@ -263,9 +266,11 @@ fn mapping_entries<'v>(
         .iter()
         .map(|(key, inner)| match key.as_str() {
             Some(name) => Ok((name, inner)),
-            None => Err(Error::new(ErrorKind::Config, format!("{path} has a key that is no name"))
-                .with("key", display_value(key))
-                .with("set by", origin())),
+            None => {
+                Err(Error::new(ErrorKind::Config, format!("{path} has a key that is not a string"))
+                    .with("key", display_value(key))
+                    .with("set by", origin()))
+            }
         })
         .collect()
 }

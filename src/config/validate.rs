@@ -27,11 +27,11 @@ const PROTECTED: [(&str, &str); 19] = [
     ("acks", "always all"),
     ("request.required.acks", "always all"),
     ("group.protocol", "set kafka.group_protocol instead"),
-    ("group.remote.assignor", "the brokers' own settings hold"),
+    ("group.remote.assignor", "the brokers' own setting applies"),
     ("partition.assignment.strategy", "always cooperative-sticky"),
-    ("allow.auto.create.topics", "always false: topics are made by whoever runs Kafka"),
-    ("enable.partition.eof", "the worker follows its topic without end"),
-    ("log.connection.close", "always true: a lost connection makes a commit doubtful"),
+    ("allow.auto.create.topics", "always false: the operator of Kafka creates the topics"),
+    ("enable.partition.eof", "always false: the worker reads without end"),
+    ("log.connection.close", "always true: a lost connection leaves a commit in doubt"),
 ];
 
 /// What the brokers decide where `kafka.group_protocol` is `consumer`.
@@ -68,17 +68,14 @@ pub fn check(config: &Config) -> Result<(), Problem> {
         return Err(Problem::new(
             "limits.max_in_flight",
             config.limits.max_in_flight,
-            &format!("at least batch.size, which is {}", config.batch.size),
+            &format!("at least batch.size ({})", config.batch.size),
         ));
     }
     if config.limits.fetch_bytes < config.limits.max_object_bytes {
         return Err(Problem::new(
             "limits.fetch_bytes",
             config.limits.fetch_bytes,
-            &format!(
-                "at least limits.max_object_bytes, which is {}",
-                config.limits.max_object_bytes
-            ),
+            &format!("at least limits.max_object_bytes ({})", config.limits.max_object_bytes),
         ));
     }
     let Runtime { drain_timeout_ms, termination_grace_ms, providers, .. } = &config.runtime;
@@ -87,8 +84,9 @@ pub fn check(config: &Config) -> Result<(), Problem> {
             "runtime.drain_timeout_ms",
             *drain_timeout_ms,
             &format!(
-                "5000 below runtime.termination_grace_ms, which is {termination_grace_ms}: the \
-                 group has to be left before the process is killed"
+                "at least {LEAVING_MS} below runtime.termination_grace_ms \
+                 ({termination_grace_ms}): the worker must leave its consumer group before the \
+                 process is killed"
             ),
         ));
     }
@@ -143,12 +141,12 @@ fn check_kafka(kafka: &Kafka) -> Result<(), Problem> {
     for (name, value) in &kafka.properties {
         if is_consumer && DECIDED_BY_BROKERS.contains(&name.as_str()) {
             let path = format!("kafka.properties.{name}");
-            let allowed = "not to be set: kafka.group_protocol is consumer, the brokers decide it";
+            let allowed = "unset (the brokers decide it: kafka.group_protocol is consumer)";
             return Err(Problem::new(&path, value.as_str(), allowed));
         }
         if let Some(instead) = protected(name) {
             let path = format!("kafka.properties.{name}");
-            return Err(Problem::new(&path, value.as_str(), &format!("not to be set: {instead}")));
+            return Err(Problem::new(&path, value.as_str(), &format!("unset ({instead})")));
         }
     }
     Ok(())
@@ -184,14 +182,14 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
         return Err(Problem::new(
             "s3.hedge_after_ms",
             s3.hedge_after_ms,
-            &format!("below s3.timeout_ms, which is {}", s3.timeout_ms),
+            &format!("below s3.timeout_ms ({})", s3.timeout_ms),
         ));
     }
     if s3.backoff_max_ms < s3.backoff_initial_ms {
         return Err(Problem::new(
             "s3.backoff_max_ms",
             s3.backoff_max_ms,
-            &format!("at least s3.backoff_initial_ms, which is {}", s3.backoff_initial_ms),
+            &format!("at least s3.backoff_initial_ms ({})", s3.backoff_initial_ms),
         ));
     }
     Ok(())
@@ -207,7 +205,7 @@ fn check_registry(registry: &Registry) -> Result<(), Problem> {
         Some(url) => check_url("registry.url", url)?,
         None if registry.format == Format::Json => {}
         None => {
-            let allowed = "json, where registry.url is not set";
+            let allowed = "json, unless registry.url is set";
             let value = serde_yaml_ng::to_value(registry.format).unwrap_or_default();
             return Err(Problem::new("registry.format", value, allowed));
         }
@@ -222,8 +220,8 @@ fn check_registry(registry: &Registry) -> Result<(), Problem> {
     if registry.bearer_token.is_some() && registry.username.is_some() {
         return Err(Problem {
             path: "registry.bearer_token".into(),
-            value: "set beside registry.username".into(),
-            allowed: "one of the two".into(),
+            value: "set together with registry.username".into(),
+            allowed: "only one of them".into(),
         });
     }
     Ok(())
@@ -234,14 +232,14 @@ fn check_allowed_bucket(entry: &str) -> Result<(), Problem> {
     let problem = |allowed: &str| Problem::new("s3.allowed_buckets", vec![entry], allowed);
     let (bucket, prefix) = entry.split_once('/').unwrap_or((entry, ""));
     if let Some(rule) = object_name::broken_rule(bucket) {
-        return Err(problem(&format!("bucket or bucket/prefix/; of a bucket's name {rule}")));
+        return Err(problem(&format!("bucket or bucket/prefix/; bucket name: {rule}")));
     }
     // Without the slash, `photos/public` would hold `photos/public-not` too.
     if !prefix.is_empty() && !prefix.ends_with('/') {
-        return Err(problem("bucket or bucket/prefix/, the prefix with a slash at its end"));
+        return Err(problem("bucket or bucket/prefix/, with the final slash"));
     }
     if object_name::check_key(prefix).is_err() {
-        return Err(problem("bucket or bucket/prefix/, no '.', no '..' and no control character"));
+        return Err(problem("bucket or bucket/prefix/, without '.', '..' and control characters"));
     }
     Ok(())
 }

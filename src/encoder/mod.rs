@@ -51,8 +51,9 @@ impl EncoderConfig {
     /// Reads `dir/config.json`.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
-        let unusable =
-            || Error::new(ErrorKind::Bundle, "no encoder directory").with("path", path.display());
+        let unusable = || {
+            Error::new(ErrorKind::Bundle, "not an encoder directory").with("path", path.display())
+        };
         let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
         let config: Self =
             serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;

@@ -30,8 +30,8 @@ impl Packages {
                 return Ok(bytes);
             }
         }
-        Err(Error::new(ErrorKind::Io, "no package in the folder holds the file")
-            .with("folder", self.folder.display())
+        Err(Error::new(ErrorKind::Io, "no package in the directory contains the file")
+            .with("directory", self.folder.display())
             .with("file", suffix))
     }
 
@@ -41,7 +41,7 @@ impl Packages {
         let archive_bytes = self.read(archive)?;
         let bytes = read_zip_entry(io::Cursor::new(archive_bytes), name, &origin)?;
         bytes.ok_or_else(|| {
-            Error::new(ErrorKind::Io, "the archive lacks a file")
+            Error::new(ErrorKind::Io, "a file is missing in the archive")
                 .with("archive", archive)
                 .with("file", name)
         })

@@ -152,7 +152,8 @@ fn text_tower(weights: &mut Random) -> Vec<u8> {
 
 /// One token a byte, after the padding.
 fn tokenizer() -> Result<String> {
-    let failed = |error| Error::new(ErrorKind::Internal, "can't make a tokenizer").because(error);
+    let failed =
+        |error| Error::new(ErrorKind::Internal, "can't create the tokenizer").because(error);
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let mut names = std::iter::once(PAD.to_owned()).chain(alphabet.iter().map(char::to_string));

@@ -49,8 +49,9 @@ pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> 
         return Err(Error::new(ErrorKind::Config, "the captions have no frequent nouns"));
     }
     let packages = Packages::new(folder);
-    let scratch = tempfile::tempdir()
-        .map_err(|error| Error::new(ErrorKind::Io, "no temporary folder").because(error))?;
+    let scratch = tempfile::tempdir().map_err(|error| {
+        Error::new(ErrorKind::Io, "can't create a temporary directory").because(error)
+    })?;
     let checkpoint = scratch.path().join(CHECKPOINT);
     write_file(&checkpoint, &packages.read(CHECKPOINT)?)?;
     let sentence_weights = scratch.path().join("model.safetensors");
@@ -105,7 +106,7 @@ fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Res
 
 fn to_matrix(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
     Array2::from_shape_vec((count, values.len() / count), values).map_err(|error| {
-        Error::new(ErrorKind::Internal, "embeddings of the wrong size").because(error)
+        Error::new(ErrorKind::Internal, "the embeddings have the wrong size").because(error)
     })
 }
 
@@ -196,7 +197,7 @@ fn preprocessing() -> PreprocessorConfig {
 
 fn parse<T: serde::de::DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
-        Error::new(ErrorKind::Bundle, "a package's file is not understood")
+        Error::new(ErrorKind::Bundle, "can't parse a file of a package")
             .with("file", name)
             .because(error)
     })

@@ -24,7 +24,7 @@ pub struct Initializer {
 /// `ErrorKind::Bundle` for a file that is no ONNX model or a weight that is cut short.
 pub fn read(path: &Path) -> Result<HashMap<String, Initializer>> {
     let damaged =
-        || Error::new(ErrorKind::Bundle, "a graph can't be read").with("path", path.display());
+        || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
     let bytes = fs::read(path).map_err(|error| damaged().because(error))?;
     let model = ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().because(error))?;
     let mut found = HashMap::new();

@@ -63,7 +63,7 @@ impl Statistics {
         if sizes && positive && read.mean.iter().all(|entry| entry.is_finite()) {
             return Ok(read);
         }
-        Err(unusable().with("allowed", format!("{dim} numbers a list, scales above 0")))
+        Err(unusable().with("allowed", format!("lists of {dim} finite numbers, scales above 0")))
     }
 }
 

@@ -91,12 +91,12 @@ impl Checkpoints {
     ) -> Result<(FusionCap, ModuleOptimizer, State)> {
         let folder = checkpoint_dir(&self.folder);
         let damaged = |name: &str, error: String| {
-            Error::new(ErrorKind::Io, "the checkpoint is damaged; start again without --resume")
+            Error::new(ErrorKind::Io, "the checkpoint is damaged; train again without --resume")
                 .with("path", folder.join(name).display())
                 .because(error)
         };
         let bytes = fs::read(folder.join(STATE)).map_err(|error| {
-            Error::new(ErrorKind::Config, "--resume finds no checkpoint to go on from")
+            Error::new(ErrorKind::Config, "--resume: there is no checkpoint")
                 .with("path", self.folder.display())
                 .because(error)
         })?;
@@ -148,13 +148,14 @@ impl Checkpoints {
             ("settings", found.settings != self.run.settings),
             ("corpus", found.corpus != self.run.corpus),
             ("encoder", found.encoder != self.run.encoder),
-            ("bundle to begin with", found.from != self.run.from),
+            ("bundle to fine-tune", found.from != self.run.from),
         ];
         let Some((what, _)) = differs.into_iter().find(|(_, other)| *other) else {
             return Ok(());
         };
-        Err(Error::new(ErrorKind::Config, format!("--resume: the checkpoint has another {what}"))
-            .with("path", self.folder.display()))
+        Err(Error::new(ErrorKind::Config, "--resume: the checkpoint is of another run")
+            .with("path", self.folder.display())
+            .with("differs", what))
     }
 
     /// Writes a checkpoint aside, then puts it in the place of the last one.

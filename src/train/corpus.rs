@@ -104,8 +104,8 @@ impl Corpus {
         }
         info!(
             captions = reader.captions.len(),
-            left_out = %reader.skipped,
-            "read the captions in their order"
+            skipped = %reader.skipped,
+            "read the captions in order"
         );
         Ok(reader.captions)
     }
@@ -138,9 +138,9 @@ impl Corpus {
 }
 
 fn too_few_captions(captions: usize, skipped: &Skipped) -> Error {
-    Error::new(ErrorKind::Config, "the corpus holds too few captions")
+    Error::new(ErrorKind::Config, "the corpus has too few captions")
         .with("captions", captions)
-        .with("left out", skipped)
+        .with("skipped", skipped)
 }
 
 /// Takes lines one by one.

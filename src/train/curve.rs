@@ -56,7 +56,7 @@ fn plot(curve: &[Epoch], svg: &mut String) -> std::result::Result<(), Box<dyn st
     chart
         .configure_mesh()
         .x_desc("epoch")
-        .y_desc("loss, nats a token")
+        .y_desc("loss, nats per token")
         .x_labels(curve.len().clamp(2, 10))
         .x_label_formatter(&|epoch| format!("{epoch:.0}"))
         .light_line_style(TRANSPARENT)
@@ -93,7 +93,7 @@ mod tests {
             |epoch, training_loss, held_out_loss| Epoch { epoch, training_loss, held_out_loss };
         let svg = render_svg(&[epoch(1, 4.0, 3.5), epoch(2, 3.0, 2.9)]).unwrap();
         assert!(svg.starts_with("<svg"), "{svg}");
-        for word in ["training", "held out", "nats a token", "#A0A6AA", "#0B6E5F"] {
+        for word in ["training", "held out", "nats per token", "#A0A6AA", "#0B6E5F"] {
             assert!(svg.contains(word), "{word}");
         }
         // A single epoch is a point, not an error.

@@ -26,7 +26,8 @@ pub fn embed(
     let mut hasher = Sha256::new();
     for name in [TEXT, TOKENIZER] {
         let path = encoder_dir.join(name);
-        let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
+        let bytes =
+            fs::read(&path).map_err(|error| failed("can't read the encoder", &path, error))?;
         hasher.update(Sha256::digest(&bytes));
     }
     hasher.update((encoder.text_max_length as u64).to_le_bytes());
@@ -49,11 +50,12 @@ pub fn embed(
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     // Written aside and renamed: a cut-off run leaves no half cache.
     let unfinished = cache.with_extension("part");
-    fs::write(&unfinished, bytes).map_err(|error| failed(&unfinished, error))?;
-    fs::rename(&unfinished, &cache).map_err(|error| failed(&cache, error))?;
+    fs::write(&unfinished, bytes)
+        .and_then(|()| fs::rename(&unfinished, &cache))
+        .map_err(|error| failed("can't write the embedding cache", &cache, error))?;
     Ok(embeddings)
 }
 
-fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't read or write").with("path", path.display()).because(error)
+fn failed(message: &'static str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, message).with("path", path.display()).because(error)
 }

@@ -75,9 +75,9 @@ pub fn check_out(out: &Path) -> Result<()> {
     if names.is_empty() || names.iter().any(ours) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Config, "--out holds files that are no bundle")
+    Err(Error::new(ErrorKind::Config, "--out holds files that are not a bundle")
         .with("path", out.display())
-        .with("allowed", "a new or empty folder, or a bundle to replace"))
+        .with("allowed", "a new or empty directory, or a bundle to replace"))
 }
 
 /// Writes the bundle to `request.out`: aside and sealed first, then in the place of whatever
@@ -332,14 +332,14 @@ fn model_card(parts: &Parts<'_>) -> Result<String> {
          # {name}\n\n\
          A FusionCap image captioner, trained on text alone: no image was seen in training.\n\n\
          ## Encoder\n`{encoder}` {version}, frozen:\n{sources}\n\
-         ## Corpus\n{corpora}: {captions} captions to learn from, {held_out} held out, left \
-         out: {skipped}; SHA-256 `{digest}`.\n\n\
+         ## Corpus\n{corpora}: {captions} training captions, {held_out} held out, \
+         skipped: {skipped}; SHA-256 `{digest}`.\n\n\
          {attribution}\
          ## Training\nSeed {seed}, {steps} steps{from}.\n\n\
          ![Loss by epoch]({CURVE})\n\n\
          | epoch | training loss | held-out loss |\n|---|---|---|\n{curve}\n\
-         Losses are nats a token; the training loss includes label smoothing. Knowing how \
-         frequent each token is, and nothing else, gives {unigram:.3}.\n\n\
+         Losses are in nats per token; the training loss includes label smoothing. The unigram \
+         entropy of the tokens is {unigram:.3}.\n\n\
          ```toml\n{toml}```\n{notes}",
         name = model_config(parts, 0).name,
         encoder = parts.encoder.name,
@@ -354,7 +354,7 @@ fn model_card(parts: &Parts<'_>) -> Result<String> {
         notes = parts.notes.map(|text| format!("\n{}\n", text.trim_end())).unwrap_or_default(),
         from = parts
             .from
-            .map(|digest| format!(", begun with the bundle `{digest}`"))
+            .map(|digest| format!(", fine-tuned from the bundle `{digest}`"))
             .unwrap_or_default(),
         steps = parts.outcome.steps,
         unigram = parts.outcome.unigram_entropy,

@@ -95,7 +95,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     info!(
         captions = corpus.captions.len(),
         held_out = corpus.held_out.len(),
-        left_out = %corpus.skipped,
+        skipped = %corpus.skipped,
         "read the corpus"
     );
     create_dir(&request.cache)?;
@@ -183,11 +183,11 @@ fn build_examples(
 fn find_nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
     let found = Nouns::find(captions, &settings.local);
     if found.names.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "no noun stands in enough of the captions")
+        return Err(Error::new(ErrorKind::Config, "no noun occurs in enough captions")
             .with("local.noun_count", settings.local.noun_count)
-            .with("allowed", "a lower one, or [local] and mixture noise switched off"));
+            .with("allowed", "a lower local.noun_count, or local.enabled and mixture noise off"));
     }
-    info!(nouns = found.names.len(), "found the nouns");
+    info!(nouns = found.names.len(), "found nouns");
     Ok(found)
 }
 
@@ -201,6 +201,8 @@ fn read_notes(path: &Path) -> Result<String> {
 
 fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| {
-        Error::new(ErrorKind::Io, "can't make a folder").with("path", path.display()).because(error)
+        Error::new(ErrorKind::Io, "can't create a directory")
+            .with("path", path.display())
+            .because(error)
     })
 }

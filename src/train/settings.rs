@@ -160,7 +160,7 @@ impl Settings {
         }
         // The learned scale is measured by its prior's.
         if noise.kind == NoiseKind::Learned && noise.sigma == 0.0 {
-            let allowed = "more than 0 where noise.kind is \"learned\"";
+            let allowed = "more than 0 if noise.kind is \"learned\"";
             return Err(out_of_range("noise.sigma", noise.sigma, allowed));
         }
         let shares = [
@@ -195,7 +195,7 @@ fn overlay(table: &mut toml::Table, over: toml::Table) {
 }
 
 fn invalid_settings(error: &toml::de::Error) -> Error {
-    Error::new(ErrorKind::Config, format!("the settings are not understood: {}", error.message()))
+    Error::new(ErrorKind::Config, format!("the settings are invalid: {}", error.message()))
 }
 
 fn out_of_range(
@@ -249,7 +249,7 @@ mod tests {
 
         let still = load("[noise]\nkind = \"learned\"\nsigma = 0.0").unwrap_err();
         assert_eq!(still.exit_code(), 2);
-        let reason = "noise.sigma is out of range (value: 0, allowed: more than 0 where noise.kind";
+        let reason = "noise.sigma is out of range (value: 0, allowed: more than 0 if noise.kind";
         assert!(still.to_string().starts_with(reason), "{still}");
         load("[noise]\nkind = \"fixed\"\nsigma = 0.0").unwrap();
     }

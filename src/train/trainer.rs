@@ -145,7 +145,7 @@ impl<'a> Trainer<'a> {
         if !value.is_finite() {
             return Err(Error::new(
                 ErrorKind::Runtime,
-                "training diverged: the loss is no number; a lower learning_rate may help",
+                "training diverged: the loss is not finite; a lower learning_rate may help",
             )
             .with("step", state.step)
             .with("learning_rate", self.settings.learning_rate));
@@ -174,7 +174,7 @@ impl<'a> Trainer<'a> {
         if stop {
             return Err(Error::new(
                 ErrorKind::Runtime,
-                "interrupted; the same command goes on from the checkpoint, `train` with --resume",
+                "interrupted; run the same command to continue, `train` with --resume",
             )
             .with("step", step));
         }

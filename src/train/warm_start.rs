@@ -107,7 +107,7 @@ fn mismatch(
     expected: impl std::fmt::Display,
     found: impl std::fmt::Display,
 ) -> Error {
-    Error::new(ErrorKind::Config, "--from: the bundle's model is another one")
+    Error::new(ErrorKind::Config, "--from: the bundle's model is incompatible")
         .with("differs", what)
         .with("expected", expected)
         .with("found", found)
@@ -167,7 +167,7 @@ impl WeightLoader<'_> {
     }
 
     fn refuse(&mut self, name: &str, expected: &[usize], found: &str) {
-        let error = Error::new(ErrorKind::Config, "--from: the bundle's model is another one")
+        let error = Error::new(ErrorKind::Config, "--from: the bundle's model is incompatible")
             .with("weight", name)
             .with("expected", format!("{expected:?}"))
             .with("found", found);

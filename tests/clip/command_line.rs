@@ -131,5 +131,5 @@ fn a_refusal_is_one_line_and_exit_code_2() {
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(output.stdout.is_empty());
     assert_eq!(errors.lines().count(), 1, "{errors}");
-    assert!(errors.starts_with("error: a weights file is cut short"), "{errors}");
+    assert!(errors.starts_with("error: a weights file is truncated"), "{errors}");
 }

@@ -126,8 +126,8 @@ fn what_an_export_lacks_is_named() {
     let line = refusal(&source);
     assert!(
         line.contains(
-            "lacking: vision_model.onnx lacks patch_embeds (it gives image_embeds); \
-             text_model.onnx lacks token_embeds (it gives text_embeds)"
+            "missing: vision_model.onnx lacks patch_embeds (its outputs: image_embeds); \
+             text_model.onnx lacks token_embeds (its outputs: text_embeds)"
         ),
         "{line}"
     );
@@ -139,7 +139,7 @@ fn what_an_export_lacks_is_named() {
 
     fs::write(source.path("onnx/text_model.onnx"), "<html>not found</html>").unwrap();
     let page = refusal(&source);
-    assert!(page.contains("no ONNX model") && page.contains("text_model.onnx"), "{page}");
+    assert!(page.contains("not an ONNX model") && page.contains("text_model.onnx"), "{page}");
 }
 
 /// A text tower of one table, with `inputs`, the first of which it reads.
@@ -187,6 +187,6 @@ fn an_export_that_does_not_run_is_refused() {
     model.graph.as_mut().unwrap().node[0].op_type = "Imagine".into();
     save(&source, "vision_model.onnx", &model);
     let line = refusal(&source);
-    assert!(line.contains("an ONNX export can't be loaded"), "{line}");
+    assert!(line.contains("can't load an ONNX export"), "{line}");
     assert!(line.contains("Imagine"), "{line}");
 }

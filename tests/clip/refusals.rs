@@ -33,7 +33,7 @@ fn a_folder_that_is_none() {
         inline_limit: usize::MAX,
     };
     let error = fusioncap::encoder::clip::import(&request, &Default::default()).unwrap_err();
-    assert_says(&error.chain(), &["there is no such directory", "elsewhere"]);
+    assert_says(&error.chain(), &["the CLIP directory does not exist", "elsewhere"]);
     assert_eq!(error.exit_code(), 2);
 }
 
@@ -45,7 +45,7 @@ fn a_folder_to_write_to_with_other_files() {
     let limit = usize::MAX;
     let storage = fusioncap::encoder::clip::tower::Storage::Source;
     let error = source.import_to(out.path(), storage, limit).unwrap_err();
-    assert_says(&error.chain(), &["--out holds files that are no encoder", "allowed: a new"]);
+    assert_says(&error.chain(), &["--out holds files that are not an encoder", "allowed: a new"]);
     assert_eq!(error.exit_code(), 2);
 }
 
@@ -68,9 +68,9 @@ fn configurations() {
         &["field: vision_config.hidden_act", "value: \"swish\"", "quick_gelu, gelu"],
     );
     source.write("config.json", "{\"model_type\": ");
-    assert_says(&refusal(&source), &["configuration is not understood", "config.json", "EOF"]);
+    assert_says(&refusal(&source), &["can't parse CLIP's configuration", "config.json", "EOF"]);
     source.write("config.json", "[]");
-    assert_says(&refusal(&source), &["configuration is no JSON object"]);
+    assert_says(&refusal(&source), &["configuration is not a JSON object"]);
     source.remove("config.json");
     assert_says(&refusal(&source), &["can't read CLIP's configuration", "config.json"]);
 }
@@ -85,7 +85,7 @@ fn weights_cut_short() {
         let line = refusal(&source);
         assert_says(
             &line,
-            &["a weights file is cut short", "model.safetensors", &format!("bytes: {length}, ")],
+            &["a weights file is truncated", "model.safetensors", &format!("bytes: {length}, ")],
         );
         let complete = match length {
             _ if length < 8 => 8,
@@ -100,19 +100,25 @@ fn weights_cut_short() {
 fn weights_that_are_no_safetensors() {
     let source = Source::new();
     source.write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
-    assert_says(&refusal(&source), &["a weights file is no safetensors", "model.safetensors"]);
+    assert_says(
+        &refusal(&source),
+        &["a weights file is not in the safetensors format", "model.safetensors"],
+    );
 
     let broken = Source::new();
     let mut bytes = fs::read(broken.path("model.safetensors")).unwrap();
     bytes[8] = b'[';
     fs::write(broken.path("model.safetensors"), &bytes).unwrap();
-    assert_says(&refusal(&broken), &["a weights file is no safetensors"]);
+    assert_says(&refusal(&broken), &["a weights file is not in the safetensors format"]);
 
     let longer = Source::new();
     let mut more = fs::read(longer.path("model.safetensors")).unwrap();
     more.push(0);
     fs::write(longer.path("model.safetensors"), &more).unwrap();
-    assert_says(&refusal(&longer), &["a weights file is no safetensors", "expected: "]);
+    assert_says(
+        &refusal(&longer),
+        &["a weights file is not in the safetensors format", "expected: "],
+    );
 }
 
 #[test]
@@ -162,7 +168,7 @@ fn shards() {
     let source = Source::new();
     source.remove("model.safetensors");
     source.write("model.safetensors.index.json", "{}");
-    assert_says(&refusal(&source), &["index of the weights is not understood", "weight_map"]);
+    assert_says(&refusal(&source), &["can't read the index of the weights", "weight_map"]);
     let index = |file: &str| json!({"weight_map": {"logit_scale": file}}).to_string();
     source.write("model.safetensors.index.json", &index("model-1-of-1.safetensors"));
     assert_says(&refusal(&source), &["can't read the weights", "model-1-of-1.safetensors"]);
@@ -176,7 +182,10 @@ fn tokenizers() {
     source.remove("merges.txt");
     assert_says(
         &refusal(&source),
-        &["there is no tokenizer.json", "AutoTokenizer.from_pretrained(MODEL).save_pretrained"],
+        &[
+            "there is neither tokenizer.json",
+            "AutoTokenizer.from_pretrained(MODEL).save_pretrained",
+        ],
     );
     source.write("tokenizer.json", "{}");
     assert_says(&refusal(&source), &["the tokenizer can't be used", "tokenizer.json"]);
@@ -190,12 +199,12 @@ fn tokenizers() {
     source.write("tokenizer.json", &made.replace("511", "512"));
     assert_says(
         &refusal(&source),
-        &["tokens that the text tower lacks", "largest id: 512", "vocab_size: 512"],
+        &["more tokens than the text tower", "largest id: 512", "vocab_size: 512"],
     );
 
     let older = Source::new();
     older.write("vocab.json", "{\"a\": 0}");
-    assert_says(&refusal(&older), &["vocab.json", "lacks: <|startoftext|>"]);
+    assert_says(&refusal(&older), &["vocab.json", "missing: <|startoftext|>"]);
     let broken = Source::new();
     broken.write("merges.txt", "#version: 0.2\nth\n");
     assert_says(&refusal(&broken), &["merges.txt", "line: th"]);
@@ -207,17 +216,14 @@ fn preprocessing() {
     source.write("preprocessor_config.json", "{\"size\": 224, \"crop_size\": 224}");
     assert_says(
         &refusal(&source),
-        &["another size than the tower takes", "gives: 224 x 224", "image_size: 48"],
+        &["does not fit the vision tower", "output size: 224 x 224", "image_size: 48"],
     );
     source.write("preprocessor_config.json", "{\"resample\": 5}");
     assert_says(&refusal(&source), &["preprocessing is not supported", "resample"]);
     source.write("preprocessor_config.json", "{\"image_mean\": [0.5]}");
-    assert_says(
-        &refusal(&source),
-        &["preprocessing is not understood", "preprocessor_config.json"],
-    );
+    assert_says(&refusal(&source), &["can't read the preprocessing", "preprocessor_config.json"]);
     source.write("preprocessor_config.json", "no JSON");
-    assert_says(&refusal(&source), &["preprocessing is not understood"]);
+    assert_says(&refusal(&source), &["can't read the preprocessing"]);
 }
 
 #[test]

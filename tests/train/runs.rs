@@ -189,12 +189,12 @@ fn fine_tuning_begins_where_a_bundle_ended() {
     assert!((ended - begun).abs() < 0.05, "{begun} after {ended}");
     let card = std::fs::read_to_string(second.out().join("README.md")).unwrap();
     let digest = Bundle::open(&first.out()).unwrap().digest().to_owned();
-    assert!(card.contains(&format!("begun with the bundle `{digest}`")), "{card}");
+    assert!(card.contains(&format!("fine-tuned from the bundle `{digest}`")), "{card}");
 
     settings.shape.intermediate_size *= 2;
     let refused = second.train(&settings, false).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
-    let reason = "--from: the bundle's model is another one (weight: 0.expand.weight";
+    let reason = "--from: the bundle's model is incompatible (weight: 0.expand.weight";
     assert!(refused.to_string().starts_with(reason), "{refused}");
 }
 
@@ -210,7 +210,7 @@ fn fine_tuning_what_was_made_for_something_else_is_refused() {
     let assert_refused = |settings: &Settings, differs: &str| {
         let refused = second.train(settings, false).unwrap_err();
         assert_eq!(refused.exit_code(), 2);
-        let reason = format!("--from: the bundle's model is another one (differs: {differs})");
+        let reason = format!("--from: the bundle's model is incompatible (differs: {differs})");
         assert_eq!(refused.to_string(), reason);
     };
     let mut heads = settings.clone();
@@ -282,7 +282,7 @@ fn a_checkpoint_goes_on_only_where_it_belongs() {
     let workshop = Workshop::new();
     let missing = workshop.train(&settings(), true).unwrap_err();
     assert_eq!(missing.exit_code(), 2);
-    assert!(missing.to_string().contains("--resume finds no checkpoint"), "{missing}");
+    assert!(missing.to_string().contains("--resume: there is no checkpoint"), "{missing}");
 
     workshop.stop.store(true, Ordering::Relaxed);
     workshop.train(&settings(), false).unwrap_err();
@@ -290,7 +290,7 @@ fn a_checkpoint_goes_on_only_where_it_belongs() {
     others.seed += 1;
     let refused = workshop.train(&others, true).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
-    assert!(refused.to_string().contains("another settings"), "{refused}");
+    assert!(refused.to_string().contains("differs: settings"), "{refused}");
 }
 
 #[test]
@@ -300,9 +300,9 @@ fn a_corpus_that_can_not_be_learnt_is_refused() {
     let mut settings = settings();
     let endless = "x".repeat(100_000);
     for (text, reason) in [
-        (String::new(), "captions: 0, left out: none, allowed: at least 96"),
-        ("a dog runs fast\n".repeat(500), "captions: 1, left out: 499 duplicate"),
-        (format!("{endless}\n"), "captions: 0, left out: 1 too long"),
+        (String::new(), "captions: 0, skipped: none, allowed: at least 96"),
+        ("a dog runs fast\n".repeat(500), "captions: 1, skipped: 499 duplicate"),
+        (format!("{endless}\n"), "captions: 0, skipped: 1 too long"),
     ] {
         std::fs::write(&corpus, text).unwrap();
         let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
@@ -311,7 +311,7 @@ fn a_corpus_that_can_not_be_learnt_is_refused() {
     }
     std::fs::write(&corpus, b"\xff\xfe\n\xc3\x28\n").unwrap();
     let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
-    assert!(refused.to_string().contains("left out: 2 not UTF-8"), "{refused}");
+    assert!(refused.to_string().contains("skipped: 2 not UTF-8"), "{refused}");
 
     let mut nounless = settings.clone();
     (nounless.local.enabled, nounless.local.noun_count) = (true, 10_000);

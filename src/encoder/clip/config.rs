@@ -100,11 +100,10 @@ impl ClipConfig {
         let path = dir.join(CONFIG);
         let bytes = fs::read(&path)
             .map_err(|error| refusal("can't read CLIP's configuration", &path).because(error))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            refusal("CLIP's configuration is not understood", &path).because(error)
-        })?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| refusal("can't parse CLIP's configuration", &path).because(error))?;
         let Value::Object(fields) = value else {
-            return Err(refusal("CLIP's configuration is no JSON object", &path));
+            return Err(refusal("CLIP's configuration is not a JSON object", &path));
         };
         Self::parse(fields, &path)
     }
@@ -115,7 +114,7 @@ impl ClipConfig {
             other => {
                 return Err(refusal("model_type is not supported", path)
                     .with("value", other.unwrap_or("none"))
-                    .with("allowed", "clip, the whole model with both towers"));
+                    .with("allowed", "clip (the whole model with both towers)"));
             }
         }
         let vision = Section::take("vision_config", &mut fields, path)?;
@@ -247,7 +246,7 @@ mod tests {
     use super::*;
 
     fn parse(value: Value) -> Result<ClipConfig> {
-        let Value::Object(fields) = value else { panic!("{value} is no object") };
+        let Value::Object(fields) = value else { panic!("{value} is not an object") };
         ClipConfig::parse(fields, Path::new("config.json"))
     }
 

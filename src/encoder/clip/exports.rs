@@ -98,8 +98,9 @@ impl Export {
         let missing: Vec<&str> =
             wanted.filter(|wanted| !found.iter().any(|name| name == wanted)).collect();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        (!missing.is_empty())
-            .then(|| format!("{name} lacks {} (it gives {})", missing.join(", "), found.join(", ")))
+        (!missing.is_empty()).then(|| {
+            format!("{name} lacks {} (its outputs: {})", missing.join(", "), found.join(", "))
+        })
     }
 
     /// Writes the tower's part of the model to `target`.
@@ -109,7 +110,7 @@ impl Export {
         subgraph::keep_outputs(&mut part, &tower.outputs);
         let inputs = subgraph::input_names(&part);
         if let Some(other) = inputs.iter().find(|name| !tower.inputs.contains(&name.as_str())) {
-            return Err(refusal("an ONNX export wants an input that it does not get", path)
+            return Err(refusal("an ONNX export has an unsupported input", path)
                 .with("input", other)
                 .with("allowed", tower.inputs.join(", ")));
         }
@@ -137,13 +138,13 @@ fn no_model_error(source: &Path, tower: &Tower) -> Error {
     let pickled = source.join("pytorch_model.bin");
     if pickled.is_file() {
         return refusal(
-            "the weights are pickled; write them as safetensors with transformers: \
+            "the weights are pickled; convert them to safetensors with transformers: \
              CLIPModel.from_pretrained(DIR).save_pretrained(DIR)",
             &pickled,
         );
     }
     let allowed = format!(
-        "model.safetensors, its shards with their index, onnx/{COMBINED} or onnx/{}",
+        "model.safetensors, its shards with an index, onnx/{COMBINED} or onnx/{}",
         tower.file
     );
     refusal("the directory has neither weights nor ONNX exports", source).with("allowed", allowed)
@@ -155,11 +156,11 @@ fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
         return Ok(());
     }
     Err(refusal(
-        "the ONNX exports lack outputs that training needs; import the folder with \
+        "the ONNX exports lack outputs that training needs; import the directory with \
          model.safetensors instead",
         source,
     )
-    .with("lacking", lacking.join("; ")))
+    .with("missing", lacking.join("; ")))
 }
 
 fn digest(path: &Path) -> io::Result<String> {
@@ -179,7 +180,7 @@ fn probe(
     crate::runtime::environment(runtime)?;
     let side = encoder.image_size;
     let blank = |error: ort::Error| {
-        Error::new(ErrorKind::Runtime, "can't make a blank input").because(error)
+        Error::new(ErrorKind::Runtime, "can't create a blank input").because(error)
     };
     let pixels = vec![0.0_f32; BATCH * 3 * side * side];
     let image = Tensor::from_array(([BATCH, 3, side, side], pixels)).map_err(blank)?;
@@ -200,7 +201,7 @@ fn probe(
     let found = [&image_embeds, &patch_embeds, &text_embeds, &token_embeds];
     let fit = found.iter().zip(expected).all(|(shape, wanted)| shape.as_slice() == wanted);
     if !fit || width < 1 || patches < 1 {
-        return Err(refusal("the ONNX exports give unexpected shapes", &vision.path)
+        return Err(refusal("the ONNX exports' outputs have unexpected shapes", &vision.path)
             .with("found", format!("{found:?}"))
             .with("expected", format!("{expected:?}")));
     }
@@ -216,12 +217,10 @@ impl Export {
         inputs: Vec<(&str, SessionInputValue<'_>)>,
         runtime: &Runtime,
     ) -> Result<[Vec<i64>; 2]> {
-        let mut session =
-            crate::runtime::session(runtime, &out.join(self.tower.target)).map_err(|error| {
-                refusal("an ONNX export can't be loaded", &self.path).because(error)
-            })?;
+        let mut session = crate::runtime::session(runtime, &out.join(self.tower.target))
+            .map_err(|error| refusal("can't load an ONNX export", &self.path).because(error))?;
         let failed =
-            |error: ort::Error| refusal("an ONNX export can't be run", &self.path).because(error);
+            |error: ort::Error| refusal("can't run an ONNX export", &self.path).because(error);
         let outputs = session.run(inputs).map_err(failed)?;
         let shape = |name: &str| match outputs[name].try_extract_tensor::<f32>() {
             Ok((shape, _)) => Ok(shape.to_vec()),

@@ -54,7 +54,7 @@ pub struct Import {
 pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     let Import { source, out, .. } = request;
     if !source.is_dir() {
-        return Err(refusal("no CLIP: there is no such directory", source));
+        return Err(refusal("the CLIP directory does not exist", source));
     }
     check_out(out)?;
     let config = ClipConfig::open(source)?;
@@ -79,9 +79,9 @@ pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
 fn check_out(out: &Path) -> Result<()> {
     let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied && EncoderConfig::open(out).is_err() {
-        return Err(Error::new(ErrorKind::Config, "--out holds files that are no encoder")
+        return Err(Error::new(ErrorKind::Config, "--out holds files that are not an encoder")
             .with("path", out.display())
-            .with("allowed", "a new or empty folder, or an encoder to replace"));
+            .with("allowed", "a new or empty directory, or an encoder to replace"));
     }
     Ok(())
 }
@@ -149,7 +149,7 @@ fn encoder_name(request: &Import) -> String {
 /// The model's name with the licence that its card states.
 fn source_description(request: &Import) -> String {
     let card = fs::read_to_string(request.source.join(CARD)).unwrap_or_default();
-    let licence = licence(&card).unwrap_or("licence not stated in its folder");
+    let licence = licence(&card).unwrap_or("licence not stated");
     format!("{} (CLIP in the Hugging Face layout, {licence})", encoder_name(request))
 }
 

@@ -30,20 +30,20 @@ pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
             None => {
                 tracing::warn!(
                     path = %path.display(),
-                    "no image preprocessing is described, CLIP's own is taken"
+                    "no image preprocessing found, using CLIP's own"
                 );
                 Map::new()
             }
         },
     };
     let config = with_defaults(fields, vision.image_size)
-        .map_err(|error| refusal("the preprocessing is not understood", &path).because(error))?;
+        .map_err(|error| refusal("can't read the preprocessing", &path).because(error))?;
     let (height, width) = Preprocessor::new(config.clone())
         .map_err(|error| refusal("the preprocessing is not supported", &path).because(error))?
         .input_size();
     if (height, width) != (vision.image_size, vision.image_size) {
-        return Err(refusal("the preprocessing gives another size than the tower takes", &path)
-            .with("gives", format!("{height} x {width}"))
+        return Err(refusal("the preprocessing's output does not fit the vision tower", &path)
+            .with("output size", format!("{height} x {width}"))
             .with("vision_config.image_size", vision.image_size));
     }
     Ok(config)
@@ -62,7 +62,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
     }
-    let unusable = || -> Error { refusal("the preprocessing is not understood", path) };
+    let unusable = || -> Error { refusal("can't read the preprocessing", path) };
     let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
     serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable().because(error))
 }
@@ -104,7 +104,7 @@ mod tests {
     use crate::bundle::Size;
 
     fn completed(value: Value) -> PreprocessorConfig {
-        let Value::Object(fields) = value else { panic!("{value} is no object") };
+        let Value::Object(fields) = value else { panic!("{value} is not an object") };
         with_defaults(fields, 224).unwrap()
     }
 

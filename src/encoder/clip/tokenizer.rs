@@ -42,7 +42,7 @@ fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
         text.parse().map_err(|error: tokenizers::Error| unusable().because(error))?;
     let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
     if largest as usize >= config.vocab_size {
-        return Err(refusal("the tokenizer has tokens that the text tower lacks", path)
+        return Err(refusal("the tokenizer has more tokens than the text tower", path)
             .with("largest id", largest)
             .with("text_config.vocab_size", config.vocab_size));
     }
@@ -69,18 +69,18 @@ fn convert(dir: &Path) -> Result<String> {
     let (vocab_path, merges_path) = (dir.join(VOCAB), dir.join(MERGES));
     if !vocab_path.exists() || !merges_path.exists() {
         return Err(refusal(
-            "there is no tokenizer.json, nor vocab.json and merges.txt to make one from; \
-             download it with the model, or write it with transformers: \
+            "there is neither tokenizer.json, nor vocab.json and merges.txt; download it with the \
+             model, or write it with transformers: \
              AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)",
             &dir.join(TOKENIZER),
         ));
     }
-    let unusable = |path| refusal("the tokenizer's file is not understood", path);
+    let unusable = |path| refusal("can't read a file of the tokenizer", path);
     let bytes = fs::read(&vocab_path).map_err(|error| unusable(&vocab_path).because(error))?;
     let vocab: BTreeMap<String, u32> =
         serde_json::from_slice(&bytes).map_err(|error| unusable(&vocab_path).because(error))?;
     let id = |token: &'static str| {
-        vocab.get(token).copied().ok_or_else(|| unusable(&vocab_path).with("lacks", token))
+        vocab.get(token).copied().ok_or_else(|| unusable(&vocab_path).with("missing", token))
     };
     let (start, end) = (id(START)?, id(END)?);
     let text =

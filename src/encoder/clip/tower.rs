@@ -118,7 +118,7 @@ impl Tower<'_> {
         {
             return Err(self
                 .checkpoint
-                .wrong("a weight is too large for 16 bits: use --dtype fp32", name)
+                .wrong("a weight exceeds the range of fp16; use --dtype fp32", name)
                 .with("value", value)
                 .with("allowed", format!("-{limit} to {limit}")));
         }

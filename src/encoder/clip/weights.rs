@@ -69,7 +69,7 @@ impl Checkpoint {
     }
 
     fn from_index(dir: &Path, path: PathBuf) -> Result<Self> {
-        let unusable = || refusal("the index of the weights is not understood", &path);
+        let unusable = || refusal("can't read the index of the weights", &path);
         let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
@@ -91,7 +91,7 @@ impl Checkpoint {
         let mut file = File::open(&path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
         let cut_short = |expected: u64| {
-            refusal("a weights file is cut short", &path)
+            refusal("a weights file is truncated", &path)
                 .with("bytes", bytes)
                 .with("expected", expected)
         };
@@ -101,9 +101,9 @@ impl Checkpoint {
         }
         file.read_exact(&mut length).map_err(failed)?;
         let header_bytes = u64::from_le_bytes(length);
-        let damaged = || refusal("a weights file is no safetensors", &path);
+        let damaged = || refusal("a weights file is not in the safetensors format", &path);
         if header_bytes > MAX_HEADER_BYTES {
-            return Err(damaged().with("header's bytes", header_bytes));
+            return Err(damaged().with("header bytes", header_bytes));
         }
         let start = LENGTH_BYTES + header_bytes;
         if bytes < start {
@@ -151,7 +151,7 @@ impl Checkpoint {
             Dtype::F16 => Precision::Half,
             Dtype::BF16 => Precision::Bfloat,
             other => {
-                return Err(wrong("a weight is of an unsupported type")
+                return Err(wrong("a weight has an unsupported type")
                     .with("found", format!("{other:?}"))
                     .with("allowed", "F32, F16, BF16"));
             }

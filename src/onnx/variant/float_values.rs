@@ -45,7 +45,7 @@ pub fn find(graph: &GraphProto) -> Result<HashSet<String>> {
             .map(|(_, name)| name.clone())
             .collect();
         if !is_known(node) {
-            return Err(Error::new(ErrorKind::Bundle, "an operator can't be made fp16")
+            return Err(Error::new(ErrorKind::Bundle, "an operator can't be converted to fp16")
                 .with("operator", &node.op_type)
                 .with("domain", &node.domain)
                 .with("node", &node.name));

@@ -51,7 +51,10 @@ const FP16_OPS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attenti
 pub fn convert(model: &mut ModelProto, fp16_io: &[&str]) -> Result<()> {
     let Some(graph) = model.graph.take() else { return Ok(()) };
     if !model.functions.is_empty() {
-        return Err(Error::new(ErrorKind::Bundle, "functions in a graph can't be made fp16"));
+        return Err(Error::new(
+            ErrorKind::Bundle,
+            "a graph with functions can't be converted to fp16",
+        ));
     }
     let floats = float_values::find(&graph)?;
     let constants = constants(&graph);

@@ -108,13 +108,13 @@ pub fn rewrite(source: &Path, target: &Path, precision: Reduced) -> Result<()> {
 fn write_card(dir: &Path, origin: &Bundle, precision: Reduced, note: &str) -> Result<()> {
     let how = match precision {
         Reduced::Int8 => {
-            "Products with constant matrices are computed in 8 bits, with a scale for every 64 (or \
-             32) entries of a column and of a row: ONNX Runtime's `MatMulNBits`, for CPUs. \
-             Convolutions and all else are as they were."
+            "Products with constant matrices are computed in 8 bits, with one scale per 64 (or 32) \
+             entries of a column and of a row: ONNX Runtime's `MatMulNBits`, for CPUs. \
+             Convolutions and everything else are unchanged."
         }
         Reduced::Fp16 => {
-            "The vision tower and the decoder compute in 16-bit floats and keep their cache so, \
-             for GPUs. Scores, norms and the prefix are computed in 32 bits as they were."
+            "The vision tower, the decoder and its cache are in 16-bit floats, for GPUs. Scores, \
+             norms and the prefix stay in 32 bits."
         }
     };
     let origin_card = fs::read_to_string(origin.path(CARD)).unwrap_or_default();
@@ -127,7 +127,7 @@ fn write_card(dir: &Path, origin: &Bundle, precision: Reduced, note: &str) -> Re
     let text = format!(
         "{front}# {name}, {precision}\n\n\
          Made by `fusioncap variant --precision {precision}` from the bundle `{digest}`, whose card \
-         is below.\n\n{how}\n\n{note}\n\n{rest}",
+         follows.\n\n{how}\n\n{note}\n\n{rest}",
         name = origin.config.name,
         digest = origin.digest(),
         note = note.trim_end(),

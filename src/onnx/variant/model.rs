@@ -17,7 +17,7 @@ use crate::onnx::proto::{AttributeProto, DataType, EXTERNAL, ModelProto, NodePro
 /// `ErrorKind::Bundle` for a file that is no ONNX model, or whose weights are not where it says.
 pub fn read(path: &Path) -> Result<ModelProto> {
     let damaged =
-        || Error::new(ErrorKind::Bundle, "a graph can't be read").with("path", path.display());
+        || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
     let bytes = fs::read(path).map_err(|error| damaged().because(error))?;
     let mut model =
         ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().because(error))?;
@@ -43,7 +43,7 @@ fn load(tensor: &mut TensorProto, path: &Path) -> io::Result<()> {
         |key: &str| entry(key).map(str::parse::<u64>).transpose().map_err(io::Error::other);
     let location = Path::new(entry("location").unwrap_or_default());
     if !location.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(io::Error::other("its weights are not beside it"));
+        return Err(io::Error::other("the weights are outside the model's directory"));
     }
     let (offset, length) = (number("offset")?, number("length")?);
     let mut file = File::open(path.with_file_name(location))?;
