@@ -1,11 +1,10 @@
-//! What the names of environment variables mean: a field, nothing, or something else that
-//! happens to begin with `FUSIONCAP_`.
+//! Environment variables: which field a name sets, and which names with the prefix `FUSIONCAP_`
+//! are not fields.
 
 use super::field::{Field, SCHEMA, ValueType, nearest};
 use crate::error::{Error, ErrorKind};
 
-/// Variables that begin like a field's but are none: flags of their own, log settings, and the
-/// tests' own.
+/// Variables with the prefix that are not fields: flags and log settings.
 const RESERVED: [&str; 5] = [
     "FUSIONCAP_CONFIG",
     "FUSIONCAP_MODEL_DIR",
@@ -15,7 +14,7 @@ const RESERVED: [&str; 5] = [
 ];
 const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
-/// The error of a variable that sets nothing.
+/// The error for a variable that sets no field.
 pub fn unknown_variable(name: &str) -> Error {
     let variables: Vec<String> = SCHEMA.fields.iter().map(Field::variable).collect();
     let error =
@@ -26,7 +25,7 @@ pub fn unknown_variable(name: &str) -> Error {
     }
 }
 
-/// The path that a variable sets. Of a map's keys, `_` stands for a dot and `__` for `_`:
+/// The path that a variable sets. In a map's key `_` stands for a dot and `__` for `_`:
 /// `FUSIONCAP_KAFKA__PROPERTIES__SECURITY_PROTOCOL` is `security.protocol`.
 pub fn field_path(variable: &str) -> Option<String> {
     for field in &SCHEMA.fields {
@@ -46,11 +45,11 @@ pub fn field_path(variable: &str) -> Option<String> {
     None
 }
 
-/// Whether a variable that begins like a field's is known to be none.
+/// Whether a variable with the prefix is known not to set a field.
 ///
-/// Kubernetes gives every pod the addresses of its namespace's Services: a Service called
-/// `fusioncap` is `FUSIONCAP_SERVICE_HOST`, `FUSIONCAP_PORT_8080_TCP` and so on. None of these
-/// has the `__` of a field.
+/// Kubernetes sets variables for every Service of the pod's namespace: `FUSIONCAP_SERVICE_HOST`,
+/// `FUSIONCAP_PORT_8080_TCP` and so on for a Service `fusioncap`. None of them contains the `__` of
+/// a field.
 pub fn is_reserved(variable: &str) -> bool {
     if RESERVED.contains(&variable) || variable.starts_with(TEST_PREFIX) {
         return true;
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_variable_is_a_path() {
+    fn variables_map_to_paths() {
         for (variable, path) in [
             ("FUSIONCAP_KAFKA__GROUP_INSTANCE_ID", Some("kafka.group_instance_id")),
             ("FUSIONCAP_KAFKA__PROPERTIES", Some("kafka.properties")),
@@ -84,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn service_links_are_no_fields() {
+    fn service_links_are_not_fields() {
         for variable in [
             "FUSIONCAP_SERVICE_HOST",
             "FUSIONCAP_SERVICE_PORT_HTTP",

@@ -1,8 +1,7 @@
-//! The fields of the configuration, read off the JSON Schema of its types: what each one is
-//! called in a file and in the environment, what it may hold, and its default.
+//! The fields of the configuration, from the JSON Schema of its types: their names in files and in
+//! the environment, their types, ranges and defaults.
 //!
-//! A value is checked here against its own field, before the sources are merged, so that an
-//! error can say which source it came from.
+//! Values are validated before the sources are merged, so that an error can name the source.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -14,34 +13,34 @@ use serde_yaml_ng::Value;
 use super::Config;
 use super::secret::MASK;
 
-/// The variables that set fields begin so.
+/// Prefix of the environment variables that set fields.
 pub const PREFIX: &str = "FUSIONCAP_";
 
-/// One field: `kafka.brokers` and all that is known of it.
+/// One field, such as `kafka.brokers`.
 #[derive(Debug)]
 pub struct Field {
     pub path: String,
     pub value_type: ValueType,
-    /// The description in the type's documentation.
+    /// The doc comment of the Rust field.
     pub description: String,
     pub default: Option<Json>,
     pub required: bool,
-    /// Whether the field may be left empty.
+    /// Whether the field may be empty.
     pub nullable: bool,
-    /// Whether the value may never be printed.
+    /// Whether the value must never be printed.
     pub secret: bool,
-    /// In words, where the type alone says too little.
+    /// Allowed values in words, if the type does not describe them.
     allowed: Option<String>,
 }
 
-/// What a field may hold.
+/// The type and range of a field.
 #[derive(Debug)]
 pub enum ValueType {
-    /// A string of at least so many bytes.
+    /// A string of at least `min_length` bytes.
     Text {
         min_length: u64,
     },
-    /// One of these strings.
+    /// One of the strings `options`.
     Choice {
         options: Vec<String>,
     },
@@ -52,23 +51,23 @@ pub enum ValueType {
         max: u64,
     },
     Boolean,
-    /// A list of strings, at least so long, each one of `options` if there are any.
+    /// A list of at least `min_length` strings, each one of `options` unless these are empty.
     List {
         min_length: u64,
         options: Vec<String>,
     },
-    /// String, number or boolean values by names that are free.
+    /// Strings, numbers or booleans by arbitrary names.
     Map,
 }
 
-/// A section: `kafka`, and what it is for.
+/// A section, such as `kafka`.
 #[derive(Debug)]
 pub struct Section {
     pub name: String,
     pub description: String,
 }
 
-/// Every section and every field, by name.
+/// All sections and fields, sorted by name.
 #[derive(Debug)]
 pub struct Schema {
     pub sections: Vec<Section>,
@@ -114,7 +113,8 @@ impl Schema {
         )
     }
 
-    /// The nearest known path, or else what the section of `path` has.
+    /// A hint for an unknown path: the most similar field, the fields of its section, or the
+    /// sections.
     pub fn suggest(&self, path: &str) -> (&'static str, String) {
         let paths = self.fields.iter().map(|field| field.path.as_str());
         if let Some(nearest) = nearest(path, paths) {
@@ -132,7 +132,7 @@ impl Schema {
     }
 }
 
-/// The candidate most like `name`, if any is like it at all.
+/// The candidate most similar to `name`, if any is similar enough.
 pub fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     const MIN_SIMILARITY: f64 = 0.75;
     candidates
@@ -178,7 +178,7 @@ impl Field {
         format!("{PREFIX}{}", self.path.to_uppercase().replace('.', "__"))
     }
 
-    /// What the field may hold, in words.
+    /// The allowed values, in words.
     pub fn allowed(&self) -> String {
         if let Some(words) = &self.allowed {
             return words.clone();
@@ -196,7 +196,7 @@ impl Field {
         }
     }
 
-    /// Whether `value` is of the field's type and within its range.
+    /// Checks the type and the range of `value`; the error is [`Field::allowed`].
     pub fn validate(&self, value: &Value) -> Result<(), String> {
         if self.is_valid(value) { Ok(()) } else { Err(self.allowed()) }
     }
@@ -224,8 +224,8 @@ impl Field {
         }
     }
 
-    /// Reads the text of a variable or a flag as the field's type; text that is not of that type
-    /// stays text, for [`Field::validate`] to refuse. Empty text unsets a field that has no default.
+    /// Parses the text of a variable or a flag as the field's type. Text of another type stays text,
+    /// which [`Field::validate`] refuses. Empty text unsets a field without a default.
     pub fn parse(&self, text: &str) -> Value {
         if text.is_empty() && self.nullable {
             return Value::Null;
@@ -242,13 +242,13 @@ impl Field {
         }
     }
 
-    /// `value` as an error message shows it.
+    /// `value` for an error message, masked if it is secret.
     pub fn display(&self, value: &Value) -> String {
         if self.secret { MASK.into() } else { display_value(value) }
     }
 }
 
-/// A flow sequence (`[a, b]`), or items between commas.
+/// A flow sequence (`[a, b]`), or items separated by commas.
 fn parse_list(text: &str) -> Value {
     if text.trim_start().starts_with('[') {
         return serde_yaml_ng::from_str(text).unwrap_or_else(|_| text.into());
@@ -256,7 +256,7 @@ fn parse_list(text: &str) -> Value {
     text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()
 }
 
-/// A value on one short line, strings in quotes.
+/// A value on one line of limited length, strings in quotes.
 pub fn display_value(value: &Value) -> String {
     const MAX_CHARS: usize = 80;
     let line = match value {
@@ -279,7 +279,7 @@ fn description(schema: &Json) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A string, or the strings of a list.
+/// A string as a list of one, or the strings of a list.
 fn strings(value: &Json) -> Vec<String> {
     match value {
         Json::String(text) => vec![text.clone()],

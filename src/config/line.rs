@@ -1,9 +1,9 @@
-//! Finds the line of a file on which a field stands, for error messages.
+//! Finds the line of a field in a YAML file, for error messages.
 //!
-//! YAML values carry no positions once parsed, so this reads the keys of block mappings by their
-//! indentation. In a flow mapping or behind an anchor it gives the nearest line it knows.
+//! Parsed YAML values have no positions, so this module finds the keys of block mappings by their
+//! indentation. In a flow mapping or an alias it returns the nearest known line.
 
-/// The line, from 1, of the innermost key of `keys` that `text` shows as a block mapping's.
+/// The line, from 1, of the innermost of `keys` that is found as a key of a block mapping.
 pub fn find_line(text: &str, keys: &[&str]) -> Option<usize> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| {
         let content = line.trim_start();
@@ -16,7 +16,7 @@ pub fn find_line(text: &str, keys: &[&str]) -> Option<usize> {
         let hit = lines
             .by_ref()
             .map(|(index, line)| (index + 1, line.len() - line.trim_start().len(), line))
-            // A line at the parent's own depth ends the mapping that is searched.
+            // A line at the parent's indentation ends the mapping.
             .take_while(|(_, indent, _)| parent.is_none_or(|depth| *indent > depth))
             .find(|(_, indent, line)| {
                 *indent == *siblings.get_or_insert(*indent) && is_key(line, key)

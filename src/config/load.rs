@@ -1,8 +1,8 @@
-//! Layers file, environment and flags into one checked configuration.
+//! Merges the file, the environment and the flags into one validated configuration.
 //!
-//! Each source becomes assignments (`Layer::set`): a field, its value and where it was set. A
-//! later assignment wins. Every value is checked against its field as it comes, so that an error
-//! names its source; the rules that join fields follow in [`super::validate`].
+//! Each source becomes assignments (`Layers::set`): a field, its value and its origin. A later
+//! assignment wins. Every value is validated when it is read, so that an error names its source;
+//! [`super::validate`] then checks the rules between fields.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,14 +19,14 @@ use super::secret::{MASK, Properties};
 use super::{Config, validate};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Fields set by flags: the last and strongest layer.
+/// Fields set by flags, which override the file and the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     values: Vec<(String, &'static str, String)>,
 }
 
 impl Overrides {
-    /// Sets the field at `path` (`kafka.brokers`) as `flag` (`--brokers`) asked.
+    /// Sets the field at `path` (`kafka.brokers`) to the value of `flag` (`--brokers`).
     pub fn set(&mut self, path: impl Into<String>, flag: &'static str, value: impl Into<String>) {
         self.values.push((path.into(), flag, value.into()));
     }
@@ -36,7 +36,7 @@ impl Config {
     /// Reads the YAML file at `path`, if any, then the environment, then `flags`.
     ///
     /// # Errors
-    /// `ErrorKind::Config`, naming the field, its value, what is allowed and where it was set.
+    /// `ErrorKind::Config`, with the field, its value, the allowed values and the source.
     pub fn load(path: Option<&Path>, flags: &Overrides) -> Result<Self> {
         Self::load_layers(path, std::env::vars_os(), flags)
     }
@@ -50,7 +50,7 @@ impl Config {
     }
 }
 
-/// What the sources have set so far.
+/// The values that the sources have set so far.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     /// By field path and, below a map, key.
@@ -107,7 +107,7 @@ impl Layers {
         &mut self,
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<()> {
-        // In a fixed order, a map's own variable before those of its keys.
+        // In a fixed order: a map's own variable before the variables of its keys.
         let variables: BTreeMap<OsString, OsString> = environment
             .filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
             .collect();
@@ -143,8 +143,8 @@ impl Layers {
         self.set(path, value, |_| origin.clone())
     }
 
-    /// Sets the field at `path`; of a map, the keys that `value` has. `origin` tells where a
-    /// field, or a key of it, was set.
+    /// Sets the field at `path`, or the keys of `value` if the field is a map. `origin` returns the
+    /// source of the field or of a key.
     fn set(
         &mut self,
         path: &str,
@@ -181,27 +181,27 @@ impl Layers {
         Ok(())
     }
 
-    /// Joins the layers, fills in the defaults and checks the rules that join fields.
+    /// Merges the layers, fills in the defaults and checks the rules between fields.
     fn finish(self) -> Result<Config> {
         let config: Config = self.deserialize(self.merged("")?)?;
         validate::check(&config).map_err(|problem| self.rule_error(problem))?;
         Ok(config)
     }
 
-    /// One section, where no required field of it is missing.
+    /// One section; its required fields must be set.
     pub(super) fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let section = self.merged(&format!("{name}."))?.remove(name);
         self.deserialize(section.unwrap_or_else(|| Mapping::new().into()))
     }
 
     fn deserialize<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
-        // Sections without a required field may be absent; the absence of any other was reported.
+        // Missing required fields are reported before; other sections may be absent.
         serde_yaml_ng::from_value(value.into()).map_err(|error| {
             Error::new(ErrorKind::Config, "the configuration is inconsistent").because(error)
         })
     }
 
-    /// All that was set, where every required field below `needed` is.
+    /// All values as one mapping. The required fields whose paths start with `needed` must be set.
     fn merged(&self, needed: &str) -> Result<Mapping> {
         let mut root = Mapping::new();
         for ((path, map_key), (value, _)) in &self.values {
@@ -234,7 +234,7 @@ impl Layers {
         Ok(root)
     }
 
-    /// A broken rule as an error that says where the field was set.
+    /// The error for a broken rule, with the source of the field.
     pub(super) fn rule_error(&self, problem: validate::Problem) -> Error {
         let error = invalid_value(&problem.path, &problem.value, &problem.allowed);
         let known = SCHEMA.resolve(&problem.path).and_then(|(field, map_key)| {
@@ -247,7 +247,7 @@ impl Layers {
     }
 }
 
-/// The entries of a mapping whose keys are strings; nothing at all is an empty mapping.
+/// The entries of a mapping with string keys; null counts as an empty mapping.
 fn mapping_entries<'v>(
     path: &str,
     value: &'v Value,
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_topics_need_no_model() {
+    fn topics_load_without_a_model() {
         let topics = |text: &str| {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("worker.yaml");
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_alone_is_enough() {
+    fn the_environment_alone_suffices() {
         let variables = [
             ("FUSIONCAP_KAFKA__BROKERS", "a:1,b:2"),
             ("FUSIONCAP_KAFKA__PROPERTIES", "{socket.keepalive.enable: true, client.id: x}"),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_one_clear_line() {
+    fn file_errors_are_one_line_with_the_source() {
         for (text, expected) in [
             (
                 "kafka:\n  broker: a:1\n",
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_variable_is_one_clear_line() {
+    fn variable_errors_are_one_line_with_the_source() {
         for (name, value, expected) in [
             (
                 "FUSIONCAP_KAFKA_BROKERS",
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_joins_fields_says_where_they_were_set() {
+    fn a_rule_between_fields_names_the_source() {
         let line = refusal(MINIMAL, &[("FUSIONCAP_S3__BACKOFF_MAX_MS", "50")]);
         assert!(line.ends_with("set by: FUSIONCAP_S3__BACKOFF_MAX_MS)"), "{line}");
     }

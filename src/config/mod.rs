@@ -1,12 +1,12 @@
-//! The configuration: one YAML file, then the environment, then flags, checked into one type.
+//! The configuration: a YAML file, the environment and flags, merged and validated.
 //!
 //! Every field has a default or is required; every field is also an environment variable
 //! (`kafka.brokers` is `FUSIONCAP_KAFKA__BROKERS`). Unknown fields are errors. Secrets are
 //! redacted wherever a configuration is printed.
 //!
-//! The types below are the only place where a field is described: their JSON Schema (derived)
-//! drives the checks in [`field`] and `docs/configuration.md` ([`reference`]); [`load`] layers
-//! the sources; [`validate`] holds the rules that join fields or need a parser.
+//! The types below are the only description of a field: their derived JSON Schema drives the
+//! checks in [`field`] and `docs/configuration.md` ([`reference`]). [`load`] merges the sources;
+//! [`validate`] holds the rules that involve several fields or need a parser.
 
 mod environment;
 mod field;
@@ -33,10 +33,10 @@ pub use registry::{Format, Registry, SubjectNameStrategy, Topics};
 pub use secret::{Properties, Secret};
 pub use validate::{LEAVING_MS, protected};
 
-/// Kafka Streams commits as often where it is exactly-once.
+/// The default of Kafka Streams with exactly-once processing.
 pub const DEFAULT_COMMIT_INTERVAL_MS: u64 = 100;
 
-/// What the worker runs with.
+/// The worker's configuration.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -58,7 +58,7 @@ pub struct Config {
     pub registry: Registry,
 }
 
-/// Where references come from, and where captions and dead letters go.
+/// Brokers, topics and the consumer group.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Kafka {
@@ -69,18 +69,18 @@ pub struct Kafka {
     #[serde(default = "defaults::group")]
     #[schemars(length(min = 1))]
     pub group: String,
-    /// Unique for each running worker, best stable for its slot (a StatefulSet ordinal).
+    /// Unique per running worker, and preferably stable across restarts (a StatefulSet ordinal).
     /// Default: `<group>-<host name>`.
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub transactional_id: Option<String>,
-    /// Static membership (KIP-345): this member's name, unique in the group.
+    /// Name of this member for static membership (KIP-345), unique in the group.
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub group_instance_id: Option<String>,
-    /// How the group shares the partitions out: `classic`, or `consumer` (KIP-848), where the
-    /// brokers do it and their own settings hold for sessions. With `consumer` a transaction that
-    /// meets a rebalance is refused more often, and done again.
+    /// Rebalance protocol of the group: `classic`, or `consumer` (KIP-848), in which the brokers
+    /// assign the partitions and set the session timeouts. With `consumer`, rebalances abort more
+    /// transactions, which the worker then repeats.
     #[serde(default = "defaults::group_protocol")]
     #[schemars(extend("x-allowed" = "classic or consumer"))]
     pub group_protocol: String,
@@ -96,19 +96,19 @@ pub struct Kafka {
     #[serde(default = "defaults::dead_letter_topic")]
     #[schemars(extend("x-allowed" = "a Kafka topic name"))]
     pub dead_letter_topic: String,
-    /// How long a worker that starts waits for the first broker to answer, in milliseconds. Later it
-    /// waits without end.
+    /// How long the worker waits at startup for the first broker to answer, in milliseconds. After
+    /// that it retries without a limit.
     #[serde(default = "defaults::connect_timeout_ms")]
     #[schemars(range(min = 0, max = 86_400_000))]
     pub connect_timeout_ms: u64,
-    /// A transaction begins no sooner than this after the one before, in milliseconds, unless a
-    /// quarter of `limits.max_in_flight` is finished: how long a caption may wait for others to be
-    /// committed with.
+    /// Minimum time between the starts of two transactions, in milliseconds; a transaction starts
+    /// earlier once a quarter of `limits.max_in_flight` is finished. A caption waits up to this long
+    /// to be committed together with others.
     #[serde(default = "defaults::commit_interval_ms")]
     #[schemars(range(min = 0, max = 10_000))]
     pub commit_interval_ms: u64,
-    /// Any librdkafka property, for consumer and producer alike; those that exactly-once
-    /// delivery rests on are refused.
+    /// librdkafka properties for the consumer and the producer. Properties that exactly-once
+    /// delivery depends on are refused.
     #[serde(default)]
     pub properties: Properties,
 }
@@ -118,81 +118,82 @@ impl Kafka {
     pub const CONSUMER: &str = "consumer";
 }
 
-/// Where the images are.
+/// The object store with the images.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3 {
-    /// Endpoint URL; the default is AWS's own for the region.
+    /// Endpoint URL; the default is AWS's endpoint for the region.
     #[schemars(extend("x-allowed" = "an http:// or https:// URL"))]
     pub endpoint: Option<String>,
-    /// Region that requests are signed for.
+    /// Region for request signatures.
     #[schemars(length(min = 1))]
     pub region: String,
-    /// `http://host/bucket/key` instead of `http://bucket.host/key`.
+    /// Use `http://host/bucket/key` instead of `http://bucket.host/key`.
     pub force_path_style: bool,
-    /// Static credentials; without them the AWS credential chain is asked.
+    /// Static credentials; the default is the AWS credential chain.
     #[schemars(length(min = 1))]
     pub access_key_id: Option<String>,
-    /// Goes with `s3.access_key_id`.
+    /// Secret of `s3.access_key_id`.
     #[schemars(length(min = 1))]
     pub secret_access_key: Option<Secret>,
-    /// Only for temporary static credentials.
+    /// Session token of temporary static credentials.
     #[schemars(length(min = 1))]
     pub session_token: Option<Secret>,
-    /// Buckets that references may name, whole (`photos`) or the keys under a prefix
-    /// (`photos/public/`); empty allows every bucket.
+    /// Buckets that references may name, whole (`photos`) or under a prefix (`photos/public/`);
+    /// an empty list allows every bucket.
     #[schemars(extend("x-allowed" = "a list of bucket or bucket/prefix/"))]
     pub allowed_buckets: Vec<String>,
-    /// Most requests under way at once; there are as many as keep the decoders supplied.
+    /// Maximum concurrent requests; the worker adapts the number to what the decoders consume.
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: usize,
-    /// Whole-request deadline in milliseconds, the body included.
+    /// Deadline of a whole request, including the body, in milliseconds.
     #[schemars(range(min = 1, max = 600_000))]
     pub timeout_ms: u64,
-    /// Where an object has not been read after so many milliseconds, ask for it once more and take
-    /// what comes first, for at most one request in twenty; 0 never does. Below `s3.timeout_ms`.
+    /// Send a second (hedged) request if an object has not been read after this time, in
+    /// milliseconds, and use the first response; at most one request in twenty is hedged. 0 disables
+    /// hedging. Must be below `s3.timeout_ms`.
     #[schemars(range(min = 0, max = 600_000))]
     pub hedge_after_ms: u64,
-    /// Tries for one object before its reference is dead-lettered.
+    /// Attempts per object before its reference is dead-lettered.
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: u32,
-    /// First pause between two tries, in milliseconds; each next one is longer.
+    /// First pause between two attempts, in milliseconds; later pauses grow.
     #[schemars(range(min = 1, max = 600_000))]
     pub backoff_initial_ms: u64,
-    /// Longest pause between two tries, in milliseconds; not below `s3.backoff_initial_ms`.
+    /// Maximum pause between two attempts, in milliseconds; at least `s3.backoff_initial_ms`.
     #[schemars(range(min = 1, max = 600_000))]
     pub backoff_max_ms: u64,
 }
 
-/// What captions them.
+/// The captioning model.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Bundle: a directory or an `s3://bucket/prefix`.
+    /// Model bundle: a directory or an `s3://bucket/prefix`.
     #[schemars(extend("x-allowed" = "a directory or s3://bucket/prefix"))]
     pub path: String,
     /// Include the image embedding in every caption record.
     #[serde(default)]
     pub embeddings: bool,
-    /// Beam width; the bundle's own by default.
+    /// Beam width; the default is the bundle's.
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub num_beams: Option<usize>,
-    /// Which of the bundle's variants runs (`fusioncap variant` makes them): `fp32` is the bundle
-    /// itself, `auto` is `fp16` where the first of `runtime.providers` is a GPU's and there is such
-    /// a variant, and the bundle itself everywhere else. A variant is a model of its own: its
-    /// captions may differ, and bear its digest.
+    /// Variant of the bundle to run (`fusioncap variant` creates variants). `fp32` is the bundle
+    /// itself. `auto` is `fp16` if the first of `runtime.providers` is a GPU provider and the bundle
+    /// has that variant, otherwise `fp32`. A variant is a model of its own: its captions may differ,
+    /// and they carry its digest.
     #[serde(default)]
     pub precision: Precision,
-    /// How often a bundle in S3 is looked at, in milliseconds: one that has changed is loaded
-    /// beside the one in use and takes its place between two batches; one that is broken leaves it
-    /// in use. 0 never looks.
+    /// Interval between checks for a new bundle in S3, in milliseconds. A changed bundle is loaded
+    /// beside the current one and replaces it between two batches; a broken bundle is not used. 0
+    /// disables the checks.
     #[serde(default = "defaults::reload_interval_ms")]
     #[schemars(range(min = 0, max = 86_400_000))]
     pub reload_interval_ms: u64,
 }
 
-/// How precise a bundle's arithmetic is.
+/// Arithmetic precision of a bundle.
 #[derive(
     Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, clap::ValueEnum,
 )]
@@ -206,11 +207,10 @@ pub enum Precision {
 }
 
 impl Model {
-    /// The bundle's directory; none where the bundle is in S3.
+    /// The bundle's directory; None for a bundle in S3.
     ///
     /// # Errors
-    /// `ErrorKind::Config` where there is no such directory. (A directory that holds no sound
-    /// bundle is no matter of configuration: `Bundle::open` says what is wrong with it.)
+    /// `ErrorKind::Config` if the directory does not exist. `Bundle::open` checks its content.
     pub fn directory(&self) -> Result<Option<&Path>> {
         if self.path.starts_with("s3://") {
             return Ok(None);
@@ -224,14 +224,13 @@ impl Model {
     }
 }
 
-/// How images become pixels.
+/// Image decoding.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Decode {
-    /// `fast` has a large JPEG made smaller while it is decoded, which takes a fraction of the
-    /// time; photos of 12 megapixels keep their embedding within 0.001 in cosine, and one caption
-    /// in ten gets other words. `exact` computes every pixel first, as CLIP's own image processor
-    /// does.
+    /// `fast` downscales a large JPEG during decoding, in a fraction of the time: for photos of 12
+    /// megapixels the embedding changes by at most 0.001 in cosine, and one caption in ten changes.
+    /// `exact` decodes every pixel first, as CLIP's image processor does.
     pub mode: DecodeMode,
 }
 
@@ -243,64 +242,64 @@ pub enum DecodeMode {
     Fast,
 }
 
-/// How images are gathered for the engine.
+/// Batching of images for the engine.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
-    /// Images a batch; the engine runs at this size, short batches are padded.
+    /// Images per batch; shorter batches are padded to this size.
     #[schemars(range(min = 1, max = 1024))]
     pub size: usize,
-    /// Longest wait for a batch to fill, in milliseconds.
+    /// Maximum wait for a batch to fill, in milliseconds.
     #[schemars(range(min = 0, max = 60_000))]
     pub linger_ms: u64,
 }
 
-/// What the worker runs on.
+/// ONNX Runtime, threads and shutdown.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Execution providers in order of preference.
     #[schemars(length(min = 1))]
     pub providers: Vec<Provider>,
-    /// Where a provider can't be had, go on with the next one on the list, and behind the last
-    /// with the CPU, with a warning; otherwise that is an error.
+    /// If a provider is not available, log a warning and use the next one, and the CPU after the
+    /// last; otherwise the worker does not start.
     pub fallback: bool,
     /// CUDA device.
     #[schemars(range(min = 0, max = 255))]
     pub device_id: i32,
-    /// Most memory of the GPU that each of the bundle's three graphs may take for its tensors, in
-    /// bytes; no limit by default. For `cuda`.
+    /// Maximum GPU memory for the tensors of each of the bundle's three graphs, in bytes; unlimited
+    /// by default. For `cuda`.
     #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_u64))]
     pub cuda_memory_limit_bytes: Option<u64>,
-    /// Multiply in TensorFloat-32 (10 bits of mantissa) on GPUs that can. For `cuda`.
+    /// Use TensorFloat-32 (10 bits of mantissa) for products on GPUs that support it. For `cuda`.
     pub cuda_tf32: bool,
-    /// Record what the GPU does for a batch in the vision tower once, as a CUDA graph, and replay
-    /// it for every batch. For `cuda`.
+    /// Record the vision tower's work for a batch as a CUDA graph and replay it for every batch.
+    /// For `cuda`.
     pub cuda_graphs: bool,
-    /// Directory in which built engines are kept from one start to the next. For `tensorrt`.
+    /// Directory that keeps built engines between starts. For `tensorrt`.
     #[schemars(length(min = 1))]
     pub tensorrt_cache: Option<PathBuf>,
     /// Let engines compute in 16 bits. For `tensorrt`.
     pub tensorrt_fp16: bool,
-    /// Sessions of each of a bundle's graphs that work at once on the CPU, each with its own copy
-    /// of the weights; 0 is one for each core that the process may use, at most 4.
+    /// Concurrent sessions per graph of the bundle on the CPU, each with its own copy of the weights;
+    /// 0 is one per core available to the process, at most 4.
     #[schemars(range(min = 0, max = 64))]
     pub instances: usize,
-    /// Threads of each of these sessions; 0 is its share of the cores that the process may use
-    /// (a container's CPU limit counts).
+    /// Threads per session; 0 is the session's share of the cores available to the process (a
+    /// container's CPU limit counts).
     #[schemars(range(min = 0, max = 1024))]
     pub intra_threads: usize,
-    /// Threads that decode images; 0 is one for each core that the process may use.
+    /// Threads that decode images; 0 is one per core available to the process.
     #[schemars(range(min = 0, max = 1024))]
     pub decode_threads: usize,
-    /// ONNX Runtime's shared library; `ORT_DYLIB_PATH` by default.
+    /// ONNX Runtime's shared library; the default is `ORT_DYLIB_PATH`.
     #[schemars(length(min = 1))]
     pub library: Option<PathBuf>,
-    /// How long SIGTERM lets work in flight finish, in milliseconds.
+    /// Time for work in flight to finish after SIGTERM, in milliseconds.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub drain_timeout_ms: u64,
-    /// How long after SIGTERM the platform kills the process, in milliseconds: Kubernetes'
-    /// `terminationGracePeriodSeconds`. More than `runtime.drain_timeout_ms` and 5 seconds.
+    /// Time from SIGTERM until the platform kills the process, in milliseconds: Kubernetes'
+    /// `terminationGracePeriodSeconds`. At least 5000 more than `runtime.drain_timeout_ms`.
     #[schemars(range(min = 1, max = 7_200_000))]
     pub termination_grace_ms: u64,
 }
@@ -313,35 +312,35 @@ pub enum Provider {
     Tensorrt,
 }
 
-/// What one reference, and all of them together, may cost.
+/// Resource limits per reference and in total.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Largest object that is fetched, in bytes.
+    /// Maximum object size, in bytes.
     #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub max_object_bytes: u64,
-    /// Largest image that is decoded, in pixels (width times height as its header claims).
+    /// Maximum image size, in pixels (width times height in its header).
     #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub max_pixels: u64,
-    /// Longest time that decoding one image may take, in milliseconds, before its reference is
-    /// dead-lettered. Its thread can't be stopped and keeps its place until it ends.
+    /// Maximum time to decode one image, in milliseconds, before its reference is dead-lettered. The
+    /// decoding thread can't be stopped and stays occupied until it ends.
     #[schemars(range(min = 1, max = 600_000))]
     pub decode_timeout_ms: u64,
-    /// References in flight in one worker; with so many, no more are taken in. Not below `batch.size`.
+    /// Maximum references in flight per worker; at the maximum the worker stops reading. At least
+    /// `batch.size`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
-    /// Bytes of objects in memory at once, from the answer of the object store until they are
-    /// decoded; above it fetching waits. Not below `limits.max_object_bytes`.
+    /// Maximum bytes of objects in memory, from the object store's response until they are decoded;
+    /// at the maximum fetching waits. At least `limits.max_object_bytes`.
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     pub fetch_bytes: u64,
-    /// References to one object within so many milliseconds share one answer; 0 turns that off.
-    /// One that names neither version nor ETag may be answered with the object's state of up to
-    /// so long ago.
+    /// References to the same object within this time, in milliseconds, share one result; 0 disables
+    /// this. The result of a reference without version and ETag may be up to this old.
     #[schemars(range(min = 0, max = 3_600_000))]
     pub repeat_window_ms: u64,
 }
 
-/// Probes and metrics.
+/// Probes and metrics over HTTP.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {

@@ -1,9 +1,9 @@
-//! Where a value of the configuration was set, as errors name it.
+//! The source of a configuration value, as shown in errors.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value was set.
+/// The source of a value.
 #[derive(Clone, Debug)]
 pub enum Origin {
     File { path: PathBuf, line: Option<usize> },

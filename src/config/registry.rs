@@ -1,4 +1,4 @@
-//! The section `registry`, and what commands read that work on the topics alone.
+//! The section `registry`, and the configuration of commands that only read and write topics.
 
 use std::path::PathBuf;
 
@@ -7,43 +7,42 @@ use serde::{Deserialize, Serialize};
 
 use super::{Kafka, Secret};
 
-/// The schema registry: Confluent's API, which Apicurio and Karapace speak too, and Confluent's
-/// wire format.
+/// The schema registry, with Confluent's API (also of Apicurio and Karapace) and wire format.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
-    /// URL under which the API stands, such as `http://registry:8081`, or `/apis/ccompat/v7` of
-    /// an Apicurio. Without it nothing is framed, and a framed request is a dead letter.
+    /// Base URL of the API: `http://registry:8081`, or a URL with `/apis/ccompat/v7` for Apicurio.
+    /// Without it records are not framed, and a framed request is dead-lettered.
     #[schemars(extend("x-allowed" = "an http:// or https:// URL"))]
     pub url: Option<String>,
-    /// How captions and dead letters are written: `json` is plain JSON; the others stand behind
-    /// Confluent's prefix, which names their schema. Requests may come in any of the three,
-    /// whatever is set here.
+    /// Format of captions and dead letters: `json` is plain JSON; the others have Confluent's prefix
+    /// with the schema's id. Requests may use any of the three formats.
     pub format: Format,
-    /// Register the schemas at the start; otherwise they are only looked up, and the worker does
-    /// not start where one is missing.
+    /// Register the schemas at startup. Otherwise the worker only looks them up, and does not start
+    /// if one is missing.
     pub auto_register: bool,
-    /// Under which subject a schema stands: `topic-name` is `<topic>-value`, `record-name` the
-    /// record's full name, `topic-record-name` is `<topic>-<record's full name>`.
+    /// Subject of a schema: `topic-name` is `<topic>-value`, `record-name` is the record's full name,
+    /// `topic-record-name` is `<topic>-<record's full name>`.
     pub subject_name_strategy: SubjectNameStrategy,
-    /// For basic authentication.
+    /// User name for basic authentication.
     #[schemars(length(min = 1))]
     pub username: Option<String>,
-    /// Goes with `registry.username`.
+    /// Password of `registry.username`.
     #[schemars(length(min = 1))]
     pub password: Option<Secret>,
-    /// Instead of `registry.username`.
+    /// Bearer token, instead of `registry.username`.
     #[schemars(length(min = 1))]
     pub bearer_token: Option<Secret>,
-    /// File of PEM certificates that the registry's own must be signed by; the system's by default.
+    /// PEM file of the certificate authorities trusted for the registry; the default is the
+    /// system's.
     #[schemars(length(min = 1))]
     pub ca_file: Option<PathBuf>,
-    /// Deadline of one request in milliseconds.
+    /// Deadline of a request, in milliseconds.
     #[schemars(range(min = 1, max = 600_000))]
     pub timeout_ms: u64,
 }
 
-/// How a record is written.
+/// Format of a record.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -53,7 +52,7 @@ pub enum Format {
     Avro,
 }
 
-/// Confluent's three ways to name a subject.
+/// Confluent's subject name strategies.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum SubjectNameStrategy {
@@ -79,7 +78,7 @@ impl Default for Registry {
     }
 }
 
-/// What it takes to read and write the topics; the other sections may be absent.
+/// The sections needed to read and write the topics; the others may be absent.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Topics {
     pub kafka: Kafka,

@@ -1,5 +1,5 @@
-//! Values that never leave the process in print: [`Secret`], and the [`Properties`] whose names
-//! say that they hold one.
+//! Values that are never printed: [`Secret`], and the [`Properties`] whose names indicate a
+//! secret.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What is printed in a secret's place.
+/// Printed instead of a secret.
 pub const MASK: &str = "******";
 
 /// A string that prints as `******`.
@@ -53,18 +53,18 @@ impl JsonSchema for Secret {
     }
 }
 
-/// librdkafka properties by name; those that hold a secret print as `******`.
+/// librdkafka properties by name; secret values print as `******`.
 ///
-/// Values may be written as YAML strings, numbers or booleans: librdkafka reads all as text.
+/// Values may be YAML strings, numbers or booleans: librdkafka reads all of them as text.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Properties(BTreeMap<String, String>);
 
 impl Properties {
-    /// Whether the property called `name` holds a secret, going by its name.
+    /// Whether the property `name` holds a secret, judged by its name.
     pub fn is_secret(name: &str) -> bool {
         const MARKS: [&str; 6] =
             ["password", "secret", "token", "key", "sasl.jaas", "oauthbearer.config"];
-        // Where a key or a token is, is no secret: `ssl.key.location`, `...token.endpoint.url`.
+        // Locations are not secret: `ssl.key.location`, `sasl.oauthbearer.token.endpoint.url`.
         if name.ends_with(".location") || name.ends_with(".url") {
             return false;
         }

@@ -1,5 +1,5 @@
-//! Some sections alone, for what runs no model: fields of the other sections are checked, and none of
-//! them is required. May use `load` and `validate`.
+//! Single sections, for commands that run no model. Fields of the other sections are validated if
+//! present, but none of them is required.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::{Config, Http, Overrides, Runtime, Topics, validate};
 use crate::error::Result;
 
 impl Config {
-    /// The sections `kafka` and `registry`; the rules that join fields are these sections' own.
+    /// The sections `kafka` and `registry`, with the rules between their fields.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -24,7 +24,7 @@ impl Config {
         Layers::read(path, std::env::vars_os(), flags)?.section("http")
     }
 
-    /// The section `runtime`, of the environment alone.
+    /// The section `runtime`, from the environment only.
     ///
     /// # Errors
     /// As [`Config::load`].

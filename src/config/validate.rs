@@ -1,5 +1,5 @@
-//! The rules that join fields, or that take a parser to check. Types and ranges of single fields
-//! are checked before, in [`super::field`].
+//! Rules between fields, and rules that need a parser. [`super::field`] has already checked the
+//! types and ranges of single fields.
 
 use url::Url;
 
@@ -7,11 +7,11 @@ use super::field::display_value;
 use super::{Config, Format, Kafka, Registry, Runtime, S3, Topics};
 use crate::object_name;
 
-/// What leaving the group may take after a drain.
+/// Time to leave the consumer group after draining.
 pub const LEAVING_MS: u64 = 5_000;
 
-/// librdkafka properties on which exactly-once delivery or a field of our own rests, and what
-/// holds instead.
+/// librdkafka properties that exactly-once delivery or another field controls, and the effective
+/// value or field.
 const PROTECTED: [(&str, &str); 19] = [
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("metadata.broker.list", "set kafka.brokers instead"),
@@ -34,11 +34,11 @@ const PROTECTED: [(&str, &str); 19] = [
     ("log.connection.close", "always true: a lost connection leaves a commit in doubt"),
 ];
 
-/// What the brokers decide where `kafka.group_protocol` is `consumer`.
+/// Properties that the brokers decide if `kafka.group_protocol` is `consumer`.
 const DECIDED_BY_BROKERS: [&str; 3] =
     ["session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type"];
 
-/// What holds instead of a librdkafka property that may not be set.
+/// The effective value or field of a librdkafka property that must not be set.
 pub fn protected(property: &str) -> Option<&'static str> {
     PROTECTED.iter().find(|(known, _)| *known == property).map(|(_, instead)| *instead)
 }
@@ -47,7 +47,7 @@ pub fn protected(property: &str) -> Option<&'static str> {
 #[derive(Debug)]
 pub struct Problem {
     pub path: String,
-    /// As it may be printed.
+    /// For printing, masked if it is secret.
     pub value: String,
     pub allowed: String,
 }
@@ -102,7 +102,7 @@ pub fn check(config: &Config) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The rules of what commands read that work on the topics alone.
+/// Finds the first rule that the sections `kafka` and `registry` break.
 pub fn check_topics(topics: &Topics) -> Result<(), Problem> {
     check_kafka(&topics.kafka)?;
     check_registry(&topics.registry)
@@ -234,7 +234,7 @@ fn check_allowed_bucket(entry: &str) -> Result<(), Problem> {
     if let Some(rule) = object_name::broken_rule(bucket) {
         return Err(problem(&format!("bucket or bucket/prefix/; bucket name: {rule}")));
     }
-    // Without the slash, `photos/public` would hold `photos/public-not` too.
+    // Without the slash, `photos/public` would also allow `photos/public-not`.
     if !prefix.is_empty() && !prefix.ends_with('/') {
         return Err(problem("bucket or bucket/prefix/, with the final slash"));
     }
@@ -246,7 +246,7 @@ fn check_allowed_bucket(entry: &str) -> Result<(), Problem> {
 
 fn check_url(path: &str, endpoint: &str) -> Result<(), Problem> {
     const ALLOWED: &str = "an http:// or https:// URL, without user, query or fragment";
-    // A URL with a user may hold a password: it is not repeated.
+    // A URL with a user may contain a password, so it is not shown.
     let shown = if endpoint.contains('@') { "a URL with a user" } else { endpoint };
     let problem = || Problem::new(path, shown, ALLOWED);
     let url = Url::parse(endpoint).map_err(|_| problem())?;
@@ -290,7 +290,7 @@ fn is_host_and_port(broker: &str) -> bool {
     is_host && port.parse::<u16>().is_ok_and(|number| number > 0)
 }
 
-/// Kafka's own rule (`org.apache.kafka.common.internals.Topic`).
+/// Kafka's rule (`org.apache.kafka.common.internals.Topic`).
 fn is_topic_name(name: &str) -> bool {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=249).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_hold() {
+    fn the_defaults_are_valid() {
         assert_eq!(broken_field(&config("")), None);
     }
 
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn joined_rules_hold() {
+    fn rules_between_fields_are_checked() {
         for (extra, path) in [
             ("s3: {endpoint: 'localhost:9000'}", "s3.endpoint"),
             ("s3: {endpoint: 'ftp://a'}", "s3.endpoint"),
