@@ -1,8 +1,8 @@
-//! Modality alignment: images' embeddings moved to where captions' are.
+//! Modality alignment: moves image embeddings to the distribution of caption embeddings.
 //!
-//! By default no image has a say in training. Where the mean of unpaired images is known, or
-//! their mean and scale, every image is shifted, or standardised, to the captions' (C3, Zhang et
-//! al. 2024, arXiv:2401.08567).
+//! Training uses no images by default. If the mean, or the mean and scale, of unpaired images is
+//! given, image embeddings are shifted, or standardised, to those of the captions (C3, Zhang et al.
+//! 2024, arXiv:2401.08567).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct AlignmentSettings {
     pub images: Option<PathBuf>,
 }
 
-/// Statistics of unpaired images' unit-length embeddings.
+/// Statistics of the unit-length embeddings of unpaired images.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Statistics {
@@ -33,8 +33,8 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Of unit-length `embeddings` `[rows, dim]`.
-    pub fn of(embeddings: &[f32], dim: usize) -> Self {
+    /// Computes the statistics of unit-length `embeddings` `[rows, dim]`.
+    pub fn new(embeddings: &[f32], dim: usize) -> Self {
         let rows = (embeddings.len() / dim).max(1) as f32;
         let mut mean = vec![0.0; dim];
         for row in embeddings.chunks_exact(dim) {
@@ -67,16 +67,16 @@ impl Statistics {
     }
 }
 
-/// How images are moved to captions' `embeddings` `[captions, dim]`; none if they are not.
+/// The alignment of images to the captions' `embeddings` `[captions, dim]`; None without one.
 ///
 /// # Errors
-/// `ErrorKind::Config` if the images' statistics can't be read or don't fit.
+/// `ErrorKind::Config` if the images' statistics can't be read or have the wrong size.
 pub fn build(
     embeddings: &[f32],
     dim: usize,
     settings: &AlignmentSettings,
 ) -> Result<Option<Alignment>> {
-    let texts = Statistics::of(embeddings, dim);
+    let texts = Statistics::new(embeddings, dim);
     let Some(path) = &settings.images else {
         let shift: Vec<f32> = texts.mean.iter().map(|mean| settings.text_mean * mean).collect();
         let moved = settings.text_mean != 0.0;
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_moves_unless_asked() {
+    fn images_are_not_moved_by_default() {
         let settings = |text_mean| AlignmentSettings { text_mean, images: None };
         assert!(build(&CAPTIONS, 2, &settings(0.0)).unwrap().is_none());
         let half = build(&CAPTIONS, 2, &settings(0.5)).unwrap().unwrap();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn images_get_the_captions_mean_and_scale() {
+    fn images_get_the_mean_and_scale_of_captions() {
         let mean = with_images(r#"{"mean": [0.1, -0.2]}"#).unwrap().unwrap();
         assert_eq!((mean.scale, mean.shift), (vec![1.0, 1.0], vec![0.4, 0.7]));
         let both = with_images(r#"{"mean": [1.0, 0.0], "scale": [0.25, 1.0]}"#).unwrap().unwrap();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_that_do_not_fit_are_refused() {
+    fn statistics_of_the_wrong_size_are_refused() {
         for text in [
             r#"{"mean": [1.0]}"#,
             r#"{"mean": [1.0, 0.0], "scale": [1.0, 0.0]}"#,

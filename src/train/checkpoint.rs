@@ -1,5 +1,5 @@
-//! Checkpoints: the model, the optimizer's state and the place in the run, written so that a
-//! run that is cut off at any moment leaves a whole one behind.
+//! Checkpoints: the model, the optimizer's state and the position in the run. A run that is killed
+//! at any moment leaves a complete checkpoint.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 
-/// What a run is made of; a checkpoint continues only the run it belongs to.
+/// The inputs of a run; a checkpoint continues only a run with the same inputs.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Run {
     pub settings: Settings,
@@ -26,17 +26,17 @@ pub struct Run {
     pub corpus: String,
     /// Name and version of the encoder.
     pub encoder: String,
-    /// Digest of the bundle that the training began with.
+    /// Digest of the bundle that is fine-tuned.
     #[serde(default)]
     pub from: Option<String>,
 }
 
-/// The place in a run.
+/// The position in a run.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 pub struct State {
     /// Steps done.
     pub step: usize,
-    /// Sum of this epoch's losses so far.
+    /// Sum of the losses of the current epoch so far.
     pub loss_sum: f64,
     pub curve: Vec<Epoch>,
 }
@@ -47,13 +47,13 @@ struct Saved {
     state: State,
 }
 
-/// Whether there is a checkpoint in `folder` to go on from.
+/// Whether `folder` has a checkpoint to resume from.
 pub fn exists(folder: &Path) -> bool {
     checkpoint_dir(folder).join(STATE).is_file()
 }
 
-/// Where the checkpoint of `folder` is: a run that was cut off between the two renames of
-/// [`Checkpoints::save`] left it beside.
+/// The directory of the checkpoint: the previous one if a run was killed between the two renames of
+/// [`Checkpoints::save`].
 fn checkpoint_dir(folder: &Path) -> PathBuf {
     let last = previous_dir(folder);
     if !folder.exists() && last.is_dir() { last } else { folder.to_path_buf() }
@@ -63,14 +63,14 @@ fn previous_dir(folder: &Path) -> PathBuf {
     folder.with_extension("old")
 }
 
-/// The checkpoint of a run, in its place on disk.
+/// The checkpoint of a run on disk.
 pub struct Checkpoints {
     folder: PathBuf,
     run: Run,
 }
 
 impl Checkpoints {
-    /// Keeps the checkpoint of `run` in `folder`.
+    /// Stores the checkpoint of `run` in `folder`.
     pub fn new(folder: &Path, run: Run) -> Self {
         Self { folder: folder.to_path_buf(), run }
     }
@@ -112,7 +112,7 @@ impl Checkpoints {
         Ok((restored, moments, saved.state))
     }
 
-    /// Keeps `model` as the best so far.
+    /// Saves `model` as the best so far.
     pub fn save_best(&self, model: &FusionCap) -> Result<()> {
         let path = self.best_path();
         let staging = path.with_extension("part");
@@ -138,7 +138,7 @@ impl Checkpoints {
         })
     }
 
-    /// Beside the checkpoint, which is replaced as a whole.
+    /// Beside the checkpoint directory, which every save replaces.
     fn best_path(&self) -> PathBuf {
         self.folder.with_extension("best")
     }
@@ -158,7 +158,7 @@ impl Checkpoints {
             .with("differs", what))
     }
 
-    /// Writes a checkpoint aside, then puts it in the place of the last one.
+    /// Writes a checkpoint to a staging directory, then renames it over the last one.
     pub fn save(
         &self,
         model: &FusionCap,
@@ -171,12 +171,12 @@ impl Checkpoints {
                 .with("path", staging.display())
                 .because(error)
         };
-        let _ = fs::remove_dir_all(&staging); // what an interrupted write left
+        let _ = fs::remove_dir_all(&staging); // of an interrupted write
         fs::create_dir_all(&staging).map_err(|error| failed(error.to_string()))?;
         model.clone().save_file(staging.join(MODEL)).map_err(|error| failed(error.to_string()))?;
         optimizer.save(staging.join(OPTIMIZER)).map_err(|error| failed(error.to_string()))?;
         write_json(&staging.join(STATE), &Saved { run: self.run.clone(), state: state.clone() })?;
-        // At every moment one of the two is whole, and found by `checkpoint_dir`.
+        // One of the two is always complete, and `checkpoint_dir` finds it.
         if self.folder.exists() {
             let old = previous_dir(&self.folder);
             let _ = fs::remove_dir_all(&old); // the one before the last
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cut_between_the_renames_loses_no_checkpoint() {
+    fn a_kill_between_the_renames_loses_no_checkpoint() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("checkpoint");
         let mut settings = Settings::load(None).unwrap();
@@ -222,13 +222,13 @@ mod tests {
         save(2);
         assert_eq!(load().unwrap(), 2);
 
-        // What a cut leaves: the last one is moved away, the next one is not there yet.
+        // The state after such a kill: the last one is renamed, the next one is not yet there.
         fs::remove_dir_all(previous_dir(&folder)).unwrap();
         fs::rename(&folder, previous_dir(&folder)).unwrap();
         assert!(exists(&folder));
         assert_eq!(load().unwrap(), 2);
         save(3);
         assert_eq!(load().unwrap(), 3);
-        assert!(previous_dir(&folder).is_dir(), "kept until the next one is in its place");
+        assert!(previous_dir(&folder).is_dir(), "kept until the next one has been renamed");
     }
 }

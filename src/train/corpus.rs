@@ -1,4 +1,4 @@
-//! Captions read from text files, one a line, cleaned and counted.
+//! Reads, cleans and deduplicates captions from text files.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,14 +13,14 @@ use tracing::info;
 use super::settings::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A longer line is no caption, whatever it holds.
+/// Maximum length of a line; longer lines are skipped.
 const MAX_LINE_BYTES: usize = 2_000;
 
-/// Lines left out, by reason.
+/// Skipped lines, by reason.
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Skipped {
     pub invalid_utf8: usize,
-    /// Lines of a JSON Lines file that have no text.
+    /// Lines of a JSON Lines file without a caption.
     pub malformed: usize,
     pub too_short: usize,
     pub too_long: usize,
@@ -34,7 +34,7 @@ impl Skipped {
 }
 
 impl fmt::Display for Skipped {
-    /// What was left out and why, such as "2 duplicate, 1 too long".
+    /// Counts and reasons, such as "2 duplicate, 1 too long".
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reasons = [
             (self.invalid_utf8, "not UTF-8"),
@@ -53,26 +53,26 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// A line of a JSON Lines corpus; other fields are let be.
+/// A line of a JSON Lines corpus; other fields are ignored.
 #[derive(Deserialize)]
 struct Line {
     #[serde(alias = "text")]
     caption: String,
 }
 
-/// The captions to learn from.
+/// The training and held-out captions.
 pub struct Corpus {
     pub captions: Vec<String>,
-    /// The last captions, which training never sees.
+    /// The last captions, not used for training.
     pub held_out: Vec<String>,
     pub skipped: Skipped,
-    /// SHA-256 of the files' (uncompressed) bytes, in the order given.
+    /// SHA-256 of the files' uncompressed bytes, in the order given.
     pub digest: String,
 }
 
 impl Corpus {
-    /// Reads `files`: a caption a line, or JSON Lines with a `caption` (or `text`) where the name
-    /// ends in `.jsonl`; either may be compressed with Zstandard (`.zst`).
+    /// Reads `files` with one caption per line, or JSON Lines (`.jsonl`) with a `caption` or `text`;
+    /// either may be compressed with Zstandard (`.zst`).
     ///
     /// # Errors
     /// `ErrorKind::Config` if a file can't be read or too few captions remain.
@@ -93,7 +93,7 @@ impl Corpus {
         Ok(Self { captions, held_out, skipped, digest: hex::encode(hasher.finalize()) })
     }
 
-    /// All captions of `files` in their order, duplicates among them.
+    /// All captions of `files` in their order, including duplicates.
     ///
     /// # Errors
     /// `ErrorKind::Config` if a file can't be read.
@@ -110,16 +110,16 @@ impl Corpus {
         Ok(reader.captions)
     }
 
-    /// The captions, then those held out.
+    /// The training captions, followed by the held-out captions.
     pub fn all_captions(&self) -> Vec<String> {
         self.captions.iter().chain(&self.held_out).cloned().collect()
     }
 
-    /// Leaves out the captions of more than `max_length` tokens, begin and end included; `tokens`
-    /// are those of the captions, then of the held-out ones.
+    /// Drops captions of more than `max_length` tokens, including the begin and end tokens. `tokens`
+    /// are in the order of [`Self::all_captions`].
     ///
     /// # Errors
-    /// `ErrorKind::Config` if none remain to learn from or to hold out.
+    /// `ErrorKind::Config` if no training or no held-out captions remain.
     pub fn drop_too_long(&mut self, tokens: &mut Vec<Vec<u16>>, max_length: usize) -> Result<()> {
         let before = tokens.len();
         let fits = |caption: &Vec<u16>| caption.len() <= max_length;
@@ -143,7 +143,7 @@ fn too_few_captions(captions: usize, skipped: &Skipped) -> Error {
         .with("skipped", skipped)
 }
 
-/// Takes lines one by one.
+/// Collects captions line by line.
 struct Reader<'a> {
     settings: &'a Settings,
     captions: Vec<String>,
@@ -151,7 +151,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Takes the lines of a file; returns its bytes.
+    /// Reads the lines of a file; returns its uncompressed bytes.
     fn read_file(&mut self, path: &Path) -> Result<Vec<u8>> {
         let bytes = read_bytes(path)?;
         let json = path.to_string_lossy().trim_end_matches(".zst").ends_with(".jsonl");
@@ -193,8 +193,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A caption that stands in the corpus a thousand times would be learnt a thousand times, and
-    /// be held out and learnt at once.
+    /// Drops repeated captions, which would be trained on repeatedly, and could be both in the
+    /// training and in the held-out part.
     fn drop_duplicates(&mut self) {
         let before = self.captions.len();
         let mut seen = HashSet::with_capacity(before);
@@ -203,7 +203,7 @@ impl Reader<'_> {
     }
 }
 
-/// Lower case, single spaces, no final stop.
+/// Converts to lower case and single spaces, and strips quotes and the final full stop.
 fn clean(text: &str) -> String {
     let lower = text.to_lowercase();
     let joined = lower.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_cleaned_and_what_is_left_out_is_counted() {
+    fn captions_are_cleaned_and_skipped_lines_are_counted() {
         let long = "word ".repeat(100);
         let endless = "x".repeat(100_000);
         let lines = [
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_hold_their_caption_in_a_field() {
+    fn json_lines_have_the_caption_in_a_field() {
         let lines = [
             &br#"{"caption": "A cat sleeps.", "image_id": 7}"#[..],
             br#"{"text": "a bus waits"}"#,
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_that_do_not_fit_the_decoder_are_left_out() {
+    fn captions_longer_than_the_decoder_allows_are_dropped() {
         let mut corpus = Corpus {
             captions: ["a", "b"].map(String::from).to_vec(),
             held_out: ["c", "d"].map(String::from).to_vec(),

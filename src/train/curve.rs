@@ -1,4 +1,4 @@
-//! The learning curves, and their picture for the model card.
+//! The learning curves, and their plot for the model card.
 
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -14,13 +14,13 @@ const HELD_OUT: RGBColor = RGBColor(11, 110, 95);
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Epoch {
     pub epoch: usize,
-    /// Mean over the pass, with label smoothing, in nats a token.
+    /// Mean over the epoch, with label smoothing, in nats per token.
     pub training_loss: f64,
-    /// Without label smoothing, in nats a token.
+    /// Without label smoothing, in nats per token.
     pub held_out_loss: f64,
 }
 
-/// The place in `curve` of the lowest held-out loss.
+/// The index in `curve` of the lowest held-out loss.
 pub fn best_epoch(curve: &[Epoch]) -> Option<usize> {
     let losses = curve.iter().map(|epoch| epoch.held_out_loss).enumerate();
     losses.min_by(|left, right| left.1.total_cmp(&right.1)).map(|(place, _)| place)
@@ -28,7 +28,7 @@ pub fn best_epoch(curve: &[Epoch]) -> Option<usize> {
 
 type Loss = fn(&Epoch) -> f64;
 
-/// Loss by epoch as SVG.
+/// Plots the losses by epoch as SVG.
 ///
 /// # Errors
 /// `ErrorKind::Internal` if it can't be drawn.

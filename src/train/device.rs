@@ -1,24 +1,24 @@
-//! Where training computes.
+//! The device for training.
 
 use burn::tensor::Device;
 use clap::ValueEnum;
 
 use crate::error::Result;
 
-/// A kind of processor.
+/// The kind of device, as in `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
     #[default]
     Cpu,
-    /// The first NVIDIA GPU, in a build with the feature `train-cuda`.
+    /// The first NVIDIA GPU; needs the feature `train-cuda`.
     Cuda,
 }
 
 impl DeviceKind {
-    /// The device, which tracks gradients.
+    /// The burn device, with autodiff.
     ///
     /// # Errors
-    /// `ErrorKind::Config` for CUDA where it was not built in.
+    /// `ErrorKind::Config` for CUDA in a build without it.
     pub fn device(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::flex().autodiff()),

@@ -1,4 +1,4 @@
-//! The corpus's embeddings by the encoder's text tower, cached on disk.
+//! Embeds the corpus with the encoder's text tower, cached on disk.
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +12,12 @@ use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text_tower::TextTower;
 
-/// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`, from
-/// the cache in `folder` if the same text tower and tokenizer have embedded the same captions, cut
-/// at the same length, before.
+/// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`. The cache
+/// in `folder` is keyed by the text tower, the tokenizer, the maximum length and the captions.
+/// `label` names the work in the progress output.
+///
+/// # Errors
+/// `ErrorKind::Io` for the encoder's files and the cache; errors of the text tower.
 pub fn embed(
     label: &'static str,
     encoder_dir: &Path,
@@ -48,7 +51,7 @@ pub fn embed(
     let embeddings = tower.embed_with(captions, |done| progress.update(done, ""))?;
     progress.finish();
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    // Written aside and renamed: a cut-off run leaves no half cache.
+    // Renamed when complete: a killed run leaves no partial cache.
     let unfinished = cache.with_extension("part");
     fs::write(&unfinished, bytes)
         .and_then(|()| fs::rename(&unfinished, &cache))

@@ -1,8 +1,6 @@
-//! The corpus as the trainer takes it: captions as tokens beside their embeddings and nouns,
-//! drawn into batches.
+//! The training examples: tokens, embeddings and nouns of the captions, drawn into batches.
 //!
-//! Everything random comes from the seed and the step, never from what ran before, so that an
-//! interrupted run continues exactly where it stopped.
+//! Randomness depends only on the seed and the step, so that an interrupted run resumes exactly.
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use rand::rngs::StdRng;
@@ -19,12 +17,12 @@ use crate::model::Conditions;
 use crate::model::local::LocalFeatures;
 use crate::model::noise::Draws;
 
-/// Batches among which captions are sorted by length, so that little of a batch is padding.
+/// Batches per bucket. Captions are sorted by length within a bucket, which reduces padding.
 const BUCKET: usize = 64;
-/// Stands for a step in the noise of the held-out captions.
+/// The step number that seeds the noise of the first held-out batch.
 const HELD_OUT_STEP: u64 = u64::MAX;
 
-/// Captions as tokens beside their embeddings; those from `split` on are held out.
+/// Tokens and embeddings of all captions; captions from index `split` on are held out.
 pub struct Examples {
     pub tokens: Vec<Vec<u16>>,
     /// Unit length, `[captions, dim]`.
@@ -32,25 +30,24 @@ pub struct Examples {
     pub dim: usize,
     pub split: usize,
     pub nouns: NounBank,
-    /// What local embeddings are made from instead of the nouns, if configured.
+    /// Source of the local embeddings instead of the nouns, if configured.
     pub token_states: Option<TokenStates>,
 }
 
-/// Captions as tensors: what they are conditioned on, what the decoder reads, what it should say,
-/// where that counts.
+/// A batch as tensors: the conditions, the decoder's inputs, the targets and their mask.
 pub struct Batch {
     pub conditions: Conditions,
     pub inputs: Tensor<2, Int>,
     /// `[batch * tokens, 1]`
     pub targets: Tensor<2, Int>,
-    /// `[batch * tokens, 1]`; 1 where a target is a token, 0 where it is padding.
+    /// `[batch * tokens, 1]`; 1 for tokens, 0 for padding.
     pub target_mask: Tensor<2>,
     pub num_tokens: usize,
 }
 
 impl Examples {
-    /// Entropy of the training captions' tokens in nats: the loss of a model that knows how
-    /// frequent each token is and nothing else.
+    /// Unigram entropy of the training captions' tokens in nats: the loss of a model that knows only
+    /// the token frequencies.
     pub fn unigram_entropy(&self) -> f64 {
         let mut counts = vec![0_u64; usize::from(u16::MAX) + 1];
         for token in self.tokens[..self.split].iter().flat_map(|caption| &caption[1..]) {
@@ -61,12 +58,12 @@ impl Examples {
         shares.map(|share| -share * share.ln()).sum()
     }
 
-    /// Batches in a pass over the training captions.
+    /// Batches per epoch.
     pub fn batches_per_epoch(&self, settings: &Settings) -> usize {
         self.split.div_ceil(settings.batch_size)
     }
 
-    /// The training captions in the order of `epoch`, in batches of like length.
+    /// The indices of the training captions in `epoch`, in batches of similar length.
     pub fn epoch(&self, epoch: usize, settings: &Settings) -> Vec<Vec<usize>> {
         let mut generator = step_rng(settings.seed, epoch as u64 + (1 << 40));
         let mut order: Vec<usize> = (0..self.split).collect();
@@ -80,7 +77,7 @@ impl Examples {
         batches
     }
 
-    /// The captions at `indices`, with the noise of `step`.
+    /// The batch of the captions at `indices`, with the noise of `step`.
     pub fn batch(
         &self,
         indices: &[usize],
@@ -112,7 +109,7 @@ impl Examples {
         })
     }
 
-    /// The held-out captions, with noise that is the same each time.
+    /// The batches of held-out captions, with the same noise on every call.
     pub fn held_out<'a>(
         &'a self,
         settings: &'a Settings,
@@ -169,7 +166,7 @@ impl Examples {
     }
 }
 
-/// An independent generator for each purpose and step.
+/// An independent generator per step.
 fn step_rng(seed: u64, number: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
@@ -180,7 +177,7 @@ mod tests {
     use crate::train::nouns::Nouns;
 
     #[test]
-    fn the_unigram_entropy_is_that_of_the_tokens_foretold() {
+    fn the_unigram_entropy_counts_the_predicted_tokens() {
         let examples = Examples {
             tokens: vec![vec![1, 5, 2], vec![1, 5, 6, 7, 2], vec![1, 8, 2]],
             embeddings: Vec::new(),

@@ -1,4 +1,4 @@
-//! A trained model written as a bundle: graphs, vocabulary, configuration, model card, manifest.
+//! Writes a trained model as a bundle: graphs, vocabulary, configuration, model card, manifest.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -31,29 +31,29 @@ use crate::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use crate::onnx::external;
 use crate::onnx::prefix::{self, Alignment, Local, NounTable, PrefixWeights, Projection};
 
-/// The learning curves, beside the model card.
+/// The plot of the learning curves.
 const CURVE: &str = "curve.svg";
-/// How the folder in `out` begins in which a bundle is written.
+/// Prefix of the staging directory in `out`.
 const STAGING_PREFIX: &str = ".export-";
 
-/// What a bundle is made of.
+/// The contents of a bundle.
 pub struct Parts<'a> {
     pub request: &'a Request,
     pub encoder: &'a EncoderConfig,
     pub corpus: &'a Corpus,
     pub tokenizer: &'a Tokenizer,
     pub constants: Constants<'a>,
-    /// Digest of the bundle that the training began with.
+    /// Digest of the bundle that was fine-tuned.
     pub from: Option<&'a str>,
-    /// What the model card should say besides.
+    /// Additional text for the model card.
     pub notes: Option<&'a str>,
     pub outcome: &'a Outcome,
 }
 
-/// What the prefix needs beside what was trained; row-major.
+/// Inputs of the prefix graph that are not trained; row-major.
 pub struct Constants<'a> {
     pub embedding_dim: usize,
-    /// Local embeddings an image has.
+    /// Local embeddings per image.
     pub patches: usize,
     /// `[captions, embedding_dim]`
     pub memory: &'a [f32],
@@ -62,11 +62,11 @@ pub struct Constants<'a> {
     pub nouns: &'a [f32],
 }
 
-/// Checks, before hours of training, that `out` can become a bundle: it is not there yet, empty,
-/// or a bundle to be replaced, perhaps one whose export was cut off.
+/// Checks before training that `out` can become a bundle: it does not exist, is empty, or holds a
+/// bundle or the staging directory of an interrupted export.
 ///
 /// # Errors
-/// `ErrorKind::Config` if `out` holds something else, which the manifest would then list.
+/// `ErrorKind::Config` if `out` holds other files, which the manifest would then list.
 pub fn check_out(out: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
     let names: Vec<String> =
@@ -80,13 +80,16 @@ pub fn check_out(out: &Path) -> Result<()> {
         .with("allowed", "a new or empty directory, or a bundle to replace"))
 }
 
-/// Writes the bundle to `request.out`: aside and sealed first, then in the place of whatever
-/// bundle is there, which stays whole if anything fails before.
+/// Writes the bundle to a staging directory and seals it, then moves it over the bundle in
+/// `request.out`, which stays intact if writing fails.
+///
+/// # Errors
+/// `ErrorKind::Io` with the file that can't be written.
 pub fn write(parts: &Parts<'_>) -> Result<()> {
     let out = &parts.request.out;
     let unwritable = |error: io::Error| failed(out, error);
     fs::create_dir_all(out).map_err(unwritable)?;
-    // Inside, so that `out` may be a mounted volume.
+    // Inside `out`, which may be a mounted volume.
     let staging =
         tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(out).map_err(unwritable)?;
     write_to(staging.path(), parts)?;
@@ -126,16 +129,16 @@ fn write_to(dir: &Path, parts: &Parts<'_>) -> Result<()> {
     write_file(&dir.join(CARD), model_card(parts)?.as_bytes())
 }
 
-/// Moves the sealed bundle in `dir` over whatever bundle is in `out`, of which nothing stays.
+/// Replaces the bundle in `out` by the sealed bundle in `dir`.
 fn replace(dir: &Path, out: &Path) -> io::Result<()> {
     let new = manifest_files(dir);
     let stale: Vec<String> = manifest_files(out).difference(&new).cloned().collect();
-    // First gone and last back: a directory without its manifest is no bundle.
+    // Removed first and written last: a directory without a manifest is not a bundle.
     remove_if_exists(&out.join(MANIFEST))?;
     for name in stale {
         remove_if_exists(&out.join(name))?;
     }
-    // Made from the bundle that goes: none of them is a variant of the new one.
+    // The variants belong to the old bundle.
     match fs::remove_dir_all(out.join(FOLDER)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -150,7 +153,7 @@ fn replace(dir: &Path, out: &Path) -> io::Result<()> {
     remove_staging(out)
 }
 
-/// Removes the folder that a bundle was written in, and those that cut off exports have left.
+/// Removes the staging directories of this export and of interrupted ones.
 fn remove_staging(out: &Path) -> io::Result<()> {
     for entry in fs::read_dir(out)? {
         let found = entry?;
@@ -161,7 +164,7 @@ fn remove_staging(out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The files that the manifest in `dir` names, none outside it; nothing without a manifest.
+/// The files in the manifest of `dir`, except paths outside it; empty without a manifest.
 fn manifest_files(dir: &Path) -> BTreeSet<String> {
     let bytes = fs::read(dir.join(MANIFEST)).unwrap_or_default();
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
@@ -204,7 +207,7 @@ fn model_config(parts: &Parts<'_>, vocab_size: usize) -> ModelConfig {
     }
 }
 
-/// The prefix network of `model` as plain arrays.
+/// The weights of the prefix graph as plain arrays.
 pub fn prefix_weights(
     model: &FusionCap,
     settings: &Settings,
@@ -251,7 +254,7 @@ fn local_weights(
     })
 }
 
-/// The decoder of `model` as plain arrays.
+/// The weights of the decoder graph as plain arrays.
 pub fn decoder_weights(
     model: &FusionCap,
     vocab_size: usize,
@@ -307,7 +310,7 @@ fn values<const D: usize>(parameter: &Param<Tensor<D>>) -> Result<Vec<f32>> {
     })
 }
 
-/// The model card, with the front matter that model hubs read.
+/// The model card, with front matter for model hubs.
 fn model_card(parts: &Parts<'_>) -> Result<String> {
     let settings = &parts.request.settings;
     let corpora: Vec<String> = parts
@@ -361,7 +364,7 @@ fn model_card(parts: &Parts<'_>) -> Result<String> {
     ))
 }
 
-/// The text of `ATTRIBUTION.md` beside the corpus, which whoever is trained on it must carry.
+/// The text of `ATTRIBUTION.md` beside the corpus, which the model card must include.
 fn attribution(corpora: &[std::path::PathBuf]) -> String {
     let notices = corpora.iter().filter_map(|path| Some(path.parent()?.join("ATTRIBUTION.md")));
     let mut files: Vec<_> = notices.filter(|path| path.is_file()).collect();
@@ -373,7 +376,7 @@ fn attribution(corpora: &[std::path::PathBuf]) -> String {
         .collect()
 }
 
-/// Copies the weights that a large model keeps in a file beside it, if it does.
+/// Copies the external data of a large model, if it has any.
 fn copy_data(from: &Path, to: &Path) -> Result<()> {
     let (source, target) = (external::data_path(from), external::data_path(to));
     if source.is_file() {

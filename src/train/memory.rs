@@ -1,4 +1,4 @@
-//! The projection's memory, made from the corpus's embeddings.
+//! Builds the projection's memory from the corpus's embeddings.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -7,12 +7,12 @@ use rand::seq::index;
 
 use crate::model::projection::{MemoryKind, ProjectionSettings};
 
-/// Captions that k-means looks at for each centre it finds.
-const SAMPLES_A_CENTRE: usize = 12;
+/// Captions per centre for k-means.
+const SAMPLES_PER_CENTRE: usize = 12;
 const ITERATIONS: usize = 8;
 
-/// Unit-length rows `[memory_size, dim]` from `embeddings` `[captions, dim]`; fewer if there are
-/// fewer captions.
+/// Unit-length rows `[memory_size, dim]` from `embeddings` `[captions, dim]`, or fewer rows if there
+/// are fewer captions.
 pub fn build(embeddings: &[f32], dim: usize, settings: &ProjectionSettings, seed: u64) -> Vec<f32> {
     let captions = embeddings.len() / dim;
     let size = settings.memory_size.min(captions);
@@ -20,7 +20,7 @@ pub fn build(embeddings: &[f32], dim: usize, settings: &ProjectionSettings, seed
     match settings.memory {
         MemoryKind::Sampled => sample(embeddings, dim, size, &mut generator),
         MemoryKind::Clustered => {
-            let seen = captions.min(size * SAMPLES_A_CENTRE);
+            let seen = captions.min(size * SAMPLES_PER_CENTRE);
             let points = sample(embeddings, dim, seen, &mut generator);
             let centres = sample(&points, dim, size, &mut generator);
             cluster(&points, centres, dim)
@@ -28,15 +28,15 @@ pub fn build(embeddings: &[f32], dim: usize, settings: &ProjectionSettings, seed
     }
 }
 
-/// `count` rows of `rows`, none twice, in their order.
+/// Draws `count` rows without replacement, in their order.
 fn sample(rows: &[f32], dim: usize, count: usize, generator: &mut impl Rng) -> Vec<f32> {
     let mut chosen = index::sample(generator, rows.len() / dim, count).into_vec();
     chosen.sort_unstable();
     chosen.iter().flat_map(|row| &rows[row * dim..(row + 1) * dim]).copied().collect()
 }
 
-/// Spherical k-means (Dhillon and Modha 2001): each point goes to the centre with the largest
-/// cosine, each centre becomes the direction of the sum of its points.
+/// Spherical k-means (Dhillon and Modha 2001): each point is assigned to the centre with the largest
+/// cosine; each centre becomes the normalised sum of its points.
 fn cluster(points: &[f32], mut centres: Vec<f32>, dim: usize) -> Vec<f32> {
     for _ in 0..ITERATIONS {
         let mut sums = vec![0.0_f32; centres.len()];
@@ -47,7 +47,7 @@ fn cluster(points: &[f32], mut centres: Vec<f32>, dim: usize) -> Vec<f32> {
         }
         for (centre, sum) in centres.chunks_exact_mut(dim).zip(sums.chunks_exact(dim)) {
             let length = sum.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
-            // A centre that lost all its points stays where it is.
+            // A centre without points does not move.
             if length > 1e-6 {
                 centre.iter_mut().zip(sum).for_each(|(entry, sum)| *entry = sum / length);
             }
@@ -56,7 +56,7 @@ fn cluster(points: &[f32], mut centres: Vec<f32>, dim: usize) -> Vec<f32> {
     centres
 }
 
-/// For each point the index of the centre with the largest cosine.
+/// The index of the centre with the largest cosine, per point.
 fn nearest(points: &[f32], centres: &[f32], dim: usize) -> Vec<usize> {
     const BLOCK: usize = 1024;
     let rows = |values: &[f32]| {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_made_of_captions() {
+    fn a_sample_consists_of_captions() {
         let (rows, mut settings) = (embeddings(), Settings::load(None).unwrap().projection);
         settings.memory = MemoryKind::Sampled;
         settings.memory_size = 50;
@@ -106,11 +106,11 @@ mod tests {
         let known = |row: &[f32]| rows.chunks_exact(3).any(|other| other == row);
         assert!(memory.chunks_exact(3).all(known));
         settings.memory_size = 1_000;
-        assert_eq!(build(&rows, 3, &settings, 1), rows, "all there are");
+        assert_eq!(build(&rows, 3, &settings, 1), rows, "all captions");
     }
 
     #[test]
-    fn clusters_are_what_captions_gather_around() {
+    fn centres_move_to_the_clusters() {
         let rows = embeddings();
         // A centre near each direction moves onto it.
         let first = [[0.8, 0.6, 0.0], [0.0, 0.8, 0.6], [0.6, 0.0, 0.8]].concat();

@@ -1,10 +1,10 @@
-//! Training from text alone: a corpus of captions and an encoder directory in, a bundle out.
+//! Training from text alone: from a corpus of captions and an encoder directory to a bundle.
 //!
 //! ```text
-//! corpus ─ tokenizer ─ embed ─ memory ┐
-//!    └──── nouns ───── embed ─ locals ┴ examples ─ trainer (checkpoints) ─ export
+//! corpus ─ tokenizer ─ embed ─── memory ┐
+//!    └──── nouns ─ embed ─ noun_bank ───┴ examples ─ trainer (checkpoints) ─ export
 //! ```
-//! May use `model`, `onnx`, `encoder` and the common ground; never `worker` or `engine`.
+//! Depends on `model`, `onnx`, `encoder` and the shared modules, never on `worker` or `engine`.
 
 pub mod alignment;
 pub mod checkpoint;
@@ -49,35 +49,35 @@ use token_states::TokenStates;
 use trainer::Trainer;
 use warm_start::WarmStart;
 
-/// What to train from and where to write it.
+/// The inputs, outputs and settings of a training run.
 pub struct Request {
     pub encoder: PathBuf,
     pub corpora: Vec<PathBuf>,
     pub out: PathBuf,
-    /// Embeddings, kept between runs; runs may share them.
+    /// Cached embeddings, which runs may share.
     pub cache: PathBuf,
     /// This run's checkpoint.
     pub checkpoint: PathBuf,
     pub settings: Settings,
-    /// A bundle to begin with, instead of random weights and a new vocabulary.
+    /// Bundle to fine-tune, instead of random weights and a new vocabulary.
     pub from: Option<PathBuf>,
-    /// Text for the model card, such as what was measured.
+    /// Text for the model card, such as measurements.
     pub notes: Option<PathBuf>,
-    /// Whether the bundle carries the encoder's text tower.
+    /// Whether the bundle contains the encoder's text tower.
     pub text_tower: bool,
     pub runtime: Runtime,
     pub device: DeviceKind,
     /// Continue from `checkpoint`.
     pub resume: bool,
-    /// Set from outside to end training after the step under way, with a checkpoint.
+    /// Set by the caller to end training after the current step, with a checkpoint.
     pub stop: Arc<AtomicBool>,
 }
 
-/// Trains, writes the bundle, and tells the losses after each pass over the corpus.
+/// Trains and writes the bundle; returns the losses after each epoch.
 ///
 /// # Errors
-/// `ErrorKind::Config` for a corpus, settings or a checkpoint that don't fit; others as they
-/// happen. A stop ends with `ErrorKind::Runtime` after a checkpoint is written.
+/// `ErrorKind::Config` for an unusable corpus, settings or checkpoint; `ErrorKind::Runtime` after a
+/// stop, with a checkpoint written; errors of the encoder, the corpus and the export.
 pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     let settings = &request.settings;
     export::check_out(&request.out)?;
@@ -100,8 +100,8 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     );
     create_dir(&request.cache)?;
     let (examples, memory) = build_examples(request, &encoder, &corpus, tokens)?;
-    let (learnt, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
-    let alignment = alignment::build(learnt, dim, &settings.alignment)?;
+    let (training, dim) = (&examples.embeddings[..examples.split * examples.dim], examples.dim);
+    let alignment = alignment::build(training, dim, &settings.alignment)?;
     let checkpoints = Checkpoints::new(
         &request.checkpoint,
         Run {
@@ -137,7 +137,7 @@ pub fn run(request: &Request) -> Result<Vec<Epoch>> {
     Ok(outcome.curve)
 }
 
-/// The corpus as the trainer takes it, and the projection's memory.
+/// The training examples, and the projection's memory.
 fn build_examples(
     request: &Request,
     encoder: &EncoderConfig,

@@ -1,8 +1,8 @@
-//! What stands for an image's patches in training: a caption's nouns, as unreliable as patches.
+//! Local embeddings for training: a caption's nouns, corrupted as image patches are.
 //!
-//! A patch may miss a thing, take it for a neighbour, or show what no caption speaks of; so
-//! nouns are dropped, swapped for a near one, and joined by distractors, and each embedding has
-//! noise of its own.
+//! Patches miss objects, resemble other objects, or show objects that no caption mentions. So nouns
+//! are dropped, swapped for a neighbour, and joined by distractors, and each embedding has its own
+//! noise.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -11,38 +11,38 @@ use rand_distr::{Distribution, StandardNormal};
 use super::nouns::Nouns;
 use crate::model::local::LocalSettings;
 
-/// Nouns that a noun is mistaken for.
+/// Neighbours per noun for swapping.
 const NEIGHBOURS: usize = 8;
 
-/// The corpus's nouns in the joint space.
+/// The corpus's nouns in the joint embedding space.
 pub struct NounBank {
     /// Unit length, `[nouns, dim]`.
     pub embeddings: Vec<f32>,
     pub dim: usize,
-    /// For each caption, the nouns it has.
+    /// The nouns of each caption.
     by_caption: Vec<Vec<u16>>,
-    /// For each noun, those most like it.
+    /// The nearest neighbours of each noun.
     neighbours: Vec<Vec<u16>>,
 }
 
 /// The local embeddings of a batch as plain arrays.
 pub struct LocalArrays {
-    /// `[batch, items, dim]`, zero where there is none.
+    /// `[batch, items, dim]`, zero for padding.
     pub embeddings: Vec<f32>,
-    /// `[batch, items]`, true where there is none.
+    /// `[batch, items]`, true for padding.
     pub padding_mask: Vec<bool>,
     items: usize,
     dim: usize,
 }
 
 impl LocalArrays {
-    /// None anywhere.
+    /// Only padding.
     pub fn empty(batch: usize, items: usize, dim: usize) -> Self {
         let cells = batch * items;
         Self { embeddings: vec![0.0; cells * dim], padding_mask: vec![true; cells], items, dim }
     }
 
-    /// Puts the `item`th embedding of a row.
+    /// Sets the embedding `item` of a row.
     pub fn put(&mut self, row: usize, item: usize, embedding: impl IntoIterator<Item = f32>) {
         let cell = row * self.items + item;
         self.padding_mask[cell] = false;
@@ -52,7 +52,7 @@ impl LocalArrays {
 }
 
 impl NounBank {
-    /// `embeddings` `[nouns, dim]` are those of `nouns.names`, of unit length.
+    /// `embeddings` `[nouns, dim]` are the unit-length embeddings of `nouns.names`.
     pub fn new(nouns: Nouns, embeddings: Vec<f32>, dim: usize) -> Self {
         let neighbours = neighbours(&embeddings, dim);
         Self { embeddings, dim, by_caption: nouns.by_caption, neighbours }
@@ -87,7 +87,7 @@ impl NounBank {
         drawn
     }
 
-    /// Which nouns an image with these `nouns` would seem to show, at most `settings.items`.
+    /// Corrupts `nouns` by dropout, swaps and distractors; at most `settings.items` remain.
     fn corrupt(
         &self,
         nouns: &[u16],
@@ -106,7 +106,7 @@ impl NounBank {
             shown.push(if mistaken { self.neighbour(noun, generator) } else { noun });
         }
         for _ in 0..generator.random_range(0..=settings.distractors) {
-            // Half of what disturbs has to do with the caption, as in an image.
+            // Half of the distractors are related to the caption, as in an image.
             let related = generator.random::<bool>().then(|| choose(nouns, generator)).flatten();
             shown.push(match related {
                 Some(noun) => self.neighbour(noun, generator),
@@ -156,7 +156,7 @@ mod tests {
 
     const DIM: usize = 4;
 
-    /// Two pairs of like nouns; one caption with the first, one without any.
+    /// Two pairs of similar nouns; one caption with the first noun, one without nouns.
     fn bank() -> NounBank {
         let embeddings = [
             [1.0, 0.0, 0.0, 0.0],
@@ -171,7 +171,7 @@ mod tests {
         NounBank::new(nouns, embeddings.concat(), DIM)
     }
 
-    fn faithful() -> LocalSettings {
+    fn uncorrupted() -> LocalSettings {
         let mut settings = Settings::load(None).unwrap().local;
         settings.items = 3;
         (settings.dropout, settings.swap, settings.empty) = (0.0, 0.0, 0.0);
@@ -180,17 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn without_disturbance_a_caption_shows_its_nouns() {
+    fn without_corruption_a_caption_shows_its_nouns() {
         let mut generator = StdRng::seed_from_u64(1);
-        let drawn = bank().draw(&[1, 0], &faithful(), &mut generator);
+        let drawn = bank().draw(&[1, 0], &uncorrupted(), &mut generator);
         assert_eq!(drawn.padding_mask, [true, true, true, false, true, true]);
         assert_eq!(drawn.embeddings[3 * DIM..4 * DIM], [1.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
-    fn each_disturbance_does_what_it_says() {
+    fn each_corruption_has_its_effect() {
         let mut generator = StdRng::seed_from_u64(1);
-        let (bank, mut settings) = (bank(), faithful());
+        let (bank, mut settings) = (bank(), uncorrupted());
         assert_eq!(bank.neighbours[2], [3, 0, 1]);
         settings.dropout = 1.0;
         assert!(bank.corrupt(&[0], &settings, &mut generator).is_empty());
@@ -199,8 +199,8 @@ mod tests {
             (0..50).flat_map(|_| bank.corrupt(&[0], &settings, &mut generator)).collect();
         assert!(swapped.len() == 50 && !swapped.contains(&0), "{swapped:?}");
         (settings.swap, settings.distractors) = (0.0, 9);
-        let crowded = (0..50).map(|_| bank.corrupt(&[0], &settings, &mut generator).len()).max();
-        assert_eq!(crowded, Some(settings.items), "never more than there is room for");
+        let longest = (0..50).map(|_| bank.corrupt(&[0], &settings, &mut generator).len()).max();
+        assert_eq!(longest, Some(settings.items), "at most settings.items");
         settings.empty = 1.0;
         assert!(bank.corrupt(&[0], &settings, &mut generator).is_empty());
     }

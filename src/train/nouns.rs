@@ -1,8 +1,8 @@
-//! The things that captions speak of: the corpus's nouns, and which caption has which.
+//! The corpus's frequent nouns, and the nouns of each caption.
 //!
-//! A tagger (Brill 1992, as `harper-brill` carries it) marks the nouns; what it has never seen
-//! counts as one where it does not look like a verb. A run of nouns such as "traffic light" is
-//! one thing if it is frequent, otherwise its last noun is.
+//! A Brill tagger (Brill 1992, in `harper-brill`) finds the nouns. Unknown words count as nouns
+//! unless they look like verbs. A compound such as "traffic light" counts as one noun if it is
+//! frequent, otherwise its last word counts.
 
 use std::collections::HashMap;
 
@@ -10,21 +10,20 @@ use harper_brill::{Tagger, UPOS, brill_tagger};
 
 use crate::model::local::LocalSettings;
 
-/// Longest run of nouns that is one thing.
+/// Maximum words of a compound noun.
 const MAX_WORDS: usize = 2;
 
 /// The corpus's frequent nouns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nouns {
-    /// The most frequent first.
+    /// Most frequent first.
     pub names: Vec<String>,
-    /// For each caption, what it names, as indices into `names`; none twice.
+    /// The nouns of each caption as sorted, unique indices into `names`.
     pub by_caption: Vec<Vec<u16>>,
 }
 
 impl Nouns {
-    /// Finds at most `settings.nouns` nouns that stand in at least `settings.noun_count` of the
-    /// captions.
+    /// Finds at most `settings.nouns` nouns, each in at least `settings.noun_count` captions.
     pub fn find(captions: &[String], settings: &LocalSettings) -> Self {
         let tagger = brill_tagger();
         let runs: Vec<Vec<Vec<String>>> =
@@ -44,7 +43,7 @@ impl Nouns {
         Self { names, by_caption }
     }
 
-    /// Which of the nouns each of other captions names; as [`Self::by_caption`].
+    /// The known nouns of each of `captions`, as in [`Self::by_caption`].
     pub fn find_in(&self, captions: &[String]) -> Vec<Vec<u16>> {
         let tagger = brill_tagger();
         let runs: Vec<Vec<Vec<String>>> =
@@ -53,7 +52,7 @@ impl Nouns {
     }
 }
 
-/// For each caption's runs of nouns, those of `names` that they are.
+/// The indices into `names` of each caption's runs of nouns.
 fn match_names(names: &[String], captions: &[Vec<Vec<String>>]) -> Vec<Vec<u16>> {
     let indices: HashMap<&str, u16> =
         names.iter().zip(0..).map(|(name, index)| (name.as_str(), index)).collect();
@@ -102,7 +101,7 @@ fn is_noun(word: &str, tag: Option<UPOS>) -> bool {
     }
 }
 
-/// The last nouns of a run together, the longest ending first.
+/// The compounds at the end of a run, longest first.
 fn endings(run: &[String]) -> Vec<String> {
     (run.len().saturating_sub(MAX_WORDS)..run.len()).map(|start| run[start..].join(" ")).collect()
 }
@@ -113,7 +112,7 @@ mod tests {
     use crate::train::settings::Settings;
 
     #[test]
-    fn frequent_things_are_found_where_they_are_named() {
+    fn frequent_nouns_are_found_in_their_captions() {
         let captions: Vec<String> = [
             "a man waits at a traffic light",
             "a dog sits under the traffic light",

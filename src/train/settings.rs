@@ -1,4 +1,4 @@
-//! Hyper-parameters: one commented TOML (`settings.toml`) over which a user's file is laid.
+//! Hyper-parameters: the commented defaults in `settings.toml`, overridden by a user's file.
 
 use std::fs;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::model::noise::{NoiseKind, NoiseSettings};
 use crate::model::projection::ProjectionSettings;
 use crate::model::{ModelSpec, Shape};
 
-/// Candidates a decoder step returns: twice the widest beam.
+/// Candidates per decoder step: twice the maximum beam width.
 pub const CANDIDATES: usize = 16;
 
-/// The defaults, with what each one means.
+/// The defaults with their comments.
 pub const DEFAULTS: &str = include_str!("settings.toml");
 
 /// See `settings.toml` for the meaning of each field.
@@ -46,10 +46,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults with the values of the TOML file at `path`, if there is one, laid over them.
+    /// The defaults, overridden by the TOML file at `path` if given.
     ///
     /// # Errors
-    /// `ErrorKind::Config` naming the field, its value and what is allowed.
+    /// `ErrorKind::Config` with the field, its value and the allowed values.
     pub fn load(path: Option<&Path>) -> Result<Self> {
         let mut table: toml::Table =
             toml::from_str(DEFAULTS).map_err(|error| invalid_settings(&error))?;
@@ -59,20 +59,20 @@ impl Settings {
                     .with("path", path.display())
                     .because(error)
             })?;
-            overlay(&mut table, toml::from_str(&text).map_err(|error| invalid_settings(&error))?);
+            merge(&mut table, toml::from_str(&text).map_err(|error| invalid_settings(&error))?);
         }
         let settings: Self = table.try_into().map_err(|error| invalid_settings(&error))?;
         settings.validate()?;
         Ok(settings)
     }
 
-    /// Whether anything is made from the corpus's nouns.
+    /// Whether training uses the corpus's nouns.
     pub fn reads_nouns(&self) -> bool {
         let local = self.local.enabled && self.local.source == LocalSource::Nouns;
         local || self.noise.kind == NoiseKind::Mixture
     }
 
-    /// The model that these settings describe.
+    /// The specification of the model.
     pub fn model_spec(&self, embedding_dim: usize, vocab_size: usize) -> ModelSpec<'_> {
         ModelSpec {
             shape: &self.shape,
@@ -86,7 +86,7 @@ impl Settings {
 
     fn validate(&self) -> Result<()> {
         let shape = &self.shape;
-        let positive = [
+        let minima = [
             ("vocab_size", self.vocab_size, 260),
             ("projection.memory_size", self.projection.memory_size, 1),
             ("local.items", self.local.items, 1),
@@ -105,19 +105,19 @@ impl Settings {
             ("generation.num_beams", self.generation.num_beams, 1),
             ("generation.max_new_tokens", self.generation.max_new_tokens, 1),
         ];
-        for (field, value, minimum) in positive {
+        for (field, value, minimum) in minima {
             if value < minimum {
                 return Err(out_of_range(field, value, format!("at least {minimum}")));
             }
         }
-        // Token ids are kept in 16 bits.
-        let most = [
+        // Token ids are stored in 16 bits.
+        let maxima = [
             ("vocab_size", self.vocab_size, usize::from(u16::MAX)),
             ("generation.num_beams", self.generation.num_beams, CANDIDATES / 2),
-            // The begin token takes a position too.
+            // The begin token also takes a position.
             ("generation.max_new_tokens", self.generation.max_new_tokens, shape.max_length - 1),
         ];
-        for (field, value, limit) in most {
+        for (field, value, limit) in maxima {
             if value > limit {
                 return Err(out_of_range(field, value, format!("at most {limit}")));
             }
@@ -158,7 +158,7 @@ impl Settings {
                 return Err(out_of_range(field, value, "0 or more"));
             }
         }
-        // The learned scale is measured by its prior's.
+        // The learned scale is relative to the prior's.
         if noise.kind == NoiseKind::Learned && noise.sigma == 0.0 {
             let allowed = "more than 0 if noise.kind is \"learned\"";
             return Err(out_of_range("noise.sigma", noise.sigma, allowed));
@@ -182,11 +182,11 @@ impl Settings {
     }
 }
 
-/// Lays `over` on `table`, table by table.
-fn overlay(table: &mut toml::Table, over: toml::Table) {
+/// Merges `over` into `table` recursively.
+fn merge(table: &mut toml::Table, over: toml::Table) {
     for (name, value) in over {
         match (table.get_mut(&name), value) {
-            (Some(toml::Value::Table(inner)), toml::Value::Table(values)) => overlay(inner, values),
+            (Some(toml::Value::Table(inner)), toml::Value::Table(values)) => merge(inner, values),
             (_, value) => {
                 table.insert(name, value);
             }
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_laid_over_the_defaults() {
+    fn a_file_overrides_the_defaults() {
         let settings = load("epochs = 1\n[shape]\nhidden_size = 64\n").unwrap();
         assert_eq!(settings.epochs, 1);
         assert_eq!(settings.shape.hidden_size, 64);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         let unknown = load("epoch = 1").unwrap_err().to_string();
         assert!(unknown.contains("epoch"), "{unknown}");
         let heads = load("[shape]\nnum_attention_heads = 7").unwrap_err();
@@ -241,16 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_can_be_learnt_with_is_refused() {
-        let none = load("epochs = 0").unwrap_err();
-        assert_eq!(none.exit_code(), 2);
+    fn settings_that_can_not_train_are_refused() {
+        let epochs = load("epochs = 0").unwrap_err();
+        assert_eq!(epochs.exit_code(), 2);
         let reason = "epochs is out of range (value: 0, allowed: at least 1)";
-        assert_eq!(none.to_string(), reason);
+        assert_eq!(epochs.to_string(), reason);
 
-        let still = load("[noise]\nkind = \"learned\"\nsigma = 0.0").unwrap_err();
-        assert_eq!(still.exit_code(), 2);
+        let zero = load("[noise]\nkind = \"learned\"\nsigma = 0.0").unwrap_err();
+        assert_eq!(zero.exit_code(), 2);
         let reason = "noise.sigma is out of range (value: 0, allowed: more than 0 if noise.kind";
-        assert!(still.to_string().starts_with(reason), "{still}");
+        assert!(zero.to_string().starts_with(reason), "{zero}");
         load("[noise]\nkind = \"fixed\"\nsigma = 0.0").unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! What stands for an image's patches in training where nouns do not: the states that the text
-//! tower gives a caption's tokens (MacCap, Qiu et al. 2024).
+//! Local embeddings for training from the text tower's token states (MacCap, Qiu et al. 2024),
+//! instead of nouns.
 //!
-//! They are computed anew for each batch: those of a whole corpus would fill the disk.
+//! They are recomputed for each batch: caching those of a whole corpus would fill the disk.
 
 use std::cell::RefCell;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::model::local::LocalSettings;
 use crate::text_tower::TextTower;
 
-/// The captions and the tower that reads them.
+/// The captions and the text tower.
 pub struct TokenStates {
     tower: RefCell<TextTower>,
     captions: Vec<String>,
@@ -26,8 +26,8 @@ impl TokenStates {
         Self { tower: RefCell::new(tower), captions, dim }
     }
 
-    /// Draws the local embeddings for the captions at `indices`: some of each caption's tokens, in
-    /// no order, each with noise of its own.
+    /// Draws the local embeddings for the captions at `indices`: random tokens of each caption in
+    /// random order, each with its own noise.
     ///
     /// # Errors
     /// `ErrorKind::Runtime` if the tower fails.

@@ -1,4 +1,4 @@
-//! The caption vocabulary: byte-level BPE (Sennrich et al. 2016) trained on the corpus itself.
+//! The caption tokenizer: byte-level BPE (Sennrich et al. 2016), trained on the corpus.
 
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -31,12 +31,12 @@ pub fn train(captions: &[String], vocab_size: usize) -> Result<Tokenizer> {
         .build()
         .map_err(failed)?;
     tokenizer.train(&mut trainer, captions.iter()).map_err(failed)?;
-    // Through its file format, into the type that everything else uses.
+    // Reparsed as the generic `Tokenizer`.
     let text = tokenizer.to_string(false).map_err(failed)?;
     text.parse().map_err(failed)
 }
 
-/// Each caption's tokens between begin and end.
+/// The tokens of each caption, with the begin and end tokens.
 pub fn encode(tokenizer: &Tokenizer, captions: &[String]) -> Result<Vec<Vec<u16>>> {
     let encodings = tokenizer
         .encode_batch(captions.iter().map(String::as_str).collect(), false)
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_comes_back() {
+    fn encoding_round_trips() {
         let captions: Vec<String> =
             ["a dog runs", "a cat sleeps on a bed", "two dogs run"].map(String::from).to_vec();
         let tokenizer = train(&captions, 300).unwrap();

@@ -1,4 +1,4 @@
-//! The training loop: batches of captions in, a trained model out.
+//! The training loop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -17,18 +17,18 @@ use super::warm_start::WarmStart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Banks, FusionCap, ModelSpec};
 
-/// A finished training.
+/// The result of training.
 pub struct Outcome {
     pub model: FusionCap,
     pub curve: Vec<Epoch>,
     pub steps: usize,
-    /// What the losses compare with: see [`Examples::unigram_entropy`].
+    /// Baseline for the losses: [`Examples::unigram_entropy`].
     pub unigram_entropy: f64,
-    /// Over this run's steps; nothing if the checkpoint left none to do.
+    /// Over the steps of this run; None if the checkpoint was already at the end.
     pub tokens_per_second: Option<f64>,
 }
 
-/// What changes from step to step.
+/// The state that every step changes.
 struct Training {
     model: FusionCap,
     optimizer: ModuleOptimizer,
@@ -41,14 +41,14 @@ pub struct Trainer<'a> {
     banks: Banks,
     vocab_size: usize,
     checkpoints: Checkpoints,
-    /// Set from outside to end the run after the step under way.
+    /// Set by the caller to end the run after the current step.
     stop: &'a AtomicBool,
-    /// Tracks gradients.
+    /// With autodiff.
     device: Device,
 }
 
 impl<'a> Trainer<'a> {
-    /// `memory` is row-major `[captions, embedding_dim]`; `device` tracks gradients.
+    /// `memory` is row-major `[captions, embedding_dim]`; `device` has autodiff.
     pub fn new(
         settings: &'a Settings,
         examples: &'a Examples,
@@ -74,11 +74,10 @@ impl<'a> Trainer<'a> {
         self.settings.model_spec(self.examples.dim, self.vocab_size)
     }
 
-    /// Trains from the start, from the weights of `warm_start`, or from the checkpoint if `resume`
-    /// says so.
+    /// Trains from random weights, from `warm_start`, or from the checkpoint if `resume` is set.
     ///
     /// # Errors
-    /// `ErrorKind::Runtime` if training diverges or is stopped, the latter after a checkpoint.
+    /// `ErrorKind::Runtime` if training diverges, or is stopped (with a checkpoint written).
     pub fn run(&self, resume: bool, warm_start: Option<&WarmStart>) -> Result<Outcome> {
         let mut training = self.start(resume, warm_start)?;
         let per_epoch = self.examples.batches_per_epoch(self.settings);
@@ -136,7 +135,7 @@ impl<'a> Trainer<'a> {
         Ok(Training { model: restored, optimizer: moments, state })
     }
 
-    /// One step of the optimizer, and the loss before it.
+    /// One optimizer step; returns the loss before it.
     fn step(&self, training: Training, batch: Batch, total: usize) -> Result<(Training, f64)> {
         let Training { model, mut optimizer, mut state } = training;
         let Losses { caption: loss, divergence } =
@@ -162,8 +161,11 @@ impl<'a> Trainer<'a> {
         Ok((Training { model: updated, optimizer, state }, value))
     }
 
-    /// Writes a checkpoint where one is due; a stop writes one and ends the run. A finished run
-    /// leaves one too: if the bundle then can't be written, no training is lost.
+    /// Writes a checkpoint every `checkpoint_steps`, at a stop and at the end of the run, so that no
+    /// training is lost if the bundle can't be written.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` at a stop.
     fn checkpoint_if_due(&self, training: &Training, total: usize) -> Result<()> {
         let step = training.state.step;
         let stop = self.stop.load(Ordering::Relaxed);
@@ -181,7 +183,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Whether the held-out loss has not fallen for too long.
+    /// Whether the held-out loss has not fallen for `patience` epochs.
     fn is_out_of_patience(&self, curve: &[Epoch]) -> bool {
         let patience = self.settings.patience;
         patience > 0 && best_epoch(curve).is_some_and(|best| curve.len() - 1 - best >= patience)
@@ -210,8 +212,8 @@ impl<'a> Trainer<'a> {
             .init()
     }
 
-    /// Mean cross-entropy of a token in nats, with label smoothing (Szegedy et al. 2015), beside
-    /// what learned noise costs.
+    /// Mean cross-entropy per token in nats with label smoothing (Szegedy et al. 2015), and the KL
+    /// divergence of learned noise.
     fn losses(&self, model: &FusionCap, batch: Batch, smoothing: f32) -> Losses {
         let output = model.forward(&self.model_spec(), &self.banks, batch.conditions, batch.inputs);
         let [rows, columns, vocab] = output.logits.dims();
@@ -225,7 +227,7 @@ impl<'a> Trainer<'a> {
         Losses { caption, divergence: output.divergence }
     }
 
-    /// Mean cross-entropy of a token of the held-out captions, in nats.
+    /// Mean cross-entropy per token of the held-out captions, in nats.
     fn held_out_loss(&self, model: &FusionCap) -> Result<f64> {
         let (mut sum, mut total) = (0.0, 0);
         for batch in self.examples.held_out(self.settings, &self.device) {
@@ -239,13 +241,13 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Both parts of the loss.
+/// The terms of the loss.
 struct Losses {
     caption: Tensor<1>,
     divergence: Option<Tensor<1>>,
 }
 
-/// Linear warm-up to the peak, then a cosine down to a hundredth of it.
+/// Linear warm-up to the peak, then cosine decay to a hundredth of it.
 fn learning_rate(settings: &Settings, step: usize, total: usize) -> f64 {
     let warmup = settings.warmup_steps.min(total / 2);
     if step < warmup {
@@ -261,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_learning_rate_warms_up_and_cools_down() {
+    fn the_learning_rate_warms_up_and_decays() {
         let settings = Settings::load(None).unwrap();
         let share = |step| learning_rate(&settings, step, 4000) / settings.learning_rate;
         assert!(share(0) < 0.01, "{}", share(0));

@@ -1,9 +1,9 @@
-//! Fine-tuning: a model that begins with the weights and the vocabulary of an existing bundle.
+//! Fine-tuning: a model initialised with the weights and the vocabulary of an existing bundle.
 //!
-//! The decoder and the prefix network must be there and of the same shape, and so must be what no
-//! shape shows: the encoder, the heads, the switches that say what the prefix is made from. The
-//! local module is taken where the bundle has one. The noise network is no part of a bundle and
-//! begins anew, as do the memory and the nouns, which come from the new corpus.
+//! The decoder and the prefix network must have the same shapes. The encoder, the number of heads
+//! and the inputs of the prefix, which shapes do not show, must also match. The local module is
+//! loaded if the bundle has one. The noise network, which bundles do not contain, starts from
+//! random weights; the memory and the nouns come from the new corpus.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::FusionCap;
 use crate::onnx::initializers::{self, Initializer};
 
-/// What an existing bundle gives a new training.
+/// The parts of an existing bundle for fine-tuning.
 pub struct WarmStart {
     /// The bundle's digest.
     pub digest: String,
@@ -38,7 +38,7 @@ impl WarmStart {
         let bundle = Bundle::open(dir)?;
         let mut weights = initializers::read(&bundle.path(DECODER))?;
         weights.extend(initializers::read(&bundle.path(PREFIX))?);
-        // A bundle may come without a card.
+        // The card is optional.
         let card = fs::read_to_string(bundle.path(CARD)).unwrap_or_default();
         Ok(Self {
             digest: bundle.digest().to_owned(),
@@ -49,11 +49,11 @@ impl WarmStart {
         })
     }
 
-    /// `model` with the bundle's weights, for `run`.
+    /// Loads the bundle's weights into `model` for `run`.
     ///
     /// # Errors
-    /// `ErrorKind::Config` naming the first weight that the bundle lacks or has in another shape,
-    /// or what else the bundle was made for.
+    /// `ErrorKind::Config` with the first missing or misshapen weight, or the first setting that
+    /// differs.
     pub fn apply(&self, model: FusionCap, run: &Run) -> Result<FusionCap> {
         self.check(run)?;
         let mut loader = WeightLoader { weights: &self.weights, path: Vec::new(), error: None };
@@ -64,7 +64,7 @@ impl WarmStart {
         }
     }
 
-    /// Compares what shapes don't show: the heads, and what the card records.
+    /// Compares the heads, and the settings in the model card.
     fn check(&self, run: &Run) -> Result<()> {
         let heads = run.settings.shape.num_attention_heads;
         if heads != self.num_attention_heads {
@@ -103,17 +103,17 @@ fn switch<'a>(settings: &'a toml::Table, table: &str, field: &str) -> Option<&'a
 }
 
 fn mismatch(
-    what: &'static str,
+    field: &'static str,
     expected: impl std::fmt::Display,
     found: impl std::fmt::Display,
 ) -> Error {
     Error::new(ErrorKind::Config, "--from: the bundle's model is incompatible")
-        .with("differs", what)
+        .with("differs", field)
         .with("expected", expected)
         .with("found", found)
 }
 
-/// What a model card records; nothing where it is written in another way.
+/// The data in a model card; empty if the card has another format.
 #[derive(Debug, Default, PartialEq)]
 struct Card {
     /// Name and version.
@@ -122,7 +122,7 @@ struct Card {
 }
 
 impl Card {
-    /// Reads a card as [`super::export`] writes it.
+    /// Parses a card in the format of [`super::export`].
     fn read(text: &str) -> Self {
         let encoder = text_between(text, "## Encoder\n`", ", frozen:");
         let settings = text_between(text, "```toml\n", "```").and_then(|toml| toml.parse().ok());
@@ -133,13 +133,13 @@ impl Card {
     }
 }
 
-/// What stands between `begin` and the next `end`.
+/// The text between `begin` and the next `end`.
 fn section<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(begin)?;
     rest.split_once(end).map(|(found, _)| found)
 }
 
-/// Fills a model's parameters one by one.
+/// Loads a model's parameters one by one.
 struct WeightLoader<'a> {
     weights: &'a HashMap<String, Initializer>,
     path: Vec<String>,
@@ -147,13 +147,13 @@ struct WeightLoader<'a> {
 }
 
 impl WeightLoader<'_> {
-    /// The name in the bundle's graphs of the parameter that is being filled.
+    /// The name of the current parameter in the bundle's graphs.
     fn name(&self) -> String {
-        let known = |part: &&String| !["decoder", "blocks", "prefix"].contains(&part.as_str());
+        let is_named = |part: &&String| !["decoder", "blocks", "prefix"].contains(&part.as_str());
         let parts: Vec<&str> = self
             .path
             .iter()
-            .filter(known)
+            .filter(is_named)
             .map(|part| match part.as_str() {
                 "gamma" => "scale",
                 "beta" => "bias",
@@ -190,7 +190,7 @@ impl ModuleMapper for WeightLoader<'_> {
         let count: usize = expected.iter().product();
         let optional = name.starts_with("local.") || name.starts_with("noise.");
         match self.weights.get(&name) {
-            // Leading ones of a shape are how a graph stores a row.
+            // The graph may store a row with leading dimensions of 1.
             Some(weight)
                 if weight.values.len() == count
                     && weight.shape.ends_with(&expected[D.min(1)..]) =>
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_tells_the_encoder_and_the_switches() {
+    fn a_card_has_the_encoder_and_the_settings() {
         let card = Card::read(
             "# fusioncap-x\n\n## Encoder\n`random` 7, frozen:\n- weights\n\n\
              ## Training\n```toml\nseed = 1\n\n[projection]\nenabled = false\n```\n",
