@@ -1,8 +1,8 @@
-//! What each part of FusionCap is worth: the same encoder and corpus through the methods it
-//! follows, several seeds each, measured on the same images.
+//! Ablation study: trains the methods that FusionCap combines with the same encoder and corpus,
+//! several seeds each, and evaluates them on the same images.
 //!
-//! Trains bundles with `train`, runs them with `engine`, scores them with `evaluate`. The images
-//! are proxies ([`proxy`]): captions that stand for images, of which a corpus has thousands.
+//! Uses `train`, `engine` and `evaluate`. The images are proxies ([`proxy`]), synthesised from
+//! captions.
 
 pub mod provenance;
 pub mod proxy;
@@ -30,7 +30,7 @@ use proxy::{Proxy, Recipe};
 
 const BATCH: usize = 32;
 
-/// A method: which parts of FusionCap are switched on.
+/// A method: a subset of FusionCap's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Noise alone (Nukrai et al. 2022).
@@ -64,7 +64,7 @@ impl Method {
         }
     }
 
-    /// `settings` with this method's parts on, the others off, and `seed`.
+    /// `settings` with this method's parts enabled, the others disabled, and `seed`.
     pub fn settings(self, settings: &Settings, seed: u64) -> Settings {
         let mut own = settings.clone();
         own.seed = seed;
@@ -85,18 +85,18 @@ impl Method {
     }
 }
 
-/// What to measure, and where to keep it.
+/// The inputs and outputs of a study.
 pub struct Study {
-    /// The encoder, the corpus in image order, the caches and the settings of every training.
+    /// The encoder, the corpus in image order, the caches and the settings of every run.
     pub request: Request,
     pub seeds: u64,
-    /// Images held out, for which captions stand.
+    /// Number of held-out proxy images.
     pub proxies: usize,
-    /// How captions become images; `patches` and `seed` are set from the encoder and settings.
+    /// How captions become proxies; the encoder and the settings set `patches` and `seed`.
     pub recipe: Recipe,
 }
 
-/// The methods' bundles by seed, and the images to try them on.
+/// A study that is ready to train and evaluate.
 pub struct Prepared {
     request: Request,
     seeds: Vec<u64>,
@@ -104,12 +104,12 @@ pub struct Prepared {
 }
 
 impl Study {
-    /// Holds out the proxies and writes what is left of the corpus to `request.out`.
+    /// Holds out the proxies and writes the training corpus to `request.out`.
     ///
     /// # Errors
-    /// `ErrorKind::Config` for a corpus that is too small, in no image order or without nouns,
-    /// settings without noise, and bundles in `request.out` that were trained from something
-    /// else; others as they happen.
+    /// `ErrorKind::Config` for a corpus that is too small, not in image order or without nouns, for
+    /// settings without noise, and for bundles of another study in `request.out`; errors of the
+    /// encoder and of files.
     pub fn prepare(self) -> Result<Prepared> {
         let Self { mut request, seeds, proxies, recipe } = self;
         check_noise(&request.settings)?;
@@ -170,11 +170,11 @@ impl Study {
 }
 
 impl Prepared {
-    /// Trains `method` with each seed and scores it on the proxies. Bundles that are there
-    /// already are not trained again; an interrupted training goes on.
+    /// Trains `method` with each seed and scores it on the proxies. Existing bundles are not trained
+    /// again; an interrupted run is resumed.
     ///
     /// # Errors
-    /// As [`train::run`]; those of the engine; `ErrorKind::Runtime` for a stop.
+    /// Those of [`train::run`] and of the engine; `ErrorKind::Runtime` at a stop.
     pub fn measure(&self, method: Method) -> Result<Vec<Scores>> {
         self.bundles(method)
             .into_iter()
@@ -186,7 +186,7 @@ impl Prepared {
             .collect()
     }
 
-    /// Where the bundles of `method` are, a seed each.
+    /// The directories of the bundles of `method`, one per seed.
     pub fn bundles(&self, method: Method) -> Vec<PathBuf> {
         let folder = |seed: &u64| self.request.out.join(format!("{}-{seed}", method.folder()));
         self.seeds.iter().map(folder).collect()
@@ -214,7 +214,7 @@ impl Prepared {
             resume: checkpoint::exists(&checkpoint),
             stop: Arc::clone(stop),
         })?;
-        // Of no use any more, and large.
+        // Large, and no longer needed.
         let _ = fs::remove_file(checkpoint.with_extension("best"));
         for folder in [checkpoint.with_extension("old"), checkpoint] {
             let _ = fs::remove_dir_all(folder);
@@ -237,7 +237,7 @@ impl Prepared {
     }
 }
 
-/// `metric` of a method: the mean over its seeds, with the interval over images.
+/// The mean of `metric` over the seeds, with its confidence interval over images.
 pub fn estimate(seeds: &[Scores], metric: Metric, bootstrap: &Bootstrap) -> Estimate {
     let images = seeds.first().map_or(0, Scores::len);
     bootstrap.estimate(images, |indices| {
@@ -246,7 +246,7 @@ pub fn estimate(seeds: &[Scores], metric: Metric, bootstrap: &Bootstrap) -> Esti
     })
 }
 
-/// The lowest and the highest `metric` of a method's seeds.
+/// The minimum and the maximum of `metric` over the seeds.
 pub fn spread(seeds: &[Scores], metric: Metric) -> (f64, f64) {
     let values = seeds.iter().map(|scores| {
         let images: Vec<usize> = (0..scores.len()).collect();
@@ -257,10 +257,10 @@ pub fn spread(seeds: &[Scores], metric: Metric) -> (f64, f64) {
     })
 }
 
-/// Where the last `proxies` groups begin.
+/// The index of the first caption of the last `proxies` groups.
 fn first_held_out(starts: &[usize], proxies: usize) -> Result<usize> {
     match starts.iter().rev().nth(proxies.saturating_sub(1)) {
-        // From the first group on, none would be left to learn from.
+        // At least one group must remain for training.
         Some(split) if *split > 0 && proxies > 0 => Ok(*split),
         _ => Err(Error::new(ErrorKind::Config, "--proxies is out of range")
             .with("value", proxies)
@@ -269,8 +269,7 @@ fn first_held_out(starts: &[usize], proxies: usize) -> Result<usize> {
     }
 }
 
-/// Two of the methods take the noise of the settings, one only its sigma: without it they would
-/// not be what their rows say.
+/// Three methods use the noise of the settings, one of them only its sigma.
 fn check_noise(settings: &Settings) -> Result<()> {
     let noise = &settings.noise;
     let refusal = |field: &'static str| {
@@ -309,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_left_to_learn_from() {
+    fn an_image_remains_for_training() {
         let starts = [0, 5, 10];
         assert_eq!(first_held_out(&starts, 1).unwrap(), 10);
         assert_eq!(first_held_out(&starts, 2).unwrap(), 5);

@@ -1,5 +1,5 @@
-//! What a study's bundles were trained from, beside them (`study.toml`): a bundle that is there
-//! already answers only the question it was trained for.
+//! The inputs of a study (`study.toml`, beside its bundles): existing bundles are reused only for
+//! the same inputs.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,22 +16,23 @@ use crate::train::settings::Settings;
 
 const FILE: &str = "study.toml";
 
-/// Everything that a study's bundles depend on.
+/// All inputs of a study's bundles.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Provenance {
-    /// SHA-256 of the captions in image order, those held out among them.
+    /// SHA-256 of the captions in image order, including those held out.
     pub corpus: String,
     /// SHA-256 of the encoder's files.
     pub encoder: String,
     /// Images held out.
     pub proxies: usize,
-    /// [`Settings`] as TOML: those of another version are other settings, not a damaged file.
+    /// [`Settings`] as TOML, so that the settings of another version differ instead of failing to
+    /// parse.
     pub settings: Table,
 }
 
 impl Provenance {
     /// # Errors
-    /// `ErrorKind::Bundle` if a file of the encoder can't be read.
+    /// `ErrorKind::Bundle` with the encoder's file that can't be read.
     pub fn new(
         encoder: &Path,
         captions: &[String],
@@ -51,10 +52,10 @@ impl Provenance {
         })
     }
 
-    /// Compares this with what was written to `folder`.
+    /// Compares this with the study in `folder`.
     ///
     /// # Errors
-    /// `ErrorKind::Config` if `folder` holds bundles of another origin, or of none.
+    /// `ErrorKind::Config` if `folder` holds bundles of another study or of unknown origin.
     pub fn check(&self, folder: &Path) -> Result<()> {
         let refusal = |message: &'static str| {
             Error::new(ErrorKind::Config, message).with("path", folder.display())
@@ -69,26 +70,26 @@ impl Provenance {
             .map_err(|error| refusal("--out: study.toml can't be parsed").because(error))?;
         match self.difference(&found) {
             None => Ok(()),
-            Some(what) => {
-                Err(refusal("--out holds the bundles of another study").with("differs", what))
+            Some(input) => {
+                Err(refusal("--out holds the bundles of another study").with("differs", input))
             }
         }
     }
 
-    /// Writes this to `folder`, aside first: a cut-off run leaves no half file.
+    /// Writes this to `folder` atomically.
     ///
     /// # Errors
     /// `ErrorKind::Io` if it can't be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
-        let aside = path.with_extension("part");
+        let staging = path.with_extension("part");
         let text = toml::to_string(self).map_err(unwritable)?;
-        fs::write(&aside, text).and_then(|()| fs::rename(&aside, &path)).map_err(|error| {
+        fs::write(&staging, text).and_then(|()| fs::rename(&staging, &path)).map_err(|error| {
             Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
         })
     }
 
-    /// The first thing in which `other` differs.
+    /// The first input in which `other` differs.
     fn difference(&self, other: &Self) -> Option<String> {
         if self.corpus != other.corpus {
             return Some("corpus".into());
@@ -103,7 +104,7 @@ impl Provenance {
     }
 }
 
-/// The first field below `name` that is not the same in both.
+/// The first field below `name` that differs.
 fn different_field(name: &str, before: &Table, now: &Table) -> Option<String> {
     let text = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
     before.keys().chain(now.keys()).find_map(|key| {
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_keeps_one_origin() {
+    fn a_folder_belongs_to_one_study() {
         let folder = tempfile::tempdir().unwrap();
         let first = provenance();
         first.check(folder.path()).unwrap();

@@ -1,10 +1,9 @@
-//! Captions that stand for images.
+//! Proxy images, synthesised from captions.
 //!
-//! A corpus of captions has about five of each image. One of them plays the image, as an encoder
-//! would see it: its embedding is drawn towards the nouns nearest to it and blurred as far as
-//! images are from captions; each of its patches shows a thing that it names, or what looks like
-//! it, or something else. The other captions are the references. It proves nothing of photos, but
-//! has thousands of samples and needs none.
+//! A corpus has about five captions per image. One of them becomes the image: its embedding is moved
+//! towards the nearest nouns, with noise as wide as the modality gap; each patch shows a noun of the
+//! caption, a similar noun or background. The other captions are the references. The scores say
+//! nothing about photos, but a corpus gives thousands of samples.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -13,52 +12,52 @@ use rand_distr::{Distribution, StandardNormal};
 use crate::engine::Seen;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Captions that an image has.
+/// Captions per image.
 const MIN_GROUP: usize = 5;
 const MAX_GROUP: usize = 7;
-/// What a group of more than five has to gain, since almost all have five.
+/// Penalty per caption above five in a group, since almost all images have five.
 const OVERSIZE_COST: f64 = 0.6;
-/// How much of the way to identity neighbours in a group have to be nearer than neighbours across
-/// a border. A share of the way, since encoders differ in how alike any two captions are.
+/// Minimum margin of the mean cosine within groups over the mean cosine across groups, as a share of
+/// the distance from the latter to 1. Relative, since encoders differ in their typical cosines.
 const MARGIN: f64 = 0.1;
 
-/// How a caption becomes an image.
+/// How a caption becomes a proxy image.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// Share of the nouns in the image's embedding.
     pub mixture: f32,
     /// Softmax temperature over the nouns.
     pub temperature: f32,
-    /// Standard deviation of the noise on an entry of the image's embedding, and of a patch's.
+    /// Standard deviation of the noise on an entry of the image and patch embeddings.
     pub sigma: f32,
-    /// Share of the patches that show something else.
+    /// Share of the patches that show background.
     pub background: f32,
     pub patches: usize,
     pub seed: u64,
 }
 
-/// An image that was a caption.
+/// A proxy image and its reference captions.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     pub seen: Seen,
     pub references: Vec<String>,
 }
 
-/// Cuts captions in image order into groups of one image each: of all ways with five to seven
-/// captions a group, that with the largest cosines between neighbours inside the groups.
-/// `embeddings` `[captions, dim]` are of unit length. Returns where the groups begin.
+/// Splits captions in image order into groups of five to seven captions, one group per image. The
+/// split maximises the sum of the cosines between neighbours within groups. `embeddings`
+/// `[captions, dim]` have unit length. Returns the first index of each group.
 ///
 /// # Errors
-/// `ErrorKind::Config` if there are too few captions, or neighbours are no more alike than
-/// captions of different images.
+/// `ErrorKind::Config` if there are too few captions, or neighbours within groups are not more
+/// similar than neighbours across groups.
 pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     let count = embeddings.len() / dim;
-    // Sums over a whole corpus are too large for 32 bits.
+    // In 64 bits, for sums over a whole corpus.
     let cosine = |left: usize, right: usize| -> f64 {
         let row = |index: usize| &embeddings[index * dim..(index + 1) * dim];
         row(left).iter().zip(row(right)).map(|(left, right)| left * right).sum::<f32>().into()
     };
-    // best[i]: the best cut of the first i captions, and where its last group begins.
+    // best[i]: the score of the best split of the first i captions, and the start of its last group.
     let mut best = vec![(f64::NEG_INFINITY, 0); count + 1];
     best[0] = (0.0, 0);
     for end in MIN_GROUP..=count {
@@ -103,7 +102,7 @@ pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     Ok(starts)
 }
 
-/// Makes `captions` (unit length, `[captions, dim]`) into images; `nouns` is `[nouns, dim]`,
+/// Synthesises images from `captions` (unit length, `[captions, dim]`); `nouns` is `[nouns, dim]`,
 /// `named_nouns` says which of them each caption names. There must be a noun.
 pub fn build_images(
     captions: &[f32],
@@ -118,7 +117,7 @@ pub fn build_images(
         .chunks_exact(dim)
         .zip(named_nouns)
         .map(|(caption, named_nouns)| {
-            // For each thing, what it may be taken for.
+            // For each noun, the shares of the nouns it resembles.
             let lookalikes: Vec<Vec<f32>> = named_nouns
                 .iter()
                 .map(|noun_index| {
@@ -153,7 +152,7 @@ pub fn build_images(
         .collect()
 }
 
-/// Softmax of the cosines with each noun.
+/// Softmax over the cosines with each noun.
 fn softmax_shares(caption: &[f32], nouns: &[f32], dim: usize, temperature: f32) -> Vec<f32> {
     let cosines: Vec<f32> = nouns
         .chunks_exact(dim)
@@ -197,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// A direction for each image; its captions lie around it.
+    /// Captions near one direction per image.
     fn captions(sizes: &[usize]) -> Vec<f32> {
         let dim = sizes.len();
         sizes
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_end_where_the_captions_change() {
+    fn groups_end_at_a_change_of_direction() {
         let sizes = [5, 5, 6, 5, 7, 5];
         assert_eq!(group_captions(&captions(&sizes), sizes.len()).unwrap(), [0, 5, 10, 16, 21, 28]);
         let error = group_captions(&captions(&[4]), 1).unwrap_err();
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn shuffled_captions_are_no_groups() {
+    fn shuffled_captions_are_refused() {
         let sizes = [5; 24];
         let ordered = captions(&sizes);
         assert_eq!(group_captions(&ordered, sizes.len()).unwrap().len(), 24);

@@ -23,7 +23,7 @@ pub struct Decoder {
     pub norm: LayerNorm,
 }
 
-/// One layer: attention, then a feed-forward network, each on the normalised residual stream.
+/// One pre-norm layer: self-attention and a feed-forward network with residual connections.
 #[derive(Module, Debug)]
 pub struct Block {
     pub attention_norm: LayerNorm,
@@ -51,7 +51,7 @@ impl Decoder {
         }
     }
 
-    /// Logits after each of `tokens`: prefix `[batch, prefix, hidden]`, tokens `[batch, tokens]`
+    /// Logits after each token: prefix `[batch, prefix, hidden]`, tokens `[batch, tokens]`
     /// -> `[batch, tokens, vocab]`.
     pub fn forward(&self, prefix: Tensor<3>, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, prefix_length, width] = prefix.dims();
@@ -61,9 +61,9 @@ impl Decoder {
         let embedded = self.tokens.forward(tokens);
         let positions = self.positions.val().narrow(0, 0, length).unsqueeze::<3>();
         let mut states = Tensor::cat(vec![prefix, embedded], 1) + positions;
-        let future = Tensor::<2, Bool>::tril_mask([length, length], 0, &device);
+        let causal_mask = Tensor::<2, Bool>::tril_mask([length, length], 0, &device);
         for block in &self.blocks {
-            states = block.forward(states, future.clone());
+            states = block.forward(states, causal_mask.clone());
         }
         let captions = states.narrow(1, prefix_length, count);
         let normed = self.norm.forward(captions).reshape([batch * count, width]);
@@ -93,16 +93,16 @@ impl Block {
         }
     }
 
-    /// `states` `[batch, length, hidden]`; `future` `[length, length]` is true where a position
-    /// must not look.
-    fn forward(&self, states: Tensor<3>, future: Tensor<2, Bool>) -> Tensor<3> {
-        let attended = self.attend(self.attention_norm.forward(states.clone()), future);
+    /// `states` `[batch, length, hidden]`; `causal_mask` `[length, length]` is true for future
+    /// positions.
+    fn forward(&self, states: Tensor<3>, causal_mask: Tensor<2, Bool>) -> Tensor<3> {
+        let attended = self.attend(self.attention_norm.forward(states.clone()), causal_mask);
         let middle = states + attended;
         let normed = self.feed_forward_norm.forward(middle.clone());
         middle + self.contract.forward(gelu(self.expand.forward(normed)))
     }
 
-    fn attend(&self, states: Tensor<3>, future: Tensor<2, Bool>) -> Tensor<3> {
+    fn attend(&self, states: Tensor<3>, causal_mask: Tensor<2, Bool>) -> Tensor<3> {
         let [batch, length, width] = states.dims();
         let size = width / self.heads;
         let joined = self.query_key_value.forward(states);
@@ -114,7 +114,7 @@ impl Block {
                 .swap_dims(1, 2)
         };
         let scores = heads(0).matmul(heads(1).swap_dims(2, 3)).div_scalar((size as f32).sqrt());
-        let mask = future.unsqueeze::<4>().expand([batch, self.heads, length, length]);
+        let mask = causal_mask.unsqueeze::<4>().expand([batch, self.heads, length, length]);
         let attention = softmax(scores.mask_fill(mask, -1e9), 3);
         let mixed = attention.matmul(heads(2)).swap_dims(1, 2).reshape([batch, length, width]);
         self.attention_output.forward(mixed)

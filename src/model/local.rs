@@ -1,10 +1,10 @@
-//! Local features: what single things an image shows, beside what it is as a whole.
+//! Local features: objects in an image, in addition to its global embedding.
 //!
-//! Learned queries attend to a set of local embeddings and bring back one finding for each token
-//! of the prefix; a gate decides how much of it to add (after MacCap, Qiu et al. 2024,
-//! arXiv:2401.02347, which reads an image's patches beside its whole). In training the local
-//! embeddings are a caption's nouns, or the states of its tokens, each with noise of its own; at
-//! inference they come from the image's patches (`onnx::prefix`).
+//! Learned queries attend to a set of local embeddings, one query per prefix token; a gate scales
+//! the result, which is added to the prefix (after MacCap, Qiu et al. 2024, arXiv:2401.02347, which
+//! uses patch embeddings beside the global embedding). In training the local embeddings are a
+//! caption's nouns or token states with noise; at inference they come from the image's patches
+//! (`onnx::prefix`).
 
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Shape;
 
-/// What stands for an image's patches in training.
+/// The source of local embeddings in training.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum LocalSource {
@@ -46,23 +46,23 @@ pub struct LocalSettings {
 pub struct LocalFeatures {
     /// `[batch, items, dim]`
     pub embeddings: Tensor<3>,
-    /// `[batch, items]`, true where there is none.
+    /// `[batch, items]`, true for padding.
     pub padding_mask: Tensor<2, Bool>,
 }
 
-/// Queries, the attention with which they read local embeddings, and the gate.
+/// The queries, their cross-attention to local embeddings, and the gate.
 #[derive(Module, Debug)]
 pub struct LocalModule {
     /// `[prefix_length, hidden]`
     pub queries: Param<Tensor<2>>,
-    /// From the global prefix: what a query looks for depends on what is known already.
+    /// Added to the queries: projection of the global prefix.
     pub query: Linear,
     /// `[dim, 2 * hidden]`: key and value of a local embedding.
     pub key_value: Linear,
-    /// `[1, 2 * hidden]`: key and value of "nothing", which is always there to attend to.
+    /// `[1, 2 * hidden]`: the null key and value, which can always be attended to.
     pub nothing: Param<Tensor<2>>,
     pub output: Linear,
-    /// From a prefix token and the finding beside it.
+    /// From a prefix token and its attention output, concatenated.
     pub gate: Linear,
     heads: usize,
 }
@@ -84,7 +84,7 @@ impl LocalModule {
         }
     }
 
-    /// `prefix` `[batch, prefix_length, hidden]` with what the queries find in `features` added.
+    /// Adds the gated attention output to `prefix` `[batch, prefix_length, hidden]`.
     pub fn fuse(&self, prefix: Tensor<3>, features: &LocalFeatures) -> Tensor<3> {
         let attended = self.attend(prefix.clone(), features);
         let gate =
@@ -97,10 +97,10 @@ impl LocalModule {
         let [_, length, width] = prefix.dims();
         let size = width / self.heads;
         let device = prefix.device();
-        // Entries of a unit vector are small; bring them to unit variance.
-        let spread = features.embeddings.clone().mul_scalar((dim as f32).sqrt());
+        // Scales the entries of unit vectors to unit variance.
+        let scaled = features.embeddings.clone().mul_scalar((dim as f32).sqrt());
         let nothing = self.nothing.val().unsqueeze::<3>().expand([batch, 1, 2 * width]);
-        let key_value = Tensor::cat(vec![nothing, self.key_value.forward(spread)], 1);
+        let key_value = Tensor::cat(vec![nothing, self.key_value.forward(scaled)], 1);
         let heads = |states: Tensor<3>, count: usize| {
             states.reshape([batch, count, self.heads, size]).swap_dims(1, 2)
         };

@@ -1,15 +1,14 @@
-//! FusionCap as trained, in burn: what turns a caption's embedding back into the caption.
+//! FusionCap in burn, for training: reconstructs a caption from its embedding.
 //!
-//! FusionCap (Li Bingnan and Ding Meng 2025) learns from text alone. Training embeds a caption
-//! with the encoder's frozen text tower and asks the decoder for the caption; inference puts an
-//! image's embedding in the same place. What makes the exchange possible stands in one file each:
-//! [`noise`] blurs the text embedding by the width of the gap between the modalities,
-//! [`projection`] rewrites either embedding as a mixture of remembered captions and maps it to
-//! prefix tokens, [`local`] adds what single things show, [`decoder`] is the language model that
-//! reads the prefix. Each of the first three is a switch: noise alone is CapDec, projection alone
-//! is DeCap, all three are FusionCap.
+//! FusionCap (Li Bingnan and Ding Meng 2025) trains on text alone. Training embeds a caption with
+//! the encoder's frozen text tower, and the decoder reconstructs the caption; inference uses an
+//! image embedding instead. Three modules bridge the modality gap: [`noise`] adds noise as wide as
+//! the gap to the text embedding, [`projection`] replaces an embedding of either modality by a
+//! mixture of caption embeddings and maps it to prefix tokens, [`local`] adds local features.
+//! [`decoder`] is the language model. Noise alone is CapDec, projection alone is DeCap, all three
+//! together are FusionCap.
 //!
-//! Knows nothing of corpora, files or ONNX: `train` feeds it and writes it out.
+//! Independent of corpora, files and ONNX, which `train` handles.
 
 pub mod decoder;
 pub mod local;
@@ -25,30 +24,30 @@ use local::{LocalFeatures, LocalModule, LocalSettings};
 use noise::{Draws, NoiseNetwork, NoiseSettings};
 use projection::{PrefixNetwork, ProjectionSettings, l2_normalize, project};
 
-/// Sizes of a FusionCap.
+/// Sizes of the model.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     /// Width of the decoder.
     pub hidden_size: usize,
-    /// Width inside its feed-forward layers.
+    /// Width of the decoder's feed-forward layers.
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
-    /// Prefix tokens the decoder reads before the caption.
+    /// Prefix tokens before the caption.
     pub prefix_length: usize,
-    /// Longest caption in tokens, begin and end included.
+    /// Maximum caption length in tokens, including the begin and end tokens.
     pub max_length: usize,
 }
 
-/// What a FusionCap is made of.
+/// The architecture of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelSpec<'a> {
     pub shape: &'a Shape,
     pub noise: &'a NoiseSettings,
     pub projection: &'a ProjectionSettings,
     pub local: &'a LocalSettings,
-    /// Width of the joint space.
+    /// Width of the joint embedding space.
     pub embedding_dim: usize,
     pub vocab_size: usize,
 }
@@ -62,7 +61,7 @@ pub struct FusionCap {
     pub decoder: Decoder,
 }
 
-/// What captions and nouns of the corpus look like in the joint space; unit length, not trained.
+/// Unit-length embeddings of the corpus's captions and nouns; not trained.
 #[derive(Clone, Debug)]
 pub struct Banks {
     /// `[captions, dim]`
@@ -71,7 +70,7 @@ pub struct Banks {
     pub nouns: Option<Tensor<2>>,
 }
 
-/// What the captions of a batch are conditioned on.
+/// The inputs that condition the captions of a batch.
 #[derive(Clone, Debug)]
 pub struct Conditions {
     /// Unit length, `[batch, dim]`.
@@ -80,11 +79,11 @@ pub struct Conditions {
     pub local_features: Option<LocalFeatures>,
 }
 
-/// What the model says of a batch.
+/// The outputs for a batch.
 pub struct Output {
-    /// Of each next token, `[batch, tokens, vocab]`.
+    /// Logits of the next tokens, `[batch, tokens, vocab]`.
     pub logits: Tensor<3>,
-    /// What learned noise costs: see [`noise::Noised`].
+    /// KL divergence of learned noise, see [`noise::Noised`].
     pub divergence: Option<Tensor<1>>,
 }
 
@@ -101,7 +100,7 @@ impl FusionCap {
         }
     }
 
-    /// Reads `tokens` `[batch, tokens]` of captions of which `conditions` tell.
+    /// Predicts the tokens after each of `tokens` `[batch, tokens]`, given `conditions`.
     pub fn forward(
         &self,
         spec: &ModelSpec<'_>,
@@ -120,7 +119,7 @@ impl FusionCap {
     }
 
     /// The prefix `[batch, prefix_length, hidden]` for `embeddings` `[batch, dim]` of either
-    /// modality, projected onto `memory` if there is one.
+    /// modality, projected onto `memory` if given.
     pub fn encode_prefix(
         &self,
         spec: &ModelSpec<'_>,

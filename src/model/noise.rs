@@ -1,12 +1,11 @@
-//! Noise: training sees `t + e` instead of a caption's embedding `t`.
+//! Noise: training uses `t + e` instead of a caption's embedding `t`.
 //!
-//! An image's embedding lies near its caption's, not on it. Training the decoder on embeddings
-//! blurred by Gaussian noise as wide as that gap makes it indifferent to the difference (CapDec,
-//! Nukrai, Mokady and Globerson 2022, arXiv:2211.00575, with variance 0.016 for CLIP). How wide
-//! the gap is differs from caption to caption, so a small network predicts the scale of each
-//! entry. The loss alone would drive it to zero, where captions are easiest to tell: a KL term
-//! anchors it to the fixed prior, as in a variational autoencoder (Kingma and Welling 2014,
-//! arXiv:1312.6114), and a floor ends what the term can't.
+//! An image embedding is near the embedding of its caption, but not equal to it. Gaussian noise as
+//! wide as this modality gap makes the decoder robust to it (CapDec, Nukrai, Mokady and Globerson
+//! 2022, arXiv:2211.00575, with variance 0.016 for CLIP). The gap differs between captions, so a
+//! small network predicts the scale of each entry. The caption loss alone would drive the scale to
+//! zero: a KL term keeps it near a fixed prior, as in a variational autoencoder (Kingma and Welling
+//! 2014, arXiv:1312.6114), and a floor bounds it.
 
 use burn::module::Module;
 use burn::nn::{Initializer, Linear, LinearConfig};
@@ -16,18 +15,18 @@ use serde::{Deserialize, Serialize};
 
 use super::projection::{l2_normalize, project};
 
-/// Where the noise on a caption's embedding comes from.
+/// The kind of noise on a caption's embedding.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum NoiseKind {
     /// No noise.
     None,
-    /// The same scale everywhere (CapDec).
+    /// Gaussian noise with a fixed scale (CapDec).
     Fixed,
-    /// The embedding is moved a random way towards the mixture of its nearest nouns, as an
-    /// encoder that knows an image by its classes would have it, then blurred as `Fixed` does.
+    /// Moves the embedding by a random share towards the mixture of its nearest nouns, as a
+    /// classifier-based encoder would, then adds noise as `Fixed` does.
     Mixture,
-    /// A network predicts the scale.
+    /// Gaussian noise with a predicted scale.
     Learned,
 }
 
@@ -43,7 +42,7 @@ pub struct NoiseSettings {
     pub mixture_temperature: f32,
 }
 
-/// What chance adds to a batch, drawn outside so that a step can be done again.
+/// Random numbers for a batch, drawn by the caller so that steps are reproducible.
 #[derive(Clone, Debug)]
 pub struct Draws {
     /// Standard normal, `[batch, dim]`.
@@ -52,7 +51,7 @@ pub struct Draws {
     pub uniform: Tensor<2>,
 }
 
-/// Predicts the noise's standard deviation for every entry of an embedding.
+/// Predicts the standard deviation of the noise for every entry of an embedding.
 #[derive(Module, Debug)]
 pub struct NoiseNetwork {
     inner: Linear,
@@ -64,7 +63,7 @@ pub struct NoiseNetwork {
 impl NoiseNetwork {
     const HIDDEN: usize = 64;
 
-    /// Before training the scale is the prior's, `settings.sigma`, everywhere.
+    /// The initial scale is that of the prior, `settings.sigma`.
     pub fn new(settings: &NoiseSettings, embedding_dim: usize, device: &Device) -> Self {
         Self {
             inner: LinearConfig::new(embedding_dim, Self::HIDDEN).init(device),
@@ -76,17 +75,17 @@ impl NoiseNetwork {
         }
     }
 
-    /// Standard deviations `[batch, dim]` for `embeddings` `[batch, dim]`, none below
+    /// Standard deviations `[batch, dim]` for `embeddings` `[batch, dim]`, at least
     /// `floor * sigma`.
     pub fn scale(&self, embeddings: Tensor<2>) -> Tensor<2> {
         let [_, dim] = embeddings.dims();
-        let spread = embeddings.mul_scalar((dim as f32).sqrt());
-        let logits = self.outer.forward(gelu(self.inner.forward(spread)));
+        let scaled = embeddings.mul_scalar((dim as f32).sqrt());
+        let logits = self.outer.forward(gelu(self.inner.forward(scaled)));
         let above = softplus(logits, 1.0).div_scalar(std::f32::consts::LN_2);
         above.mul_scalar((1.0 - self.floor) * self.sigma).add_scalar(self.floor * self.sigma)
     }
 
-    /// KL divergence of the predicted from the prior's Gaussian, in nats, mean over entries.
+    /// KL divergence of the predicted Gaussian from the prior, in nats, mean over entries.
     pub fn divergence(&self, scale: Tensor<2>) -> Tensor<1> {
         let ratio = scale.div_scalar(self.sigma);
         let squares = ratio.clone().square().mul_scalar(0.5);
@@ -94,16 +93,16 @@ impl NoiseNetwork {
     }
 }
 
-/// A batch of noised embeddings, and what the noise costs.
+/// A batch of noised embeddings.
 pub struct Noised {
     /// `[batch, dim]`
     pub embeddings: Tensor<2>,
-    /// KL divergence from the prior, in nats an entry, if the scale is learned.
+    /// KL divergence from the prior in nats per entry, if the scale is learned.
     pub divergence: Option<Tensor<1>>,
 }
 
-/// Noises unit-length `embeddings` `[batch, dim]`. `nouns` `[nouns, dim]` are what
-/// [`NoiseKind::Mixture`] mixes; `network` is what [`NoiseKind::Learned`] asks.
+/// Adds noise to unit-length `embeddings` `[batch, dim]`. [`NoiseKind::Mixture`] needs `nouns`
+/// `[nouns, dim]`, [`NoiseKind::Learned`] needs `network`.
 pub fn apply(
     settings: &NoiseSettings,
     network: Option<&NoiseNetwork>,
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_adds_what_it_says() {
+    fn fixed_noise_has_the_given_scale() {
         let device = Device::flex();
         let (embeddings, draws) = inputs(&device);
         let noised = |kind| {
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mixture_leads_to_the_nearest_noun() {
+    fn a_mixture_moves_to_the_nearest_noun() {
         let device = Device::flex();
         let (embeddings, mut draws) = inputs(&device);
         draws.normal = draws.normal.zeros_like();
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_learned_scale_begins_at_the_prior_and_stays_above_its_floor() {
+    fn the_learned_scale_starts_at_the_prior_and_has_a_floor() {
         let device = Device::flex();
         let (embeddings, _) = inputs(&device);
         let mut network = NoiseNetwork::new(&settings(NoiseKind::Learned), DIM, &device);

@@ -1,10 +1,9 @@
-//! Projection: an embedding rewritten as a mixture of remembered captions, then as prefix tokens.
+//! Projection of embeddings onto a memory of captions, and the map to prefix tokens.
 //!
-//! Whatever modality an embedding comes from, its softmax-weighted sum over a memory of caption
-//! embeddings lies among captions, where the decoder was trained (DeCap, Li et al. 2023,
-//! arXiv:2303.03032). It is done to the noised embedding in training too, so that both sides
-//! see one distribution. A learned map turns the result, beside the embedding itself if so
-//! configured, into the decoder's prefix.
+//! The softmax-weighted sum over a memory of caption embeddings lies in the space of captions for
+//! either modality (DeCap, Li et al. 2023, arXiv:2303.03032). Training also projects the noised
+//! embeddings, so that training and inference see the same distribution. A learned map turns the
+//! result, optionally concatenated with the embedding itself, into the decoder's prefix.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -14,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Shape;
 
-/// How the memory is made from the corpus's embeddings.
+/// How the memory is built from the corpus's embeddings.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
-    /// Captions drawn at random.
+    /// A random sample of captions.
     Sampled,
     /// The centres of a spherical k-means.
     Clustered,
@@ -37,15 +36,15 @@ pub struct ProjectionSettings {
     pub keep_embedding: bool,
 }
 
-/// Rewrites each row of `embeddings` `[batch, dim]` as a mixture of the rows of `memory`
-/// `[captions, dim]`, scaled to unit length; the lower the temperature, the fewer captions count.
+/// Projects each row of `embeddings` `[batch, dim]` onto a unit-length mixture of the rows of
+/// `memory` `[captions, dim]`. A lower temperature mixes fewer captions.
 pub fn project(embeddings: Tensor<2>, memory: &Tensor<2>, temperature: f32) -> Tensor<2> {
     let cosines = l2_normalize(embeddings).matmul(memory.clone().transpose());
     let weights = softmax(cosines.div_scalar(temperature), 1);
     l2_normalize(weights.matmul(memory.clone()))
 }
 
-/// Each row scaled to unit length.
+/// Scales each row to unit length.
 pub fn l2_normalize(rows: Tensor<2>) -> Tensor<2> {
     let lengths = rows.clone().square().sum_dim(1).sqrt().add_scalar(1e-12);
     rows.div(lengths)
@@ -61,7 +60,7 @@ pub struct PrefixNetwork {
 }
 
 impl PrefixNetwork {
-    /// Reads `inputs` embeddings of width `embedding_dim` side by side.
+    /// The input is `inputs` concatenated embeddings of width `embedding_dim`.
     pub fn new(shape: &Shape, embedding_dim: usize, inputs: usize, device: &Device) -> Self {
         let width = shape.prefix_length * shape.hidden_size;
         Self {
@@ -78,9 +77,9 @@ impl PrefixNetwork {
         let dim = embeddings.first().map_or(1, |first| first.dims()[1]);
         let joined = Tensor::cat(embeddings, 1);
         let [batch, _] = joined.dims();
-        // Entries of a unit vector are small; bring them to unit variance.
-        let spread = joined.mul_scalar((dim as f32).sqrt());
-        let flat = self.outer.forward(gelu(self.inner.forward(spread)));
+        // Scales the entries of unit vectors to unit variance.
+        let scaled = joined.mul_scalar((dim as f32).sqrt());
+        let flat = self.outer.forward(gelu(self.inner.forward(scaled)));
         flat.reshape([batch, self.length, self.hidden_size])
     }
 }
