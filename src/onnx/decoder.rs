@@ -1,17 +1,17 @@
-//! `decoder.onnx`: one step of beam search, with the key-value cache and the choice of candidates
-//! inside the graph. The arithmetic is that of `model::decoder`; attention is ONNX's own operator,
-//! which ONNX Runtime has as one kernel.
+//! `decoder.onnx`: one step of beam search, including the key-value cache and the top candidates.
+//! Computes the same as `model::decoder`; attention is ONNX's `Attention` operator, a single kernel
+//! in ONNX Runtime.
 //!
-//! `B` images with `W` beams each make `R` rows; `S` positions are cached.
+//! `R` rows are `B` images with `W` beams each; `S` positions are cached.
 //!
 //! ```text
-//! prefix         [R, P, hidden]   the prefix first, no tokens (P = 0) later
-//! input_ids      [R, 1]           the begin token first, then each beam's last token
+//! prefix         [R, P, hidden]   the prefix in the first step, empty (P = 0) later
+//! input_ids      [R, 1]           the begin token, later each beam's last token
 //! past           [2 layers, R0, heads, S, size]   keys at 2i, values at 2i + 1
 //! parents        [R]              the row of `past` that each row continues
 //! beam_scores    [B, W]           cumulative log-probabilities
-//! banned_ids     [R, N]           tokens that must not follow; padding always among them
-//!   -> scores, tokens, candidate_parents  [B, candidates]  the best continuations, descending
+//! banned_ids     [R, N]           tokens that must not follow, including the padding token
+//!   -> scores, tokens, candidate_parents  [B, candidates]  the best continuations, best first
 //!   -> present   [2 layers, R, heads, S + P + 1, size]
 //! ```
 
@@ -25,7 +25,7 @@ pub struct DecoderWeights {
     pub intermediate_size: usize,
     pub heads: usize,
     pub epsilon: f32,
-    /// Candidates that a step returns for an image.
+    /// Candidates per image and step.
     pub candidates: usize,
     /// `[vocab_size, hidden_size]`
     pub tokens: Vec<f32>,
@@ -111,7 +111,7 @@ impl DecoderGraph<'_> {
         self.graph.output("present", &cache, DataType::Float, &shape);
     }
 
-    /// Adds the positions `start..end`.
+    /// Adds the position embeddings `start..end`.
     fn add_positions(&mut self, fed: &str, start: &str, end: &str) -> Value {
         let width = self.weights.hidden_size;
         let count = self.weights.positions.len() / width;
@@ -122,7 +122,7 @@ impl DecoderGraph<'_> {
         graph.add(fed, &positions)
     }
 
-    /// 0 where a fed position may look, a large negative number where not; `[length, end]`.
+    /// The attention bias `[length, end]`: 0, and a large negative number for future positions.
     fn causal_mask(&mut self, start: &str, length: &str, end: &str) -> Value {
         let graph = &mut self.graph;
         let (zero, one) = (graph.int(0), graph.int(1));
@@ -138,7 +138,7 @@ impl DecoderGraph<'_> {
         graph.node("Where", &[&future, &blocked, &open], &[])
     }
 
-    /// One layer: the new states, and its keys and values, cached ones included.
+    /// One layer: the new states, and the keys and values including the cached ones.
     fn layer(
         &mut self,
         index: usize,
@@ -196,7 +196,7 @@ impl DecoderGraph<'_> {
         self.graph.node("LogSoftmax", &[&logits], &[("axis", Attribute::Int(-1))])
     }
 
-    /// The best continuations of each image's beams.
+    /// Adds the outputs with the best continuations of each image's beams.
     fn candidates(&mut self, log_probabilities: &str, beam_scores: &str, banned: &str) {
         let vocab = self.weights.vocab_size as i64;
         let graph = &mut self.graph;

@@ -1,8 +1,8 @@
-//! Models written to disk, however large: protocol buffers end at 2 GiB, and ONNX keeps what
-//! is beyond that in a second file (the specification's "external data").
+//! Writes models with external data (ONNX specification): protocol buffers are limited to 2 GiB, so
+//! the weights of larger models are in a second file.
 //!
-//! `vision.onnx` then comes with `vision.onnx.data`. The model names the digest of its data, so
-//! that its own digest still stands for all of it.
+//! `vision.onnx` then comes with `vision.onnx.data`. The model's metadata contain the digest of the
+//! data, so that the model's digest covers both files.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -14,27 +14,27 @@ use sha2::{Digest, Sha256};
 use super::proto::{EXTERNAL, ModelProto, StringStringEntryProto, TensorProto};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Weights of more bytes than this together go to a second file.
+/// Maximum total bytes of weights in the model file.
 pub const INLINE_LIMIT: usize = 2_000_000_000;
-/// The metadata entry with the digest of the second file.
+/// The metadata key of the data file's SHA-256.
 pub const DIGEST: &str = "external_data_sha256";
 
-/// Smaller tensors (shapes, axes) stay in the model, where shape inference looks for them.
+/// Smaller tensors (shapes, axes) stay in the model, since shape inference needs them.
 const MIN_EXTERNAL_BYTES: usize = 1024;
-/// ONNX Runtime maps the data into memory where it starts on a page.
+/// Alignment of tensors, for which ONNX Runtime can map the data into memory.
 const PAGE: usize = 4096;
 
-/// The second file of the model at `path`.
+/// The data file of the model at `path`.
 pub fn data_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".data");
     name.into()
 }
 
-/// Writes `model` to `path`, its weights beside it if they are more than `inline_limit` bytes.
+/// Writes `model` to `path`, with a data file if its weights exceed `inline_limit` bytes.
 ///
 /// # Errors
-/// `ErrorKind::Io` naming the file that can't be written.
+/// `ErrorKind::Io` with the file that can't be written.
 pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<()> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
@@ -52,7 +52,7 @@ pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<(
     fs::write(path, model.encode_to_vec()).map_err(failed)
 }
 
-/// Moves the large tensors' bytes to the file at `path` and returns its SHA-256.
+/// Moves the bytes of large tensors to the file at `path`; returns its SHA-256.
 fn write_data(tensors: &mut [&mut TensorProto], path: &Path) -> io::Result<String> {
     let location = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut file = BufWriter::new(File::create(path)?);

@@ -1,8 +1,8 @@
-//! A builder for ONNX graphs: weights in, a serialised model out.
+//! A builder for ONNX graphs.
 //!
 //! Values are names; every method that adds a node returns the name of its output. Weights are
-//! stored as 16-bit floats with a `Cast` right behind them, which ONNX Runtime folds away at
-//! load: the file is half as large, the arithmetic stays in 32 bits.
+//! stored as 16-bit floats, followed by a `Cast` that ONNX Runtime folds when it loads the model:
+//! the file has half the size, and the arithmetic is in 32 bits.
 
 use half::{bf16, f16};
 use prost::Message;
@@ -15,7 +15,7 @@ use super::proto::{
 
 const IR_VERSION: i64 = 10;
 const OPSET: i64 = 20;
-/// The operator set that has `Attention`, and the format's version that goes with it.
+/// The operator set and IR version with `Attention`.
 const ATTENTION_OPSET: i64 = 23;
 const ATTENTION_IR_VERSION: i64 = 11;
 
@@ -26,7 +26,7 @@ pub type Value = String;
 #[derive(Clone, Copy, Debug)]
 pub enum Dim {
     Fixed(usize),
-    /// Free at run time; equal names are equal sizes.
+    /// Symbolic; equal names are equal sizes.
     Free(&'static str),
 }
 
@@ -39,12 +39,12 @@ pub enum Attribute {
     Text(&'static str),
 }
 
-/// How a weight is kept in the file; it is computed with in 32 bits.
+/// The type of a weight in the file; computation is in 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     Single,
     Half,
-    /// The upper half of a 32-bit float.
+    /// bfloat16.
     Bfloat,
 }
 
@@ -71,7 +71,7 @@ impl Graph {
         name.into()
     }
 
-    /// Declares `value` an output of the graph under `name`.
+    /// Declares `value` as the graph output `name`.
     pub fn output(&mut self, name: &str, value: &str, data_type: DataType, shape: &[Dim]) {
         self.proto.node.push(NodeProto {
             input: vec![value.into()],
@@ -83,12 +83,12 @@ impl Graph {
         self.proto.output.push(value_info(name, data_type, shape));
     }
 
-    /// A weight of `shape`, row-major, stored in 16 bits and used in 32.
+    /// A weight of `shape`, row-major, stored in 16 bits and cast to 32.
     pub fn weight(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
         self.weight_as(name, shape, data, Precision::Half)
     }
 
-    /// A weight of `shape`, row-major, stored as `precision` says and used in 32 bits.
+    /// A weight of `shape`, row-major, stored in `precision` and cast to 32 bits.
     pub fn weight_as(
         &mut self,
         name: &str,
@@ -130,7 +130,7 @@ impl Graph {
         self.floats(&[], &[value])
     }
 
-    /// A list of integers, `[n]`: a shape, axes, indices.
+    /// A constant list of integers, `[n]`.
     pub fn ints(&mut self, data: &[i64]) -> Value {
         let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
         let name = self.unique_name("ints");
@@ -138,7 +138,7 @@ impl Graph {
         name
     }
 
-    /// An integer without dimensions.
+    /// A constant scalar integer.
     pub fn int(&mut self, value: i64) -> Value {
         let name = self.unique_name("int");
         self.initializer(&name, DataType::Int64, &[], value.to_le_bytes().to_vec());
@@ -213,7 +213,7 @@ impl Graph {
     }
 
     /// Scaled dot-product attention of `heads` heads over `query`, `key` and `value`
-    /// `[batch, tokens, heads * size]`; `bias`, if there is one, is added to the scores
+    /// `[batch, tokens, heads * size]`; `bias` is added to the scores
     /// `[batch, heads, tokens, tokens]`.
     pub fn attention(&mut self, rows: [&str; 3], bias: Option<&str>, heads: usize) -> Value {
         let inputs: Vec<&str> = rows.into_iter().chain(bias).collect();
@@ -221,8 +221,8 @@ impl Graph {
         mixed
     }
 
-    /// As [`Self::attention`] behind cached keys and values, `past` `[batch, heads, cached, size]`:
-    /// the mixture, and the keys and values with the new ones behind the cached. `bias`
+    /// Like [`Self::attention`] with cached keys and values `past` `[batch, heads, cached, size]`.
+    /// Returns the output, and the keys and values with the new ones appended. `bias`
     /// `[tokens, cached + tokens]` is added to the scores.
     pub fn cached_attention(
         &mut self,
@@ -269,7 +269,7 @@ impl Graph {
         self.node("Squeeze", &[input, &positions], &[])
     }
 
-    /// The size of dimension `axis` of `input`, counted from the first, as a list of one.
+    /// The size of dimension `axis` of `input`, `[1]`.
     pub fn size_of(&mut self, input: &str, axis: i64) -> Value {
         self.node(
             "Shape",
@@ -287,12 +287,12 @@ impl Graph {
         )
     }
 
-    /// The serialised model; protocol buffers end at 2 GiB (see `onnx::external`).
+    /// The serialised model, up to 2 GiB (see `onnx::external`).
     pub fn finish(self) -> Vec<u8> {
         self.model().encode_to_vec()
     }
 
-    /// The model as messages.
+    /// The model as a message.
     pub fn model(self) -> ModelProto {
         ModelProto {
             ir_version: self.ir_version,
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_given_once_and_before_it_is_used() {
+    fn every_name_is_defined_once_and_before_its_use() {
         let mut graph = Graph::new("test");
         let input = graph.input("x", DataType::Float, &[Dim::Free("batch"), Dim::Fixed(2)]);
         let weight = graph.weight("w", &[2, 2], &[0.0; 4]);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_says_which_onnx_it_is() {
+    fn the_model_declares_its_versions() {
         let mut graph = Graph::new("test");
         graph.input("x", DataType::Int64, &[Dim::Free("batch"), Dim::Fixed(3)]);
         let proto = model(graph);

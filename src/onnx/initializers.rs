@@ -1,4 +1,4 @@
-//! The weights of a graph that [`super::graph`] wrote, read back.
+//! Reads the weights of a graph that [`super::graph`] wrote.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,11 +17,10 @@ pub struct Initializer {
     pub values: Vec<f32>,
 }
 
-/// The weights in the file at `path` by the names they were given; constants without a name of
-/// their own are left out.
+/// The 16-bit weights in the file at `path` by name, without the suffix.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` for a file that is no ONNX model or a weight that is cut short.
+/// `ErrorKind::Bundle` if the file is not an ONNX model or a weight is truncated.
 pub fn read(path: &Path) -> Result<HashMap<String, Initializer>> {
     let damaged =
         || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
@@ -38,7 +37,7 @@ pub fn read(path: &Path) -> Result<HashMap<String, Initializer>> {
     Ok(found)
 }
 
-/// None if the values are not as many 16-bit floats as the shape says.
+/// None if the data are not 16-bit floats of the tensor's shape.
 fn halves(tensor: TensorProto) -> Option<Initializer> {
     let shape: Vec<usize> =
         tensor.dims.iter().map(|size| usize::try_from(*size).ok()).collect::<Option<_>>()?;
@@ -57,7 +56,7 @@ mod tests {
     use crate::onnx::graph::Graph;
 
     #[test]
-    fn what_was_written_comes_back() {
+    fn weights_round_trip() {
         let mut graph = Graph::new("test");
         graph.weight("scale", &[2, 1], &[1.0, -0.5]);
         graph.scalar(3.0);

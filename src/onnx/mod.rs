@@ -1,6 +1,6 @@
-//! ONNX graphs written from weights: a builder over the format's own messages, and FusionCap's
-//! parts written with it; and bundles' graphs rewritten in less precise arithmetic (`variant`).
-//! Knows nothing of training; `train` hands it plain arrays.
+//! ONNX graphs: a graph builder, FusionCap's graphs built from weights, and bundles' graphs
+//! rewritten in reduced precision (`variant`). Independent of training: the weights are plain
+//! arrays.
 
 pub mod decoder;
 pub mod external;

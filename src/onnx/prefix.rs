@@ -1,9 +1,9 @@
-//! `prefix.onnx`: an image's embeddings become the decoder's prefix. The arithmetic is that of
-//! `model`: [`crate::model::projection`] for the whole, [`crate::model::local`] for its parts.
+//! `prefix.onnx`: maps an image's embeddings to the decoder's prefix. Computes the same as
+//! [`crate::model::projection`] and [`crate::model::local`].
 //!
-//! What stands for a caption's nouns here is what the patches look like: each patch is read as a
-//! mixture of nouns, and the nouns that most of the image is made of are the local embeddings.
-//! Where training read token states instead, they are the patches nearest to the whole.
+//! The local embeddings are the nouns with the largest shares over all patches, each patch being a
+//! softmax mixture of nouns. If training used token states instead of nouns, they are the patches
+//! nearest to the image embedding.
 
 use super::decoder::Linear;
 use super::graph::{Attribute, Dim, Graph, Value};
@@ -16,13 +16,13 @@ pub struct PrefixWeights {
     pub prefix_length: usize,
     pub alignment: Option<Alignment>,
     pub projection: Option<Projection>,
-    /// From the projected embedding, or the embedding, or both side by side.
+    /// Input: the projected embedding, the embedding, or both concatenated.
     pub inner: Linear,
     pub outer: Linear,
     pub local: Option<Local>,
 }
 
-/// Moves images' unit-length embeddings to where captions' are: `scale * v + shift`.
+/// Modality alignment of unit-length image embeddings: `scale * v + shift`.
 #[derive(Clone, Debug)]
 pub struct Alignment {
     /// `[embedding_dim]`
@@ -35,16 +35,16 @@ pub struct Projection {
     /// `[captions, embedding_dim]`, unit length.
     pub memory: Vec<f32>,
     pub temperature: f32,
-    /// Whether `inner` reads the embedding too.
+    /// Whether `inner` also reads the embedding.
     pub keep_embedding: bool,
 }
 
 /// The local module.
 pub struct Local {
     pub items: usize,
-    /// Local embeddings an image has.
+    /// Patch embeddings per image.
     pub patches: usize,
-    /// As what patches are read; absent: as themselves.
+    /// Nouns for reading patches; None uses the patch embeddings themselves.
     pub nouns: Option<NounTable>,
     pub heads: usize,
     /// `[prefix_length, hidden_size]`
@@ -68,7 +68,7 @@ const BATCH: Dim = Dim::Free("batch");
 /// Writes `image_embeds` `[batch, embedding_dim]`, and with a local module `patch_embeds`
 /// `[batch, patches, embedding_dim]`, -> `prefix` `[batch, prefix_length, hidden_size]` and
 /// `embedding` `[batch, embedding_dim]` of unit length; with a local module also
-/// `local_attention` `[batch, prefix_length, patches]`, where each query looked.
+/// `local_attention` `[batch, prefix_length, patches]`, the attention of each query to patches.
 pub fn write(weights: &PrefixWeights) -> Vec<u8> {
     let dim = weights.embedding_dim;
     let (length, hidden) = (weights.prefix_length, weights.hidden_size);
@@ -124,7 +124,7 @@ fn project(graph: &mut Graph, projection: &Projection, dim: usize, embedding: &s
     projected
 }
 
-/// How much of each row of `bank` `[rows, dim]` is in `embeddings` `[.., dim]`: `[.., rows]`.
+/// Softmax weights `[.., rows]` of the rows of `bank` `[rows, dim]` for `embeddings` `[.., dim]`.
 fn mixture(graph: &mut Graph, embeddings: &str, bank: &str, temperature: f32) -> Value {
     let columns = graph.transpose(bank, &[1, 0]);
     let cosines = graph.matmul(embeddings, &columns);
@@ -151,11 +151,11 @@ fn linear(graph: &mut Graph, name: &str, layer: &Linear, input: &str) -> Value {
     graph.linear(input, &weight, &bias)
 }
 
-/// What the local queries may attend to.
+/// The embeddings that the local queries attend to.
 struct LocalFeatures {
     /// `[batch, items, dim]`, unit length.
     embeddings: Value,
-    /// `[batch, items, patches]`: where in the image each of them is; a row sums to 1.
+    /// `[batch, items, patches]`: the patches of each embedding; rows sum to 1.
     patch_weights: Value,
 }
 
@@ -254,8 +254,7 @@ fn fuse(
     let size = hidden / heads;
     let split = graph.ints(&[hidden, hidden]);
     let [keys, values] = graph.node_multi("Split", &[&all, &split], &[("axis", Attribute::Int(2))]);
-    // In pieces, not as `Attention`: its weights are looked at, and as its output they can't be had
-    // on CUDA.
+    // Not the operator `Attention`, which can't output its weights on CUDA.
     let mut by_head = |states: &str, order: &[i64]| {
         let apart = graph.reshape(states, &[0, -1, heads, size]);
         graph.transpose(&apart, order)
@@ -284,7 +283,7 @@ fn fuse(
     }
 }
 
-/// Where in the image the queries looked, mean over the heads; what went to "nothing" is missing.
+/// The queries' attention to patches, mean over heads, without the share of the null key.
 fn patch_attention(graph: &mut Graph, attention: &str, features: &LocalFeatures) -> Value {
     let heads = graph.ints(&[1]);
     let mean = graph.node("ReduceMean", &[attention, &heads], &[("keepdims", Attribute::Int(0))]);

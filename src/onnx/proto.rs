@@ -86,7 +86,7 @@ pub struct GraphProto {
     pub input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
-    /// Types of values in between, which tools write down; nothing needs them.
+    /// Types of intermediate values; optional.
     #[prost(message, repeated, tag = "13")]
     pub value_info: Vec<ValueInfoProto>,
     #[prost(bytes = "vec", repeated, tag = "14")]
@@ -111,7 +111,7 @@ pub struct NodeProto {
     pub attribute: Vec<AttributeProto>,
     #[prost(string, tag = "6")]
     pub doc_string: String,
-    /// Whose operator it is: empty for ONNX's own.
+    /// Domain of the operator: empty for ONNX's operators.
     #[prost(string, tag = "7")]
     pub domain: String,
     #[prost(string, tag = "8")]
@@ -171,7 +171,7 @@ pub struct TensorProto {
     pub data_type: i32,
     #[prost(bytes = "vec", optional, tag = "3")]
     pub segment: Option<Vec<u8>>,
-    /// Values, where they are not in `raw_data`; those of 16 bits are in `int32_data`.
+    /// Values, if not in `raw_data`; 16-bit types use `int32_data`.
     #[prost(float, repeated, tag = "4")]
     pub float_data: Vec<f32>,
     #[prost(int32, repeated, tag = "5")]
@@ -190,10 +190,10 @@ pub struct TensorProto {
     pub uint64_data: Vec<u64>,
     #[prost(string, tag = "12")]
     pub doc_string: String,
-    /// Where in which file the bytes are, if not here: `location`, `offset`, `length`.
+    /// The external data: `location`, `offset`, `length`.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// 0 for `raw_data`, [`EXTERNAL`] for `external_data`.
+    /// 0, or [`EXTERNAL`] for `external_data`.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
     #[prost(bytes = "vec", repeated, tag = "16")]

@@ -1,4 +1,4 @@
-//! Which values of a graph are 32-bit floats, told from its operators.
+//! Finds the values of a graph that are 32-bit floats, from the types of its operators.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use super::model::{attribute, has_subgraphs, is_op};
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::proto::{DataType, GraphProto, NodeProto};
 
-/// Operators whose outputs are of their first input's type.
+/// Operators whose outputs have the type of their first input.
 const SAME_AS_FIRST_INPUT: &str = "\
     Abs Add Attention AveragePool BatchNormalization Ceil Celu Clip Concat Conv ConvTranspose \
     Cos CumSum DepthToSpace Div Einsum Elu Erf Exp Expand Flatten Floor Gather GatherElements \
@@ -16,17 +16,17 @@ const SAME_AS_FIRST_INPUT: &str = "\
     ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu \
     Reshape Round ScatterElements ScatterND Selu Sigmoid Sign Sin Slice Softmax Softplus \
     SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze";
-/// Operators that give whole numbers or truth values.
+/// Operators with integer or boolean outputs.
 const NEVER_FLOAT: &str = "\
     And ArgMax ArgMin Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual NonZero Not Or \
     Shape Size";
-/// Operators that are looked at one by one.
+/// Operators with other type rules.
 const SPECIAL_CASES: &str = "Cast Constant ConstantOfShape OneHot TopK Where";
 
 /// The names of all values that are 32-bit floats.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` naming an operator that is not known here, or a type that can't be told.
+/// `ErrorKind::Bundle` with an unsupported operator.
 pub fn find(graph: &GraphProto) -> Result<HashSet<String>> {
     let inputs = graph.input.iter().filter(|input| {
         let declared = input.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
@@ -57,7 +57,7 @@ pub fn find(graph: &GraphProto) -> Result<HashSet<String>> {
 
 fn is_known(node: &NodeProto) -> bool {
     let target = attribute(node, "to").and_then(|to| to.i);
-    // Other floats than those of 32 bits, made while the model runs.
+    // A cast to 16-bit floats at run time.
     let other_float = is_op(node, "Cast")
         && [DataType::Float16, DataType::Bfloat16].iter().any(|kind| target == Some(*kind as i64));
     let known = [SAME_AS_FIRST_INPUT, NEVER_FLOAT, SPECIAL_CASES]

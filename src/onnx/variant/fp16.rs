@@ -1,14 +1,13 @@
-//! Arithmetic in 16 bits, for GPUs: weights, constants and nearly every operator.
+//! Converts a graph to 16-bit floats, for GPUs: weights, constants and nearly every operator.
 //!
-//! Each value has up to two forms, one in 32 bits and one in 16, and each operator reads the form
-//! that it computes in; a cast makes what is missing, once. In 32 bits stay:
+//! Each value exists in up to two formats, fp32 and fp16. Each operator reads the format that it
+//! computes in; a single cast converts a value if needed. These stay in fp32:
 //!
-//! - what sums squares or exponentials apart, which passes the range of 16 bits: lengths, and
-//!   normalisations that come in pieces (`LayerNormalization` in one piece keeps its statistics
-//!   in 32 bits by itself);
-//! - `LogSoftmax` and all that follows from it: scores are sums of many small numbers;
-//! - what lies between such operators;
-//! - inputs and outputs, but for those that the caller names.
+//! - sums of squares or exponentials, which exceed the range of fp16: norms, and decomposed
+//!   normalisations (the operator `LayerNormalization` keeps its statistics in 32 bits);
+//! - `LogSoftmax` and everything after it: scores are sums of many small numbers;
+//! - operators between fp32 operators;
+//! - inputs and outputs, except those that the caller names.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,10 +22,10 @@ use crate::onnx::proto::{
 };
 use crate::onnx::subgraph;
 
-/// Constant floats by their names.
+/// Constant floats by name.
 type Constants = HashMap<String, TensorProto>;
 
-/// Computed in 32 bits; others may go on in 16 bits behind them.
+/// Operators that compute in fp32; later ones may use fp16.
 const FP32_OPS: [&str; 10] = [
     "LpNormalization",
     "Pow",
@@ -39,9 +38,9 @@ const FP32_OPS: [&str; 10] = [
     "ReduceSum",
     "ReduceSumSquare",
 ];
-/// Computed in 32 bits like all that follows.
+/// This operator and all that depend on it compute in fp32.
 const SCORES_OP: &str = "LogSoftmax";
-/// Worth 16 bits wherever they stand.
+/// Operators that always compute in fp16, unless they depend on scores.
 const FP16_OPS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"];
 
 /// Rewrites the graph; its inputs and outputs among `narrow` are 16-bit floats from then on.
@@ -71,7 +70,7 @@ pub fn convert(model: &mut ModelProto, fp16_io: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The nodes that are computed in 32 bits, by their place.
+/// The indices of the nodes that compute in fp32.
 fn find_fp32_nodes(
     graph: &GraphProto,
     floats: &HashSet<String>,
@@ -99,7 +98,7 @@ fn find_fp32_nodes(
     }
 }
 
-/// Who makes and who reads a graph's values.
+/// The producers and consumers of a graph's values.
 struct DataFlow<'a> {
     graph: &'a GraphProto,
     floats: &'a HashSet<String>,
@@ -121,8 +120,8 @@ impl<'a> DataFlow<'a> {
         Self { graph, floats, constants, producers, consumers }
     }
 
-    /// The nodes not yet among the `fp32_nodes` ones whose floats come from such nodes, from inputs or
-    /// constants, and go to such nodes or out.
+    /// The nodes not yet in `fp32_nodes` whose float inputs come from such nodes, graph inputs or
+    /// constants, and whose float outputs go to such nodes or graph outputs.
     fn between(&self, fp32_nodes: &HashSet<usize>) -> Vec<usize> {
         let nodes = self.graph.node.iter().enumerate();
         let open = nodes.filter(|(index, node)| {
@@ -152,7 +151,7 @@ impl<'a> DataFlow<'a> {
     }
 }
 
-/// The constant floats by name: weights, those that a cast makes of 16 bits, and constant nodes.
+/// The constant floats by name: weights, casts of 16-bit weights, and `Constant` nodes.
 fn constants(graph: &GraphProto) -> Constants {
     let stored: HashMap<&str, &TensorProto> =
         graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
@@ -177,9 +176,7 @@ fn constants(graph: &GraphProto) -> Constants {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
-    /// 32 bits.
     Fp32,
-    /// 16 bits.
     Fp16,
 }
 
@@ -187,7 +184,7 @@ struct Rewriter {
     fp16_io: HashSet<String>,
     floats: HashSet<String>,
     constants: Constants,
-    /// The forms that exist so far, by their names.
+    /// The names that are defined so far, in either format.
     defined: HashSet<String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
@@ -220,11 +217,11 @@ impl Rewriter {
         graph
     }
 
-    /// Takes over a node, computing in `format`.
+    /// Adds a node that computes in `format`.
     fn add_node(&mut self, mut node: NodeProto, format: Format) {
         let is_constant = |name: &String| self.constants.contains_key(name);
         if node.output.iter().any(is_constant) || is_op(&node, "Constant") {
-            // In 32 bits, as it is; what nobody reads is left out in the end.
+            // Unchanged in fp32; `prune` removes it if it is unused.
             self.defined.extend(node.output.iter().cloned());
             self.nodes.push(node);
             return;
@@ -232,7 +229,7 @@ impl Rewriter {
         for index in 0..node.input.len() {
             let name = node.input[index].clone();
             if self.floats.contains(&name) {
-                // A shape is the same in either form.
+                // Shapes are the same in both formats.
                 let any = is_op(&node, "Shape") || is_op(&node, "Size");
                 let full = any && self.defined.contains(&self.name_in(&name, Format::Fp32));
                 node.input[index] = self.value_in(&name, if full { Format::Fp32 } else { format });
@@ -253,7 +250,7 @@ impl Rewriter {
         self.nodes.push(node);
     }
 
-    /// What the value `name` is called in `format`.
+    /// The name of the value `name` in `format`.
     fn name_in(&self, name: &str, format: Format) -> String {
         match (self.fp16_io.contains(name), format) {
             (true, Format::Fp16) | (false, Format::Fp32) => name.into(),
@@ -262,7 +259,7 @@ impl Rewriter {
         }
     }
 
-    /// The value `name` in `format`, made if it is not defined.
+    /// The value `name` in `format`, defined by a constant or a cast if needed.
     fn value_in(&mut self, name: &str, format: Format) -> String {
         let wanted = self.name_in(name, format);
         if !self.defined.insert(wanted.clone()) {
@@ -301,7 +298,7 @@ impl Rewriter {
     }
 }
 
-/// 16-bit floats; what is beyond their range becomes the largest of them, infinities stay.
+/// Raw 16-bit floats; finite values are clamped to the range of fp16.
 fn to_fp16_bytes(values: &[f32]) -> Vec<u8> {
     let limit = f16::MAX.to_f32();
     let narrow = |value: &f32| match value.is_finite() {
@@ -311,8 +308,7 @@ fn to_fp16_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| narrow(value).to_le_bytes()).collect()
 }
 
-/// What a node makes floats of by its attributes: the target of a cast, what a shape is filled
-/// with.
+/// Converts float types in attributes: the target of `Cast`, the value of `ConstantOfShape`.
 fn convert_attributes(node: &mut NodeProto) {
     if is_op(node, "Cast") {
         for to in node.attribute.iter_mut().filter(|attribute| attribute.name == "to") {
@@ -356,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn products_are_in_16_bits_and_the_edges_in_32() {
+    fn products_are_fp16_and_inputs_and_outputs_fp32() {
         let mut graph = Graph::new("test");
         let x = graph.input("x", DataType::Float, &ROWS);
         let weight = graph.weight("w", &[2, 2], &[1.0, -0.5, 0.25, 2.0]);
@@ -374,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_stay_in_32_bits_and_what_is_added_to_them_too() {
+    fn scores_and_their_dependents_stay_in_fp32() {
         let mut graph = Graph::new("test");
         let x = graph.input("x", DataType::Float, &ROWS);
         let before = graph.input("before", DataType::Float, &[Dim::Free("rows")]);
@@ -405,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn named_inputs_and_outputs_become_16_bits_themselves() {
+    fn named_inputs_and_outputs_become_fp16() {
         let mut graph = Graph::new("test");
         let past = graph.input("past", DataType::Float, &ROWS);
         let other = graph.input("x", DataType::Float, &ROWS);

@@ -1,9 +1,9 @@
-//! Matrix products in 8 bits: each product with a constant matrix becomes ONNX Runtime's
+//! Block-wise 8-bit quantisation: each product with a constant matrix becomes ONNX Runtime's
 //! `MatMulNBits`.
 //!
-//! The matrix is kept as whole numbers of 8 bits with one scale for every block of a column. The
-//! other factor is rounded to 8 bits at run time, each block of each row by itself, so that no
-//! row depends on the others of its batch, which scales for a whole tensor would bring about.
+//! The matrix is stored as 8-bit integers with one scale per block of a column. ONNX Runtime
+//! quantises the other factor at run time per block of a row, so that a row does not depend on the
+//! rest of its batch, as it would with one scale per tensor.
 
 use std::collections::HashMap;
 
@@ -14,20 +14,20 @@ use crate::onnx::proto::{
 };
 use crate::onnx::subgraph;
 
-/// The operators that are ONNX Runtime's own.
+/// The domain of ONNX Runtime's contributed operators.
 const DOMAIN: &str = "com.microsoft";
-/// Entries that share a scale. (With 128, ONNX Runtime 1.31 computes a row that is left over from
-/// the pairs with another kernel, which rounds otherwise.)
+/// Entries per scale. (With 128, ONNX Runtime 1.31 computes an odd last row with another kernel,
+/// which rounds differently.)
 const BLOCK: usize = 64;
-/// For matrices that would be padded by more than this otherwise.
+/// For matrices for which it needs less padding.
 const SMALL_BLOCK: usize = 32;
 /// `accuracy_level`: compute in 8 bits.
 const INT8: i64 = 4;
-/// What stands for zero.
+/// The quantised value of 0.
 const ZERO_POINT: f32 = 128.0;
 const MAX_LEVEL: f32 = 127.0;
 
-/// Rewrites every product that it can and returns how many.
+/// Rewrites all products with constant matrices; returns their number.
 pub fn convert(model: &mut ModelProto) -> usize {
     let Some(graph) = model.graph.as_mut() else { return 0 };
     let found = constant_products(graph);
@@ -49,7 +49,7 @@ pub fn convert(model: &mut ModelProto) -> usize {
     count
 }
 
-/// A constant factor, column by column: `[outputs, inputs]`.
+/// A constant matrix in column-major order: `[outputs, inputs]`.
 struct Matrix {
     inputs: usize,
     outputs: usize,
@@ -63,7 +63,7 @@ impl Matrix {
     }
 }
 
-/// The products with a constant matrix on the right, by their place.
+/// The products with a constant matrix on the right, with their node indices.
 fn constant_products(graph: &GraphProto) -> Vec<(usize, Matrix)> {
     let constants = Constants::new(graph);
     let products = graph.node.iter().enumerate().filter(|(_, node)| is_op(node, "MatMul"));
@@ -93,7 +93,7 @@ impl<'a> Constants<'a> {
         Self { tensors: named.collect(), producers: producers.collect() }
     }
 
-    /// The constant matrix `name`, if it is one, perhaps cast or transposed.
+    /// The constant matrix `name`, through casts and transpositions; None if it is not constant.
     fn find(&self, name: &str) -> Option<Matrix> {
         let (mut current, mut transposed) = (name, false);
         loop {
@@ -107,7 +107,7 @@ impl<'a> Constants<'a> {
             let to_float =
                 attribute(producer, "to").and_then(|to| to.i) == Some(DataType::Float as i64);
             if is_op(producer, "Transpose") {
-                // Of a matrix there is only one.
+                // A matrix has only one non-trivial permutation.
                 transposed = !transposed;
             } else if !(is_op(producer, "Identity") || is_op(producer, "Cast") && to_float) {
                 return None;
@@ -134,7 +134,7 @@ fn matrix(tensor: &TensorProto, transposed: bool) -> Option<Matrix> {
     Some(Matrix { inputs: rows, outputs: columns, columns: by_column })
 }
 
-/// The matrix in 8 bits, `[outputs, blocks, block]`, and its scales, `[outputs, blocks]`.
+/// The quantised matrix `[outputs, blocks, block]` and its scales `[outputs, blocks]`.
 fn quantise(matrix: &Matrix, names: &[String; 2]) -> [TensorProto; 2] {
     let block = matrix.block();
     let blocks = matrix.inputs.div_ceil(block);
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::onnx::graph::{Dim, Graph};
 
-    /// `x @ w`, `x @ w^T` and `x @ x^T`, of which the last has no constant factor.
+    /// `x @ w`, `x @ w^T`, and `x @ x^T` without a constant factor.
     fn products() -> ModelProto {
         let mut graph = Graph::new("test");
         let x = graph.input("x", DataType::Float, &[Dim::Free("rows"), Dim::Fixed(2)]);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn products_with_constants_are_rewritten_and_others_left() {
+    fn only_products_with_constants_are_rewritten() {
         let mut model = products();
         assert_eq!(convert(&mut model), 2);
         let sets: Vec<&str> = model.opset_import.iter().map(|set| set.domain.as_str()).collect();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_that_holds_no_number_is_left() {
+    fn a_matrix_with_infinities_is_unchanged() {
         let mut graph = Graph::new("test");
         let x = graph.input("x", DataType::Float, &[Dim::Fixed(1), Dim::Fixed(1)]);
         let weight = graph.floats(&[1, 1], &[f32::INFINITY]);

@@ -1,5 +1,5 @@
-//! Variants of a bundle written from its own graphs, whoever wrote them: `int8` for CPUs, `fp16`
-//! for GPUs. Nothing of the training is needed.
+//! Reduced-precision variants of a bundle, rewritten from its graphs: `int8` for CPUs, `fp16` for
+//! GPUs. Training data and settings are not needed.
 
 mod float_values;
 mod fp16;
@@ -15,17 +15,16 @@ use crate::bundle::{self, Bundle, CARD, CONFIG, DECODER, ModelConfig, PREFIX, VI
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external::{self, INLINE_LIMIT};
 
-/// How the folder begins in which a variant is written.
+/// Prefix of the staging directory.
 const STAGING_PREFIX: &str = ".making-";
-/// Values of the decoder that no one but itself reads: the key-value cache.
+/// The decoder's key-value cache, which only the decoder reads.
 const KV_CACHE: [&str; 2] = ["past", "present"];
 
-/// Writes the variant of `origin` into its folder, in the place of one that is there. `note` ends
-/// its model card.
+/// Writes the variant of `origin`, replacing an existing one. The model card includes `note`.
 ///
 /// # Errors
-/// `ErrorKind::Config` if `origin` is a variant itself; `ErrorKind::Bundle` for a graph that can't
-/// be rewritten; `ErrorKind::Io` naming a file that can't be written.
+/// `ErrorKind::Config` if `origin` is itself a variant; `ErrorKind::Bundle` if a graph can't be
+/// rewritten; `ErrorKind::Io` with the file that can't be written.
 pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> {
     if let Some(variant) = &origin.config.variant {
         return Err(Error::new(ErrorKind::Config, "a variant can't be made from a variant")
@@ -43,7 +42,7 @@ pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> 
     if target.exists() {
         fs::remove_dir_all(&target).map_err(|error| failed(&target, error))?;
     }
-    // A temporary directory is its owner's alone; a bundle is read by others.
+    // A temporary directory is private to its owner; a bundle must be readable by others.
     fs::create_dir(&target).map_err(|error| failed(&target, error))?;
     for entry in fs::read_dir(staging.path()).map_err(unwritable)? {
         let entry = entry.map_err(unwritable)?;
@@ -52,24 +51,24 @@ pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> 
     Bundle::open(&target)
 }
 
-/// Writes the card anew, and the manifest with it: the variant's digest is another one then.
+/// Rewrites the model card and the manifest, which changes the variant's digest.
 ///
 /// # Errors
-/// `ErrorKind::Io` naming a file that can't be written.
+/// `ErrorKind::Io` with the file that can't be written.
 pub fn describe(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> {
     let dir = precision.folder(origin.dir());
     write_card(&dir, origin, precision, note)?;
     Bundle::open(&dir)
 }
 
-/// Everything but the card and the manifest.
+/// Writes everything except the card and the manifest.
 fn write_files(dir: &Path, origin: &Bundle, precision: Reduced) -> Result<()> {
     let graphs: &[&str] = match precision {
         Reduced::Int8 => &[VISION, PREFIX, DECODER],
-        // The prefix decides what a caption starts from, and takes next to no time.
+        // The prefix determines the start of a caption, and takes almost no time.
         Reduced::Fp16 => &[VISION, DECODER],
     };
-    // Written with their graphs, where they are still needed.
+    // Rewritten with their graphs if still needed.
     let data: Vec<String> = graphs.iter().map(|name| format!("{name}.data")).collect();
     for name in origin.manifest()?.files.into_keys() {
         let target = dir.join(&name);
@@ -86,11 +85,11 @@ fn write_files(dir: &Path, origin: &Bundle, precision: Reduced) -> Result<()> {
     bundle::write_json(&dir.join(CONFIG), &ModelConfig { variant, ..origin.config.clone() })
 }
 
-/// Writes the graph at `source` to `target`, with weights beside it if they are large.
+/// Rewrites the graph at `source` to `target`, with external data if it is large.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` for a graph that can't be read or rewritten; `ErrorKind::Io` naming the file
-/// that can't be written.
+/// `ErrorKind::Bundle` if the graph can't be read or rewritten; `ErrorKind::Io` with the file that
+/// can't be written.
 pub fn rewrite(source: &Path, target: &Path, precision: Reduced) -> Result<()> {
     let mut model = model::read(source)?;
     match precision {
@@ -118,7 +117,7 @@ fn write_card(dir: &Path, origin: &Bundle, precision: Reduced, note: &str) -> Re
         }
     };
     let origin_card = fs::read_to_string(origin.path(CARD)).unwrap_or_default();
-    // The front matter stays in front.
+    // The front matter must come first.
     let (front, rest) =
         match origin_card.strip_prefix("---\n").and_then(|text| text.split_once("---\n")) {
             Some((front, rest)) => (format!("---\n{front}---\n\n"), rest.trim_start().to_owned()),

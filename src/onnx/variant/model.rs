@@ -1,4 +1,4 @@
-//! A model read whole, to be changed: its weights too, wherever they lie, and as numbers.
+//! Reads a model with its external data for rewriting, and its weights as floats.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,10 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
 use crate::onnx::proto::{AttributeProto, DataType, EXTERNAL, ModelProto, NodeProto, TensorProto};
 
-/// Reads the model at `path`, and into it the weights that lie beside it.
+/// Reads the model at `path`, including its external data.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` for a file that is no ONNX model, or whose weights are not where it says.
+/// `ErrorKind::Bundle` if the file is not an ONNX model, or its external data can't be read.
 pub fn read(path: &Path) -> Result<ModelProto> {
     let damaged =
         || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
@@ -34,7 +34,7 @@ pub fn read(path: &Path) -> Result<ModelProto> {
     Ok(model)
 }
 
-/// Moves the bytes of a tensor from the file beside the model at `path` into the model.
+/// Reads the external data of a tensor of the model at `path`.
 fn load(tensor: &mut TensorProto, path: &Path) -> io::Result<()> {
     let entry = |key: &str| {
         tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
@@ -59,12 +59,12 @@ fn load(tensor: &mut TensorProto, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The tensor's values in 32 bits, row-major; nothing if they are no floats of 16 or 32 bits, or
-/// not as many as the shape says.
+/// The tensor's values as 32-bit floats, row-major; None if they are not 16- or 32-bit floats, or
+/// do not match the shape.
 pub fn floats(tensor: &TensorProto) -> Option<Vec<f32>> {
     let sixteen = |convert: fn(u16) -> f32| -> Vec<f32> {
         if tensor.raw_data.is_empty() {
-            // The lower half of each.
+            // In the lower 16 bits.
             return tensor.int32_data.iter().map(|bits| convert(*bits as u16)).collect();
         }
         let (pairs, _) = tensor.raw_data.as_chunks::<2>();
@@ -88,7 +88,7 @@ pub fn floats(tensor: &TensorProto) -> Option<Vec<f32>> {
     (count == Some(values.len())).then_some(values)
 }
 
-/// The tensor `name` of `dims`, with `bytes` as its values.
+/// A tensor with the raw data `bytes`.
 pub fn tensor(name: &str, data_type: DataType, dims: Vec<i64>, bytes: Vec<u8>) -> TensorProto {
     TensorProto {
         dims,
@@ -99,17 +99,17 @@ pub fn tensor(name: &str, data_type: DataType, dims: Vec<i64>, bytes: Vec<u8>) -
     }
 }
 
-/// The node's attribute `name`.
+/// The node's attribute `name`, if it has one.
 pub fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
     node.attribute.iter().find(|attribute| attribute.name == name)
 }
 
-/// Whether it is ONNX's own operator `op`.
+/// Whether the node is the operator `op` of ONNX's default domain.
 pub fn is_op(node: &NodeProto, op: &str) -> bool {
     node.op_type == op && matches!(node.domain.as_str(), "" | "ai.onnx")
 }
 
-/// Whether the node has graphs of its own, which read values that it does not name.
+/// Whether the node has subgraphs, which may read outer values.
 pub fn has_subgraphs(node: &NodeProto) -> bool {
     node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
 }
