@@ -1,5 +1,5 @@
-//! A BERT text tower (Devlin et al. 2018) with mean pooling, as Sentence-BERT uses it
-//! (Reimers and Gurevych 2019): all-MiniLM-L6-v2.
+//! A BERT text tower (Devlin et al. 2018) with the mean pooling of Sentence-BERT (Reimers and
+//! Gurevych 2019), for all-MiniLM-L6-v2.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::graph::{Dim, Graph, Value};
 use crate::onnx::proto::DataType;
 
-/// The fields of BERT's `config.json` that shape the graph.
+/// The fields of BERT's `config.json` that determine the graph.
 #[derive(Clone, Debug, Deserialize)]
 pub struct BertConfig {
     pub hidden_size: usize,
@@ -25,7 +25,7 @@ pub struct BertConfig {
 /// unit length, `token_embeds` `[batch, tokens, hidden]`.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` if the configuration makes no sense, or a weight is missing or misshapen.
+/// `ErrorKind::Bundle` if the heads do not divide the width, or a weight is missing or misshapen.
 pub fn text_tower(weights: &Weights, config: &BertConfig) -> Result<Vec<u8>> {
     let heads = config.num_attention_heads;
     if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
@@ -59,7 +59,7 @@ struct Tower<'a> {
 }
 
 impl Tower<'_> {
-    /// 0 where the mask is 1, a large negative number where it is 0; `[batch, 1, 1, tokens]`.
+    /// The attention bias `[batch, 1, 1, tokens]`: 0, and a large negative number for padding.
     fn attention_bias(&mut self, mask: &str) -> Value {
         let graph = &mut self.graph;
         let one = graph.scalar(1.0);
@@ -124,7 +124,7 @@ impl Tower<'_> {
         self.norm(&name("output.LayerNorm"), &sum)
     }
 
-    /// The mean of the states that the mask keeps, scaled to unit length.
+    /// The mean of the unmasked states, scaled to unit length.
     fn mean_pool(&mut self, states: &str, mask: &str) -> Value {
         let graph = &mut self.graph;
         let row = graph.unsqueeze(mask, &[1]);

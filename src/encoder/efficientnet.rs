@@ -1,7 +1,7 @@
-//! EfficientNet-Lite0 (Tan and Le 2019; the Lite variant has no squeeze-and-excitation and uses
-//! ReLU6) as a graph that classifies every cell of its last feature map.
+//! EfficientNet-Lite0 (Tan and Le 2019; without squeeze-and-excitation, with ReLU6) as a graph that
+//! classifies every cell of the last feature map.
 //!
-//! The batch normalisations are folded into the convolutions. Padding is TensorFlow's `SAME`.
+//! Batch normalisations are folded into the convolutions. Padding is TensorFlow's `SAME`.
 
 use super::weights::Weights;
 use crate::error::Result;
@@ -30,7 +30,7 @@ const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-/// One convolution with the batch normalisation behind it.
+/// A convolution followed by batch normalisation.
 struct Convolution<'a> {
     weight: &'a str,
     norm: &'a str,
@@ -43,7 +43,7 @@ struct Convolution<'a> {
     side: usize,
 }
 
-/// Adds the network to `graph`: `pixels` `[batch, 3, INPUT, INPUT]` -> class logits of each cell
+/// Adds the network to `graph`: `pixels` `[batch, 3, INPUT, INPUT]` -> class logits per cell
 /// `[batch, GRID * GRID, CLASSES]`.
 pub fn cell_logits(graph: &mut Graph, weights: &Weights, pixels: &str) -> Result<Value> {
     let mut side = INPUT;
@@ -91,7 +91,7 @@ pub fn cell_logits(graph: &mut Graph, weights: &Weights, pixels: &str) -> Result
     Ok(graph.linear(&cells, &matrix, &bias))
 }
 
-/// An inverted-residual block: expand, filter each channel, project.
+/// An inverted-residual block: expansion, depthwise convolution, projection.
 struct Block {
     index: usize,
     inputs: usize,
@@ -161,7 +161,7 @@ fn convolve_relu6(
     Ok(graph.node("Clip", &[&features, &low, &high], &[]))
 }
 
-/// A convolution with its batch normalisation folded into weight and bias.
+/// A convolution with the batch normalisation folded into weight and bias.
 fn convolve(
     graph: &mut Graph,
     weights: &Weights,
@@ -207,7 +207,7 @@ fn convolve(
     ))
 }
 
-/// TensorFlow's `SAME`: `side / stride` outputs, rounded up; an odd pixel goes behind.
+/// TensorFlow's `SAME` padding: `side / stride` outputs, rounded up; an odd pixel goes to the end.
 fn same_padding(side: usize, kernel: usize, stride: usize) -> (i64, i64) {
     let total = ((side.div_ceil(stride) - 1) * stride + kernel).saturating_sub(side);
     let before = total / 2;

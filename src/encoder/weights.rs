@@ -1,4 +1,4 @@
-//! Named weights read from the files that packages ship: PyTorch checkpoints, safetensors.
+//! Reads named weights from PyTorch checkpoints and safetensors files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,8 +16,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The transpose of a matrix: PyTorch keeps linear layers as `[outputs, inputs]`, ONNX's
-    /// `MatMul` wants `[inputs, outputs]`.
+    /// The transpose of a matrix: PyTorch stores linear layers as `[outputs, inputs]`, ONNX's
+    /// `MatMul` needs `[inputs, outputs]`.
     pub fn transposed(&self) -> Self {
         let (rows, columns) = (self.shape[0], self.data.len() / self.shape[0].max(1));
         let mut data = vec![0.0; self.data.len()];
@@ -37,12 +37,12 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Weights made in the program; `origin` stands for the file's name in errors.
+    /// Weights from memory; `origin` replaces the file name in errors.
     pub fn new(tensors: impl IntoIterator<Item = (String, Tensor)>, origin: &str) -> Self {
         Self { tensors: tensors.into_iter().collect(), origin: origin.into() }
     }
 
-    /// Reads a PyTorch checkpoint, the legacy format of PyTorch 0.1.10 to 1.5 included.
+    /// Reads a PyTorch checkpoint, including the legacy format of PyTorch 0.1.10 to 1.5.
     pub fn from_pytorch(path: &Path) -> Result<Self> {
         let origin = path.display().to_string();
         let reader = PytorchReader::new(path).map_err(|error| unreadable(&origin, error))?;
@@ -78,7 +78,7 @@ impl Weights {
     /// The tensor `name`, which must have `shape`.
     ///
     /// # Errors
-    /// `ErrorKind::Bundle` naming the tensor: it is missing, has another shape, is not finite.
+    /// `ErrorKind::Bundle` with the tensor, if it is missing, has another shape or is not finite.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
@@ -87,7 +87,7 @@ impl Weights {
                 .with("shape", format!("{:?}", tensor.shape))
                 .with("expected", format!("{shape:?}")));
         }
-        // One such number would make every embedding NaN, long after this.
+        // A single one would make every embedding NaN much later.
         if let Some(value) = tensor.data.iter().find(|value| !value.is_finite()) {
             return Err(self.wrong("a weight is not a finite number", name).with("value", value));
         }

@@ -1,4 +1,4 @@
-//! CLIP's `config.json` as `transformers` reads it, its default values included.
+//! CLIP's `config.json`, with the defaults of `transformers`.
 
 use std::fmt::Display;
 use std::fs;
@@ -11,21 +11,21 @@ use super::refusal;
 use crate::bundle::CONFIG;
 use crate::error::{Error, Result};
 
-/// Sizes beyond this are damage, not models; their products still fit in 64 bits.
+/// Maximum size of a dimension, so that products fit in 64 bits.
 const MAX_SIZE: usize = 1 << 16;
-/// Token ids stay exact as 32-bit floats.
+/// Maximum vocabulary, so that token ids are exact as 32-bit floats.
 const MAX_TOKENS: usize = 1 << 24;
 
 /// The configuration of both towers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipConfig {
-    /// Width of the joint space.
+    /// Width of the joint embedding space.
     pub projection_dim: usize,
     pub vision: VisionConfig,
     pub text: TextConfig,
 }
 
-/// What both towers have: a pre-norm transformer (Radford et al. 2021).
+/// The pre-norm transformer of a tower (Radford et al. 2021).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransformerConfig {
     pub hidden_size: usize,
@@ -46,7 +46,7 @@ pub struct VisionConfig {
 }
 
 impl VisionConfig {
-    /// Patches that an image has; what a whole patch does not fit in is left out.
+    /// Whole patches per image.
     pub fn num_patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
@@ -56,29 +56,29 @@ impl VisionConfig {
 pub struct TextConfig {
     pub transformer: TransformerConfig,
     pub vocab_size: usize,
-    /// Longest text in tokens.
+    /// Maximum text length in tokens.
     pub max_position_embeddings: usize,
     pub pooling: Pooling,
 }
 
-/// Which token stands for the whole text.
+/// The token whose state is the text embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// The first with this id.
+    /// The first token with this id.
     FirstOf(i64),
-    /// The first with the largest id: configurations older than `transformers` 4.30 name a wrong
-    /// `eos_token_id`, 2, and the end token is the vocabulary's last.
+    /// The first token with the largest id. Configurations older than `transformers` 4.30 have a wrong
+    /// `eos_token_id` of 2; the end token is the last of the vocabulary.
     LargestId,
 }
 
-/// The network's non-linearity, by the names that `transformers` gives it.
+/// The activation function, by the names in `transformers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(1.702 x)`
     QuickGelu,
-    /// `x * Phi(x)` by erf.
+    /// `x * Phi(x)` with erf.
     Gelu,
-    /// Its approximation by tanh.
+    /// GELU approximated with tanh.
     GeluTanh,
 }
 
@@ -95,7 +95,7 @@ impl ClipConfig {
     /// Reads `dir/config.json`.
     ///
     /// # Errors
-    /// `ErrorKind::Config` naming the file, or the field with its value and what is allowed.
+    /// `ErrorKind::Config` with the file, or the field, its value and the allowed values.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let bytes = fs::read(&path)
@@ -156,7 +156,7 @@ fn parse_text(section: &Section<'_>) -> Result<TextConfig> {
     })
 }
 
-/// `defaults` are those of `hidden_size`, `intermediate_size` and `num_attention_heads`.
+/// `defaults` are for `hidden_size`, `intermediate_size` and `num_attention_heads`.
 fn parse_transformer(section: &Section<'_>, defaults: [usize; 3]) -> Result<TransformerConfig> {
     let [hidden, intermediate, heads] = defaults;
     let hidden_size = section.size("hidden_size", hidden, 1..=MAX_SIZE)?;
@@ -175,7 +175,7 @@ fn parse_transformer(section: &Section<'_>, defaults: [usize; 3]) -> Result<Tran
     })
 }
 
-/// One level of the configuration; absent and null fields have their default value.
+/// A level of the configuration; absent and null fields have default values.
 struct Section<'a> {
     name: &'static str,
     fields: Map<String, Value>,
@@ -183,8 +183,8 @@ struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Takes the tower `name` out of `whole`. Its older form, `{name}_dict`, stands for all of it,
-    /// the default values included: so does `transformers`.
+    /// Removes the tower `name` from `whole`. The older form `{name}_dict` replaces it entirely, as in
+    /// `transformers`.
     fn take(name: &'static str, whole: &mut Map<String, Value>, path: &'a Path) -> Result<Self> {
         let mut section = Self { name: "", fields: Map::new(), path };
         for key in [name.to_owned(), format!("{name}_dict")] {
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_clip_vit_base_patch32() {
+    fn the_defaults_are_clip_vit_base_patch32() {
         let config = parse(json!({"model_type": "clip", "text_config": null})).unwrap();
         let vision = &config.vision;
         assert_eq!((config.projection_dim, vision.image_size, vision.patch_size), (512, 224, 32));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_form_of_a_tower_counts() {
+    fn the_older_form_of_a_tower_takes_precedence() {
         let config = parse(json!({
             "model_type": "clip",
             "vision_config": {"hidden_size": 64, "patch_size": 16, "hidden_act": "gelu"},
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_is_allowed() {
+    fn errors_name_the_field_and_the_allowed_values() {
         let cases = [
             (json!({"model_type": "siglip"}), "value: siglip, allowed: clip"),
             (json!({}), "value: none, allowed: clip"),

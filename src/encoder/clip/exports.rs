@@ -1,6 +1,6 @@
-//! Ready-made ONNX exports, by the names that Optimum gives them, taken where they hold what is
-//! needed. Most don't: an export for retrieval has no patch embeddings, and what it calls
-//! `last_hidden_state` is not in the joint space.
+//! Imports existing ONNX exports with Optimum's file names, if they have the required outputs. Most
+//! do not: exports for retrieval have no patch embeddings, and their `last_hidden_state` is not in
+//! the joint embedding space.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,11 +24,11 @@ use crate::onnx::subgraph;
 /// Both towers in one file.
 const COMBINED: &str = "model.onnx";
 const ATTENTION_MASK: &str = "attention_mask";
-/// More than one, or a batch size that is fixed would not show.
+/// More than one, to detect a fixed batch size.
 const BATCH: usize = 2;
 const TOKENS: usize = 4;
 
-/// One tower: where it is looked for, what it must give and where it goes.
+/// The file, the required inputs and outputs, and the target of a tower.
 struct Tower {
     file: &'static str,
     inputs: &'static [&'static str],
@@ -51,12 +51,12 @@ const TOWERS: [Tower; 2] = [
     },
 ];
 
-/// Copies the towers from the exports in `source` to `out`, runs them once, and says in `encoder`
-/// how wide they are and how many patches an image has.
+/// Copies the towers from the exports in `source` to `out`, and runs them once to set the width and
+/// the number of patches in `encoder`.
 ///
 /// # Errors
-/// `ErrorKind::Config` naming what is lacking: the files, outputs of a tower, or inputs that it
-/// wants in vain; `Runtime` if ONNX Runtime is not there.
+/// `ErrorKind::Config` with the missing files or outputs, or an unsupported input; `Runtime` without
+/// ONNX Runtime.
 pub fn copy(
     source: &Path,
     out: &Path,
@@ -72,7 +72,7 @@ pub fn copy(
     probe(&towers, out, encoder, runtime)
 }
 
-/// A tower as it was found.
+/// The export of a tower.
 struct Export {
     tower: Tower,
     path: PathBuf,
@@ -91,7 +91,7 @@ impl Export {
         Ok(Self { tower, path, model })
     }
 
-    /// Which outputs it lacks, in words; nothing if it has them.
+    /// A description of the missing outputs; None if there are none.
     fn missing_outputs(&self) -> Option<String> {
         let found = subgraph::output_names(&self.model);
         let wanted = self.tower.outputs.into_iter();
@@ -114,7 +114,7 @@ impl Export {
                 .with("input", other)
                 .with("allowed", tower.inputs.join(", ")));
         }
-        // A causal tower that pools at the end token gives the same without one.
+        // A causal tower that pools at the end token does not need the mask.
         let is_missing = |name: &str| !inputs.iter().any(|input| input == name);
         if tower.inputs.contains(&ATTENTION_MASK) && is_missing(ATTENTION_MASK) {
             let shape = [Dim::Free("batch"), Dim::Free("tokens")];
@@ -169,14 +169,14 @@ fn digest(path: &Path) -> io::Result<String> {
     Ok(hex::encode(hasher.finalize()))
 }
 
-/// Runs both towers, as they lie in `out`, on blank input.
+/// Runs both towers in `out` on blank inputs.
 fn probe(
     towers: &[Export; 2],
     out: &Path,
     encoder: &mut EncoderConfig,
     runtime: &Runtime,
 ) -> Result<()> {
-    // Without the library nothing can be said of the exports.
+    // A missing library is not an error of the exports.
     crate::runtime::environment(runtime)?;
     let side = encoder.image_size;
     let blank = |error: ort::Error| {

@@ -1,14 +1,14 @@
-//! Any CLIP in the Hugging Face layout becomes an encoder directory: the towers written as ONNX
-//! graphs straight from `model.safetensors`, or ready-made ONNX exports that hold what is needed.
+//! Imports a CLIP in the Hugging Face layout as an encoder directory: ONNX graphs written from
+//! `model.safetensors`, or existing ONNX exports with the required outputs.
 //!
 //! ```text
 //! DIR/config.json                    config        both towers' shapes
 //! DIR/model.safetensors, shards      weights       ─► vision, text ─► onnx/vision.onnx, text.onnx
-//! DIR/onnx/*.onnx                    exports       ─► the same, where there are no weights
+//! DIR/onnx/*.onnx                    exports       ─► the same, without weights
 //! DIR/preprocessor_config.json       preprocess
 //! DIR/tokenizer.json                 tokenizer
 //! ```
-//! What is wrong with DIR is `ErrorKind::Config`: it was named on the command line.
+//! Errors in DIR are `ErrorKind::Config`, since DIR is a command-line argument.
 
 pub mod config;
 mod exports;
@@ -34,23 +34,23 @@ use config::ClipConfig;
 use tower::Storage;
 use weights::Checkpoint;
 
-/// What to import and where to.
+/// The arguments of an import.
 #[derive(Clone, Debug)]
 pub struct Import {
     pub source: PathBuf,
     pub out: PathBuf,
-    /// What the encoder is called; the source folder's name if it is not given.
+    /// Name of the encoder; the default is the name of the source directory.
     pub name: Option<String>,
     pub storage: Storage,
-    /// Bytes of weights that a graph holds itself; more go to a file beside it.
+    /// Maximum bytes of weights in a graph; larger graphs have external data.
     pub inline_limit: usize,
 }
 
 /// Writes the encoder directory.
 ///
 /// # Errors
-/// `ErrorKind::Config` for a source that is no usable CLIP, or an `out` that holds something
-/// else; `Io` if it can't be written.
+/// `ErrorKind::Config` if the source is not a usable CLIP or `out` holds other files; `Io` if it
+/// can't be written.
 pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     let Import { source, out, .. } = request;
     if !source.is_dir() {
@@ -60,7 +60,7 @@ pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     let config = ClipConfig::open(source)?;
     let preprocessing = preprocess::read(source, &config.vision)?;
     let tokenizer = tokenizer::read(source, &config.text)?;
-    // Written aside and moved: whatever fails, an encoder that was there is still there.
+    // In a staging directory: a failed import leaves an existing encoder intact.
     let failed = |error: io::Error| unwritable(out, error);
     fs::create_dir_all(out).map_err(failed)?;
     let staging = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
@@ -75,7 +75,7 @@ pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     Ok(encoder)
 }
 
-/// Checks that `out` is not there yet, empty, or an encoder to be replaced.
+/// Checks that `out` does not exist, is empty, or holds an encoder to replace.
 fn check_out(out: &Path) -> Result<()> {
     let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied && EncoderConfig::open(out).is_err() {
@@ -112,9 +112,9 @@ fn write_towers(
     Ok(encoder)
 }
 
-/// Moves the encoder in `dir` over whatever encoder is in `out`.
+/// Replaces the encoder in `out` by the one in `dir`.
 fn replace(dir: &Path, out: &Path) -> io::Result<()> {
-    // First gone and last back: a directory without its configuration is no encoder.
+    // Removed first and written last: a directory without a configuration is not an encoder.
     remove_if_exists(&out.join(CONFIG))?;
     fs::create_dir_all(out.join("onnx"))?;
     for graph in [VISION, TEXT] {
@@ -141,12 +141,12 @@ fn encoder_name(request: &Import) -> String {
     if let Some(name) = &request.name {
         return name.clone();
     }
-    // `.` and `..` have a name only once resolved.
+    // Resolves `.` and `..`.
     let resolved = fs::canonicalize(&request.source).unwrap_or_else(|_| request.source.clone());
     resolved.file_name().map_or_else(|| "clip".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The model's name with the licence that its card states.
+/// The model's name, with the licence in its card.
 fn source_description(request: &Import) -> String {
     let card = fs::read_to_string(request.source.join(CARD)).unwrap_or_default();
     let licence = licence(&card).unwrap_or("licence not stated");
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_states_its_licence() {
+    fn the_licence_is_in_the_front_matter() {
         assert_eq!(licence("---\ntags: [a]\nlicense: mit\n---\n# CLIP\n"), Some("mit"));
         assert_eq!(licence("---\ntags: [a]\n---\nlicense: mit\n"), None);
         assert_eq!(licence("# CLIP\nlicense: mit\n"), None);

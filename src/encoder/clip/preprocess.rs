@@ -1,5 +1,4 @@
-//! CLIP's image preprocessing in full: what `preprocessor_config.json` leaves out has the value
-//! that `transformers` gives it.
+//! CLIP's image preprocessing: `preprocessor_config.json` with the defaults of `transformers`.
 
 use std::fs;
 use std::path::Path;
@@ -12,15 +11,15 @@ use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig};
 use crate::error::{Error, Result};
 use crate::image::Preprocessor;
 
-/// Where `transformers` 5 keeps it, as `image_processor`.
+/// The file and key in `transformers` 5.
 const PROCESSOR_CONFIG: &str = "processor_config.json";
 const IMAGE_PROCESSOR: &str = "image_processor";
 
-/// Reads the preprocessing in `dir`; without any, CLIP's own is taken.
+/// Reads the preprocessing in `dir`; the default is CLIP's.
 ///
 /// # Errors
-/// `ErrorKind::Config` if it can't be read, is not supported or gives another size than the
-/// vision tower takes.
+/// `ErrorKind::Config` if it can't be read, is not supported, or its output does not fit the vision
+/// tower.
 pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
     let path = dir.join(PREPROCESSOR_CONFIG);
     let fields = match read_object(&path)? {
@@ -57,7 +56,7 @@ fn read_processor(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// The JSON object in the file at `path`, if there is such a file.
+/// The JSON object in the file at `path`, if the file exists.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_clips() {
+    fn missing_fields_have_the_defaults_of_clip() {
         let config = completed(json!({"do_resize": null}));
         assert!(config.do_resize && config.do_center_crop);
         assert_eq!(config.size, Size::ShortestEdge { shortest_edge: 224 });
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_and_the_newer_form_mean_the_same() {
+    fn older_and_newer_sizes_are_equivalent() {
         let older = completed(json!({"size": 336, "crop_size": 336, "do_center_crop": true}));
         let newer = completed(json!({
             "size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336},
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_switched_off_changes_nothing() {
+    fn disabled_steps_are_identities() {
         let config = completed(json!({
             "do_rescale": false, "do_normalize": false, "image_mean": [0.5, 0.5, 0.5],
         }));

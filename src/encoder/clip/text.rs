@@ -1,5 +1,5 @@
-//! CLIP's text tower: a causal transformer whose end token has read the whole text and stands
-//! for it. Every token goes through the final layer norm and the projection, into the same space.
+//! CLIP's text tower: a causal transformer. The state of the end token is the text embedding; the
+//! final layer norm and the projection also map all tokens to the joint embedding space.
 
 use super::config::{ClipConfig, Pooling};
 use super::tower::{Storage, Tower};
@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::onnx::graph::{Attribute, Dim, Graph, Value};
 use crate::onnx::proto::{DataType, ModelProto};
 
-/// Added to a score, leaves nothing of it after the softmax.
+/// Attention bias of masked positions.
 const MASKED: f32 = -1e9;
 
 /// `input_ids`, `attention_mask` `[batch, tokens]` -> `text_embeds` `[batch, width]`, not of unit
 /// length, `token_embeds` `[batch, tokens, width]`.
 ///
 /// # Errors
-/// `ErrorKind::Config` naming the weight that is missing or misshapen.
+/// `ErrorKind::Config` with the missing or misshapen weight.
 pub fn write(checkpoint: &Checkpoint, config: &ClipConfig, storage: Storage) -> Result<ModelProto> {
     let text = &config.text;
     let (width, longest) = (text.transformer.hidden_size, text.max_position_embeddings);
@@ -54,8 +54,8 @@ pub fn write(checkpoint: &Checkpoint, config: &ClipConfig, storage: Storage) -> 
     Ok(graph.model())
 }
 
-/// 0 where a token may look at another, a large negative number at later tokens and at padding;
-/// `[batch, 1, tokens, tokens]`.
+/// The attention bias `[batch, 1, tokens, tokens]`: 0, and a large negative number for later tokens
+/// and padding.
 fn attention_bias(graph: &mut Graph, mask: &str, length: &str, longest: usize) -> Value {
     let later = |index: usize| index % longest > index / longest;
     let table: Vec<f32> =
@@ -73,7 +73,7 @@ fn attention_bias(graph: &mut Graph, mask: &str, length: &str, longest: usize) -
     graph.add(&causal, &rows)
 }
 
-/// The position of the token that stands for the text, `[batch]`.
+/// The position of the pooled token, `[batch]`.
 fn pooled_position(graph: &mut Graph, input_ids: &str, pooling: Pooling) -> Value {
     let target = match pooling {
         Pooling::FirstOf(id) => {
@@ -82,7 +82,7 @@ fn pooled_position(graph: &mut Graph, input_ids: &str, pooling: Pooling) -> Valu
         }
         Pooling::LargestId => input_ids.to_owned(),
     };
-    // As floats, which `ArgMax` takes on every device; ids are exact up to 2^24.
+    // As floats, which `ArgMax` supports on every device; ids are exact up to 2^24.
     let numbers = graph.cast(&target, DataType::Float);
     graph.node(
         "ArgMax",

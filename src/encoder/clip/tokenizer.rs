@@ -1,5 +1,4 @@
-//! CLIP's tokenizer: `tokenizer.json` as it is, or made from `vocab.json` and `merges.txt`, the
-//! older form.
+//! CLIP's tokenizer: `tokenizer.json`, or the older files `vocab.json` and `merges.txt`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +20,7 @@ const END: &str = "<|endoftext|>";
 /// The text of the `tokenizer.json` for the text tower that `config` describes.
 ///
 /// # Errors
-/// `ErrorKind::Config` if there is none and none can be made, or it does not fit the tower.
+/// `ErrorKind::Config` if the files are missing or unusable, or do not fit the tower.
 pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
     let path = dir.join(TOKENIZER);
     let text = if path.exists() {
@@ -34,8 +33,8 @@ pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
     Ok(text)
 }
 
-/// Holds the tokenizer against the tower: ids that it lacks would end every run, and without an
-/// end token the first token would stand for every text.
+/// Checks that the tower has all token ids, and that texts end with the end token, whose state is
+/// the text embedding.
 fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
     let unusable = || refusal("the tokenizer can't be used", path);
     let mut tokenizer: Tokenizer =
@@ -64,7 +63,7 @@ fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
     Ok(())
 }
 
-/// `tokenizer.json` from the older files, as `transformers` converts them.
+/// Converts the older files to `tokenizer.json`, as `transformers` does.
 fn convert(dir: &Path) -> Result<String> {
     let (vocab_path, merges_path) = (dir.join(VOCAB), dir.join(MERGES));
     if !vocab_path.exists() || !merges_path.exists() {

@@ -1,8 +1,8 @@
-//! What CLIP's two towers share: the pre-norm transformer (Radford et al. 2021,
-//! arXiv:2103.00020), in the operators that ONNX Runtime has as one kernel or fuses into one.
+//! The pre-norm transformer of CLIP's towers (Radford et al. 2021, arXiv:2103.00020), in operators
+//! for which ONNX Runtime has a single kernel or a fusion.
 //!
-//! It knows attention only in BERT's post-norm pattern, so that is written as the `Attention` of
-//! operator set 23; `x * sigmoid(1.702 x)` becomes its QuickGelu.
+//! ONNX Runtime fuses attention only in BERT's post-norm pattern, so the graph uses the operator
+//! `Attention` of operator set 23. It fuses `x * sigmoid(1.702 x)` into QuickGelu.
 
 use super::config::{Activation, TransformerConfig};
 use super::weights::Checkpoint;
@@ -12,7 +12,7 @@ use crate::onnx::graph::{Attribute, Graph, Precision, Value};
 /// How the weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// As precise as they came.
+    /// As in the checkpoint.
     Source,
     As(Precision),
 }
@@ -23,13 +23,13 @@ pub struct Tower<'a> {
     pub checkpoint: &'a Checkpoint,
     pub storage: Storage,
     pub config: &'a TransformerConfig,
-    /// What the names of its weights begin with, such as `vision_model`.
+    /// Prefix of the weight names, such as `vision_model`.
     pub root: &'static str,
 }
 
 impl Tower<'_> {
-    /// All layers over `states` `[batch, tokens, hidden]`; `bias` is added to the attention's
-    /// scores `[batch, heads, tokens, tokens]`.
+    /// All layers on `states` `[batch, tokens, hidden]`; `bias` is added to the attention scores
+    /// `[batch, heads, tokens, tokens]`.
     pub fn layers(&mut self, states: Value, bias: Option<&str>) -> Result<Value> {
         let mut current = states;
         for index in 0..self.config.num_hidden_layers {
@@ -90,7 +90,7 @@ impl Tower<'_> {
         Ok(self.graph.linear(input, &weight, &bias))
     }
 
-    /// `input` times the projection `name`, which has no bias: into the joint space.
+    /// Projects `input` to the joint embedding space with the matrix `name`, without bias.
     pub fn project(&mut self, name: &str, input: &str, outputs: usize) -> Result<Value> {
         let weight = self.matrix(&format!("{name}.weight"), self.config.hidden_size, outputs)?;
         Ok(self.graph.matmul(input, &weight))
@@ -101,7 +101,7 @@ impl Tower<'_> {
         self.load_weight(name, shape, false)
     }
 
-    /// The weight of a linear layer, which PyTorch keeps as `[outputs, inputs]`, transposed.
+    /// The transposed weight of a linear layer, which PyTorch stores as `[outputs, inputs]`.
     fn matrix(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<Value> {
         self.load_weight(name, &[outputs, inputs], true)
     }

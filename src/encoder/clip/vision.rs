@@ -1,6 +1,6 @@
-//! CLIP's vision tower: a vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) whose
-//! class token stands for the image. Stock exports give that token alone; here every patch goes
-//! through the final layer norm and the projection too, into the same space.
+//! CLIP's vision tower: a vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929). The state
+//! of the class token is the image embedding; unlike in stock exports, the final layer norm and the
+//! projection also map all patches to the joint embedding space.
 
 use super::config::ClipConfig;
 use super::tower::{Storage, Tower};
@@ -10,10 +10,10 @@ use crate::onnx::graph::{Attribute, Dim, Graph};
 use crate::onnx::proto::{DataType, ModelProto};
 
 /// `pixel_values` `[batch, 3, image_size, image_size]` -> `image_embeds` `[batch, width]`, not of
-/// unit length, `patch_embeds` `[batch, patches, width]`, row by row.
+/// unit length, `patch_embeds` `[batch, patches, width]`, in row-major order of the patches.
 ///
 /// # Errors
-/// `ErrorKind::Config` naming the weight that is missing or misshapen.
+/// `ErrorKind::Config` with the missing or misshapen weight.
 pub fn write(checkpoint: &Checkpoint, config: &ClipConfig, storage: Storage) -> Result<ModelProto> {
     let vision = &config.vision;
     let (width, patches) = (vision.transformer.hidden_size, vision.num_patches());
@@ -45,7 +45,7 @@ pub fn write(checkpoint: &Checkpoint, config: &ClipConfig, storage: Storage) -> 
     let tokens = graph.concat(&[&classes, &embedded], 1);
     let placed = graph.add(&tokens, &positions);
 
-    // The name is misspelt in every checkpoint.
+    // Misspelt in every checkpoint.
     let normed = tower.norm("pre_layrnorm", &placed)?;
     let states = tower.layers(normed, None)?;
     let finished = tower.norm("post_layernorm", &states)?;

@@ -1,6 +1,5 @@
-//! A checkpoint in safetensors, in one file or in shards: the headers are read at once and held
-//! against the files' lengths, each tensor when it is asked for, so that no model has to fit in
-//! memory twice.
+//! A safetensors checkpoint in one file or in shards. Opening reads the headers and checks the file
+//! lengths; tensors are read on demand, so that a model never has to fit in memory twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -19,24 +18,24 @@ use crate::onnx::graph::Precision;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// The length of the header, before the header.
+/// Size of the header's length field.
 const LENGTH_BYTES: u64 = 8;
-/// The format's own limit on a header.
+/// The format's limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The tensors of one model by name.
 pub struct Checkpoint {
     files: Vec<Shard>,
-    /// By name: the file, and what its header says of the tensor.
+    /// The file index and the header entry of each tensor, by name.
     tensors: HashMap<String, (usize, TensorInfo)>,
-    /// What the model was found as, for errors.
+    /// The file or index of the checkpoint, for errors.
     origin: PathBuf,
 }
 
 struct Shard {
     path: PathBuf,
     file: File,
-    /// Where the tensors begin.
+    /// Offset of the tensors.
     start: u64,
 }
 
@@ -47,10 +46,10 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// The checkpoint in `dir`, or nothing if there is none.
+    /// The checkpoint in `dir`, or None.
     ///
     /// # Errors
-    /// `ErrorKind::Config` naming the file that is missing, cut short or not understood.
+    /// `ErrorKind::Config` with the file that is missing, truncated or malformed.
     pub fn find(dir: &Path) -> Result<Option<Self>> {
         let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX));
         if single.exists() {
@@ -90,14 +89,14 @@ impl Checkpoint {
         let failed = |error: io::Error| refusal("can't read the weights", &path).because(error);
         let mut file = File::open(&path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
-        let cut_short = |expected: u64| {
+        let truncated = |expected: u64| {
             refusal("a weights file is truncated", &path)
                 .with("bytes", bytes)
                 .with("expected", expected)
         };
         let mut length = [0; LENGTH_BYTES as usize];
         if bytes < LENGTH_BYTES {
-            return Err(cut_short(LENGTH_BYTES));
+            return Err(truncated(LENGTH_BYTES));
         }
         file.read_exact(&mut length).map_err(failed)?;
         let header_bytes = u64::from_le_bytes(length);
@@ -107,7 +106,7 @@ impl Checkpoint {
         }
         let start = LENGTH_BYTES + header_bytes;
         if bytes < start {
-            return Err(cut_short(start));
+            return Err(truncated(start));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(failed)?;
@@ -115,7 +114,7 @@ impl Checkpoint {
             serde_json::from_slice(&header).map_err(|error| damaged().because(error))?;
         let expected = start.saturating_add(metadata.data_len() as u64);
         if bytes < expected {
-            return Err(cut_short(expected));
+            return Err(truncated(expected));
         }
         if bytes > expected {
             return Err(damaged().with("bytes", bytes).with("expected", expected));
@@ -128,11 +127,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Reads the tensor `name`, which must have `shape`, and tells how precise it is.
+    /// Reads the tensor `name`, which must have `shape`, and its precision.
     ///
     /// # Errors
-    /// `ErrorKind::Config` naming the tensor: it is missing, has another shape or a type that
-    /// weights don't have, or is not finite.
+    /// `ErrorKind::Config` with the tensor, if it is missing, has another shape or an unsupported
+    /// type, or is not finite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Precision)> {
         let Some((index, info)) = self.tensors.get(name) else {
             return Err(refusal("a weight is missing", &self.origin)
@@ -159,14 +158,14 @@ impl Checkpoint {
         let bytes =
             shard.bytes(info).map_err(|error| wrong("can't read a weight").because(error))?;
         let data = floats(&bytes, precision);
-        // One such number would make every embedding NaN, long after this.
+        // A single one would make every embedding NaN much later.
         if let Some(value) = data.iter().find(|value| !value.is_finite()) {
             return Err(wrong("a weight is not a finite number").with("value", value));
         }
         Ok((Tensor { shape: shape.to_vec(), data }, precision))
     }
 
-    /// A refusal of the tensor `name` for what it holds.
+    /// An error for the values of the tensor `name`.
     pub fn wrong(&self, message: &'static str, name: &str) -> Error {
         refusal(message, &self.origin).with("tensor", name)
     }

@@ -43,10 +43,10 @@ const SCORES_OP: &str = "LogSoftmax";
 /// Operators that always compute in fp16, unless they depend on scores.
 const FP16_OPS: [&str; 5] = ["MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"];
 
-/// Rewrites the graph; its inputs and outputs among `narrow` are 16-bit floats from then on.
+/// Rewrites the graph; its inputs and outputs in `fp16_io` become 16-bit floats.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` naming an operator of which it isn't known what it does with its inputs.
+/// `ErrorKind::Bundle` with an unsupported operator.
 pub fn convert(model: &mut ModelProto, fp16_io: &[&str]) -> Result<()> {
     let Some(graph) = model.graph.take() else { return Ok(()) };
     if !model.functions.is_empty() {
@@ -206,8 +206,8 @@ impl Rewriter {
         }
         for output in &graph.output {
             if self.floats.contains(&output.name) {
-                let narrow = self.fp16_io.contains(&output.name);
-                self.value_in(&output.name, if narrow { Format::Fp16 } else { Format::Fp32 });
+                let is_fp16 = self.fp16_io.contains(&output.name);
+                self.value_in(&output.name, if is_fp16 { Format::Fp16 } else { Format::Fp32 });
             }
         }
         graph.node = std::mem::take(&mut self.nodes);
@@ -301,11 +301,11 @@ impl Rewriter {
 /// Raw 16-bit floats; finite values are clamped to the range of fp16.
 fn to_fp16_bytes(values: &[f32]) -> Vec<u8> {
     let limit = f16::MAX.to_f32();
-    let narrow = |value: &f32| match value.is_finite() {
+    let convert = |value: &f32| match value.is_finite() {
         true => f16::from_f32(value.clamp(-limit, limit)),
         false => f16::from_f32(*value),
     };
-    values.iter().flat_map(|value| narrow(value).to_le_bytes()).collect()
+    values.iter().flat_map(|value| convert(value).to_le_bytes()).collect()
 }
 
 /// Converts float types in attributes: the target of `Cast`, the value of `ConstantOfShape`.
