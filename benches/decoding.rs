@@ -1,6 +1,6 @@
-//! Tokens a second of beam search with the key-value cache, against the same decoder run step by
-//! step over everything said so far: `models/tiny`, 32 images, 4 beams, 20 tokens. Both choose the
-//! same tokens, which is checked. `cargo bench --features train --bench decoding`.
+//! Beam search in tokens per second with the key-value cache, compared with recomputing all previous
+//! tokens in every step: `models/tiny`, 32 images, 4 beams, 20 tokens. Checks that both choose the
+//! same tokens. `cargo bench --features train --bench decoding`.
 
 #[path = "table.rs"]
 mod table;
@@ -19,7 +19,7 @@ const BEAMS: usize = 4;
 const TOKENS: usize = 20;
 const ROUNDS: usize = 5;
 
-/// What both ways of running share.
+/// The inputs of both methods.
 struct Decoder {
     bundle: Bundle,
     session: Session,
@@ -29,10 +29,10 @@ struct Decoder {
     prefix: Vec<f32>,
 }
 
-/// Each row's tokens so far, the begin token first, and its score.
+/// The tokens of each row, starting with the begin token, and the scores.
 #[derive(Clone, Debug, PartialEq)]
 struct Beams {
-    said: Vec<Vec<i64>>,
+    tokens: Vec<Vec<i64>>,
     scores: Vec<f32>,
     parents: Vec<i64>,
 }
@@ -42,7 +42,7 @@ fn main() {
         return;
     }
     let mut decoder = load();
-    assert_eq!(decoder.cached().said, decoder.recomputed().said, "both say the same");
+    assert_eq!(decoder.cached().tokens, decoder.recomputed().tokens, "both choose the same tokens");
     let (mut cached, mut recomputed) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         cached.push(rate(|| drop(decoder.cached())));
@@ -50,7 +50,9 @@ fn main() {
     }
     let (cached, recomputed) = (median(cached), median(recomputed));
     table::head("caption decoding");
-    println!("  with the cache     {cached:8.0} tokens/s (captions' tokens, of {BEAMS} beams one)");
+    println!(
+        "  with the cache     {cached:8.0} tokens/s (tokens of captions, one of {BEAMS} beams)"
+    );
     println!("  without the cache  {recomputed:8.0} tokens/s");
     table::row("with the cache / without", cached / recomputed, Some(3.0));
 }
@@ -88,13 +90,13 @@ impl Decoder {
         let mut beams = self.start();
         for step in 0..TOKENS {
             let width = if step == 0 { 1 } else { BEAMS };
-            let rows = beams.said.len();
+            let rows = beams.tokens.len();
             let mut fed = Vec::with_capacity(rows * (length + step) * hidden);
-            for (row, said) in beams.said.iter().enumerate() {
+            for (row, tokens) in beams.tokens.iter().enumerate() {
                 let image = row / width;
                 let of_image = image * length * hidden..(image + 1) * length * hidden;
                 fed.extend_from_slice(&self.prefix[of_image]);
-                for id in &said[..said.len() - 1] {
+                for id in &tokens[..tokens.len() - 1] {
                     let at = *id as usize * hidden;
                     fed.extend_from_slice(&self.embeddings[at..at + hidden]);
                 }
@@ -109,7 +111,7 @@ impl Decoder {
 
     fn start(&self) -> Beams {
         Beams {
-            said: vec![vec![self.bundle.config.bos_token_id]; IMAGES],
+            tokens: vec![vec![self.bundle.config.bos_token_id]; IMAGES],
             scores: vec![0.0; IMAGES],
             parents: (0..IMAGES as i64).collect(),
         }
@@ -121,7 +123,7 @@ impl Decoder {
         tensor(&[2 * model.num_hidden_layers, rows, heads, 0, model.hidden_size / heads], &[])
     }
 
-    /// One step; no caption ends, and nothing may be said twice.
+    /// One step without end tokens and without repeated tokens.
     fn step(
         &mut self,
         prefix: DynValue,
@@ -131,15 +133,15 @@ impl Decoder {
         width: usize,
     ) -> (Beams, DynValue) {
         let model = &self.bundle.config;
-        let rows = beams.said.len();
-        let last: Vec<i64> = beams.said.iter().map(|said| said[said.len() - 1]).collect();
+        let rows = beams.tokens.len();
+        let last: Vec<i64> = beams.tokens.iter().map(|tokens| tokens[tokens.len() - 1]).collect();
         let banned: Vec<i64> = beams
-            .said
+            .tokens
             .iter()
-            .flat_map(|said| {
+            .flat_map(|tokens| {
                 let mut ids = vec![model.pad_token_id; TOKENS + 2];
                 ids[0] = model.eos_token_id;
-                ids[1..=said.len()].copy_from_slice(said);
+                ids[1..=tokens.len()].copy_from_slice(tokens);
                 ids
             })
             .collect();
@@ -159,16 +161,16 @@ impl Decoder {
             .expect("a step");
         let present = found.remove("present").expect("the cache");
         let read = |name: &str| found[name].try_extract_tensor::<i64>().expect("numbers").1;
-        let (tokens, origins) = (read("tokens"), read("candidate_parents"));
+        let (next_tokens, parent_beams) = (read("tokens"), read("candidate_parents"));
         let scores = found["scores"].try_extract_tensor::<f32>().expect("numbers").1;
         let count = model.num_candidates;
-        let mut next = Beams { said: vec![], scores: vec![], parents: vec![] };
+        let mut next = Beams { tokens: vec![], scores: vec![], parents: vec![] };
         for image in 0..IMAGES {
             for at in (image * count..(image + 1) * count).take(BEAMS) {
-                let row = image * width + origins[at] as usize;
-                let mut said = beams.said[row].clone();
-                said.push(tokens[at]);
-                next.said.push(said);
+                let row = image * width + parent_beams[at] as usize;
+                let mut tokens = beams.tokens[row].clone();
+                tokens.push(next_tokens[at]);
+                next.tokens.push(tokens);
                 next.scores.push(scores[at]);
                 next.parents.push(row as i64);
             }

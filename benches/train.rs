@@ -1,5 +1,5 @@
-//! Tokens a second of training: the model and settings of `models/tiny` on captions of random
-//! tokens, with lengths as COCO's. `make bench-train`.
+//! Training speed in tokens per second: the model and settings of `models/tiny` on captions of
+//! random tokens with lengths as in COCO. `make bench-train`.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,8 +23,8 @@ fn main() {
     let mut settings = Settings::load(Some(&root.join("models/tiny.toml"))).expect("settings");
     (settings.epochs, settings.patience, settings.checkpoint_steps) = (1, 0, usize::MAX);
     let mut generator = StdRng::seed_from_u64(settings.seed);
-    let (learnt, held_out) = (STEPS * settings.batch_size, 64);
-    let examples = examples(&mut generator, &settings, learnt, held_out);
+    let (training, held_out) = (STEPS * settings.batch_size, 64);
+    let examples = examples(&mut generator, &settings, training, held_out);
     let memory = units(&mut generator, settings.projection.memory_size);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let run = Run {
@@ -45,10 +45,10 @@ fn main() {
 fn examples(
     generator: &mut StdRng,
     settings: &Settings,
-    learnt: usize,
+    training: usize,
     held_out: usize,
 ) -> Examples {
-    let count = learnt + held_out;
+    let count = training + held_out;
     let caption = |generator: &mut StdRng| -> Vec<u16> {
         let length = generator.random_range(10..=18);
         (0..length).map(|_| generator.random_range(3..settings.vocab_size as u16)).collect()
@@ -63,7 +63,7 @@ fn examples(
         tokens: (0..count).map(|_| caption(generator)).collect(),
         embeddings: units(generator, count),
         dim: DIM,
-        split: learnt,
+        split: training,
         nouns: NounBank::new(nouns, units(generator, NOUNS), DIM),
         token_states: None,
     }

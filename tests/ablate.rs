@@ -1,4 +1,4 @@
-//! `fusioncap ablate` on an encoder and models as small as they get.
+//! `fusioncap ablate` with a minimal encoder and models.
 #![cfg(feature = "train")]
 
 use std::fs;
@@ -13,9 +13,9 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-struct Workshop(TempDir);
+struct Workspace(TempDir);
 
-impl Workshop {
+impl Workspace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         random::build(&folder.path().join("encoder"), 7).unwrap();
@@ -54,10 +54,10 @@ impl Workshop {
 
 #[test]
 fn every_method_gets_its_row() {
-    let workshop = Workshop::new();
+    let workspace = Workspace::new();
     let corpus = project("tests/fixtures/train/captions.txt");
     let run = || {
-        let output = workshop.ablate(&corpus, &["--proxies", "12"]);
+        let output = workspace.ablate(&corpus, &["--proxies", "12"]);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{errors}");
         (String::from_utf8(output.stdout).unwrap(), errors)
@@ -74,9 +74,9 @@ fn every_method_gets_its_row() {
     }
     assert!(rows.len() == 7 && rows[6].starts_with("Seeds a method: 2."), "{table}");
 
-    // Only FusionCap looks at patches, and only CapDec has no memory of captions.
+    // Only FusionCap uses patches, and only CapDec has no memory of captions.
     let inputs = |name: &str| {
-        let bundle = Bundle::open(&workshop.path("out").join(name)).unwrap();
+        let bundle = Bundle::open(&workspace.path("out").join(name)).unwrap();
         let prefix = fs::read(bundle.path("onnx/prefix.onnx")).unwrap();
         let holds = |text: &str| prefix.windows(text.len()).any(|window| window == text.as_bytes());
         (holds("patch_embeds"), holds("memory_f16"))
@@ -86,18 +86,18 @@ fn every_method_gets_its_row() {
     assert_eq!(inputs(&format!("decap-{first}")), (false, true));
     assert_eq!(inputs(&format!("fusioncap-{}", first + 1)), (true, true));
 
-    // What is there is not trained again, and scores the same.
+    // Existing bundles are not trained again, and score the same.
     let (again, errors) = run();
     assert_eq!(again, table);
     assert!(!errors.contains("training:"), "{errors}");
 
-    // Bundles of other settings, or of another split, are no answer.
-    let study = workshop.path("out").display().to_string();
-    let output = workshop.ablate(&corpus, &["--proxies", "13"]);
+    // Bundles of other settings or another split are refused.
+    let study = workspace.path("out").display().to_string();
+    let output = workspace.ablate(&corpus, &["--proxies", "13"]);
     let error = refused(&output);
     assert!(error.contains("differs: proxies (12, now 13)") && error.contains(&study), "{error}");
-    workshop.change_settings("patience = 0", "patience = 1");
-    let error = refused(&workshop.ablate(&corpus, &["--proxies", "12"]));
+    workspace.change_settings("patience = 0", "patience = 1");
+    let error = refused(&workspace.ablate(&corpus, &["--proxies", "12"]));
     assert!(error.contains("differs: settings.patience (0, now 1)"), "{error}");
 }
 
@@ -109,42 +109,42 @@ fn refused(output: &Output) -> String {
 
 #[test]
 fn a_corpus_that_is_too_small_is_refused() {
-    let workshop = Workshop::new();
-    let corpus = workshop.path("three.txt");
+    let workspace = Workspace::new();
+    let corpus = workspace.path("three.txt");
     fs::write(&corpus, "a dog runs fast\na cat sleeps here\na bus waits there\n").unwrap();
-    let error = refused(&workshop.ablate(&corpus, &[]));
+    let error = refused(&workspace.ablate(&corpus, &[]));
     assert!(error.contains("not in image order (captions: 3"), "{error}");
     let corpus = project("tests/fixtures/train/captions.txt");
-    // All 96 images would leave none to learn from.
+    // All 96 images would leave none for training.
     for proxies in ["5000", "96"] {
-        let error = refused(&workshop.ablate(&corpus, &["--proxies", proxies]));
+        let error = refused(&workspace.ablate(&corpus, &["--proxies", proxies]));
         let reason = format!("--proxies is out of range (value: {proxies}, images: 96");
         assert!(error.contains(&reason), "{error}");
     }
-    let error = refused(&workshop.ablate(&corpus, &["--proxies", "0"]));
+    let error = refused(&workspace.ablate(&corpus, &["--proxies", "0"]));
     assert!(error.contains("--proxies <N>"), "{error}");
 }
 
 #[test]
-fn what_can_not_be_compared_is_refused() {
-    let workshop = Workshop::new();
+fn unusable_settings_and_corpora_are_refused() {
+    let workspace = Workspace::new();
     let corpus = project("tests/fixtures/train/captions.txt");
-    let ablate = || refused(&workshop.ablate(&corpus, &["--proxies", "12"]));
-    workshop.change_settings("\"fixed\"", "\"none\"");
+    let ablate = || refused(&workspace.ablate(&corpus, &["--proxies", "12"]));
+    workspace.change_settings("\"fixed\"", "\"none\"");
     let error = ablate();
     assert!(error.contains("noise.kind: the methods to compare need noise"), "{error}");
-    workshop.change_settings("\"none\"", "\"fixed\"");
-    workshop.change_settings("[local]", "[local]\nnoun_count = 400");
+    workspace.change_settings("\"none\"", "\"fixed\"");
+    workspace.change_settings("[local]", "[local]\nnoun_count = 400");
     let error = ablate();
     assert!(error.contains("no frequent noun for the proxies (local.noun_count: 400"), "{error}");
 
-    // Every image's captions far apart: there are no images in it.
+    // The captions of each image are far apart.
     let text = fs::read_to_string(&corpus).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let shuffled: Vec<&str> =
         (0..lines.len()).map(|place| lines[place * 97 % lines.len()]).collect();
-    let elsewhere = workshop.path("shuffled.txt");
+    let elsewhere = workspace.path("shuffled.txt");
     fs::write(&elsewhere, shuffled.join("\n")).unwrap();
-    let error = refused(&workshop.ablate(&elsewhere, &["--proxies", "12"]));
+    let error = refused(&workspace.ablate(&elsewhere, &["--proxies", "12"]));
     assert!(error.contains("not in image order (cosine within"), "{error}");
 }

@@ -1,9 +1,9 @@
-//! The graphs that the crate writes, in the real ONNX Runtime: they compute what they say, keep
-//! the encoder's contract, and damaged files end in errors that name them.
+//! Graphs and encoders in ONNX Runtime: results, the encoder's contract, and errors for damaged
+//! files.
 //!
 //! Needs ONNX Runtime's library (`make onnxruntime`, or `ORT_DYLIB_PATH`). With
-//! `FUSIONCAP_TEST_PACKAGES=DIR`, a folder with the stand-in's packages, the stand-in is built
-//! too and looks at the sample photos.
+//! `FUSIONCAP_TEST_PACKAGES=DIR`, a directory with the stand-in's packages, the stand-in is also
+//! built and tested on the sample photos.
 #![cfg(feature = "train")]
 
 use std::fs;
@@ -59,7 +59,7 @@ fn random_encoder(seed: u64) -> TempDir {
 }
 
 #[test]
-fn a_linear_layer_with_norm_and_softmax_computes_what_it_says() {
+fn linear_norm_and_softmax_are_exact() {
     let mut graph = Graph::new("layer");
     let x = graph.input("x", DataType::Float, &[Dim::Free("rows"), Dim::Fixed(2)]);
     let weight = graph.weight("weight", &[2, 3], &[1.0, 0.0, 2.0, -1.0, 0.5, 0.25]);
@@ -94,7 +94,7 @@ fn gelu_is_the_exact_one() {
 }
 
 #[test]
-fn shapes_move_as_named() {
+fn shape_operators_are_exact() {
     let mut graph = Graph::new("shapes");
     let x = graph.input("x", DataType::Float, &[Dim::Fixed(2), Dim::Free("columns")]);
     let turned = graph.transpose(&x, &[1, 0]);
@@ -185,7 +185,7 @@ fn a_random_encoder_keeps_the_contract() {
 }
 
 #[test]
-fn an_image_is_seen_the_same_whatever_shares_its_batch() {
+fn an_image_embedding_does_not_depend_on_the_batch() {
     let folder = random_encoder(7);
     let (alone, alone_patches) = see(folder.path(), 1);
     let (together, together_patches) = see(folder.path(), 5);
@@ -194,7 +194,7 @@ fn an_image_is_seen_the_same_whatever_shares_its_batch() {
 }
 
 #[test]
-fn padding_changes_no_sentence() {
+fn padding_does_not_change_a_sentence() {
     let folder = random_encoder(7);
     let alone = embed(folder.path(), &["a dog"]);
     let padded = embed(folder.path(), &["a dog", "a dog runs over the grass to a far away tree"]);
@@ -257,7 +257,7 @@ fn small_bert() -> Weights {
 }
 
 #[test]
-fn attention_and_pooling_leave_padding_out() {
+fn attention_and_pooling_ignore_padding() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.onnx");
     fs::write(&path, bert::text_tower(&small_bert(), &SMALL_BERT).unwrap()).unwrap();
@@ -293,7 +293,7 @@ fn the_seed_determines_every_byte() {
 }
 
 #[test]
-fn a_cut_graph_is_an_error_that_names_the_file() {
+fn a_truncated_graph_is_an_error_that_names_the_file() {
     let folder = random_encoder(7);
     for name in [VISION, TEXT] {
         let path = folder.path().join(name);
@@ -324,10 +324,10 @@ fn a_damaged_encoder_directory_is_an_error_that_names_the_file() {
     assert!(EncoderConfig::open(&dir.join("nowhere")).unwrap_err().to_string().contains("nowhere"));
 }
 
-/// What the `onnx` package for Python wrote: an operator with graphs of its own, a function, a
-/// sparse tensor, another domain, tensors whose values are not raw, and every kind of remark.
+/// Written by the `onnx` package for Python: an operator with subgraphs, a function, a sparse tensor,
+/// another domain, tensors without raw data, and every kind of documentation string.
 #[test]
-fn a_graph_of_others_loses_nothing() {
+fn a_foreign_graph_round_trips() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bytes = fs::read(root.join("tests/fixtures/foreign.onnx")).unwrap();
     let model = ModelProto::decode(bytes.as_slice()).unwrap();
@@ -335,14 +335,14 @@ fn a_graph_of_others_loses_nothing() {
 }
 
 /// A checkpoint in PyTorch's legacy format (577 bytes): a plain tensor, a transposed view and the
-/// tail of one storage, and a 64-bit counter. Python's pickle wrote it, with classes that only
-/// bear PyTorch's names.
+/// tail of one storage, and a 64-bit counter. Written by Python's pickle with classes that have
+/// PyTorch's names.
 fn legacy_checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/legacy.pth")
 }
 
 #[test]
-fn a_legacy_checkpoint_is_read_views_included() {
+fn a_legacy_checkpoint_is_read_with_its_views() {
     let weights = Weights::from_pytorch(&legacy_checkpoint()).unwrap();
     assert_eq!(weights.get("plain", &[2, 3]).unwrap().data, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     let transposed = weights.get("transposed", &[3, 2]).unwrap();
@@ -357,7 +357,7 @@ fn a_legacy_checkpoint_is_read_views_included() {
 }
 
 #[test]
-fn a_checkpoint_cut_anywhere_is_an_error_that_names_the_file() {
+fn a_truncated_checkpoint_is_an_error_that_names_the_file() {
     let whole = fs::read(legacy_checkpoint()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.pth");
@@ -397,7 +397,7 @@ fn safetensors_are_read_or_refused_by_name() {
 }
 
 #[test]
-fn the_standin_says_which_package_it_lacks() {
+fn the_standin_names_the_missing_package() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let (runtime, nouns) = (Runtime::default(), ["dog".to_owned()]);
@@ -412,7 +412,7 @@ fn the_standin_says_which_package_it_lacks() {
     assert!(error.to_string().contains("all_minilm_l6_v2/model.zip"), "{error}");
 }
 
-/// The photo at `path` as the stand-in's preprocessing gives it.
+/// The photo at `path` after the stand-in's preprocessing.
 fn photo(path: &Path, side: usize) -> Vec<f32> {
     let size = side as u32;
     let filter = image::imageops::FilterType::CatmullRom;
@@ -425,7 +425,7 @@ fn photo(path: &Path, side: usize) -> Vec<f32> {
 }
 
 #[test]
-fn the_standin_places_photos_among_sentences() {
+fn the_standin_matches_photos_with_sentences() {
     let Some(packages) = std::env::var_os("FUSIONCAP_TEST_PACKAGES") else {
         eprintln!("not run: FUSIONCAP_TEST_PACKAGES names no folder with the packages");
         return;

@@ -1,4 +1,4 @@
-//! Import, train and caption as a user does.
+//! Import, training and captioning with the binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,7 @@ fn succeed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Trains all parts of a FusionCap on the encoder in `folder`, measures what came out on a photo,
-/// and captions it.
+/// Trains a full FusionCap with the encoder in `folder`, evaluates it on a photo and captions it.
 fn train_and_caption(folder: &Path) -> serde_json::Value {
     let short = fs::read_to_string(project("tests/fixtures/train/random.toml")).unwrap();
     let settings = folder.join("short.toml");
@@ -76,7 +75,7 @@ fn train_and_caption(folder: &Path) -> serde_json::Value {
     ]));
     assert!(measured.starts_with("1 images") && measured.contains("RefCLIPScore"), "{measured}");
     let page = fs::read_to_string(folder.join("report.html")).unwrap();
-    assert_eq!(page.matches("<svg viewBox=\"0 0 6 6\">").count(), 2, "where two queries looked");
+    assert_eq!(page.matches("<svg viewBox=\"0 0 6 6\">").count(), 2, "one attention map per query");
     let lines = succeed(&fusioncap(&[&"caption", &"--model", &out, &photo]));
     assert_eq!(lines.lines().count(), 1, "{lines}");
     serde_json::from_str(&lines).unwrap()
@@ -110,7 +109,7 @@ fn a_clip_becomes_a_captioner() {
 }
 
 #[test]
-fn a_large_towers_weights_reach_the_bundle() {
+fn external_data_reaches_the_bundle() {
     let source = Source::new();
     let folder = tempfile::tempdir().unwrap();
     source.import_to(&folder.path().join("encoder"), Storage::Source, 0).unwrap();

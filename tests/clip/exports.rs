@@ -1,4 +1,4 @@
-//! Ready-made ONNX exports: taken where they hold what is needed, refused with what is lacking.
+//! Existing ONNX exports: imported if they have the required outputs, otherwise refused.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn save(source: &Source, name: &str, model: &ModelProto) {
     fs::write(source.path("onnx").join(name), model.encode_to_vec()).unwrap();
 }
 
-/// The fixture with the towers of its import as exports, and no weights.
+/// The fixture with its imported towers as exports, without weights.
 fn exported() -> (Source, Encoder) {
     let source = Source::new();
     let encoder = source.import();
@@ -44,7 +44,7 @@ fn refusal(source: &Source) -> String {
 }
 
 #[test]
-fn exports_with_every_output_are_taken() {
+fn exports_with_all_outputs_are_imported() {
     let (source, encoder) = exported();
     let taken = source.import();
     assert_eq!(difference(&taken.embed(), &encoder.embed()), 0.0);
@@ -54,7 +54,7 @@ fn exports_with_every_output_are_taken() {
 }
 
 #[test]
-fn both_towers_in_one_file_are_parted() {
+fn both_towers_in_one_file_are_split() {
     let (source, encoder) = exported();
     let mut whole = load(&encoder.path(VISION));
     let mut text = load(&encoder.path(TEXT)).graph.unwrap();
@@ -74,7 +74,7 @@ fn both_towers_in_one_file_are_parted() {
     assert_eq!(vision.node.len(), load(&encoder.path(VISION)).graph.unwrap().node.len());
 }
 
-/// Gives every inner value of `graph` another name.
+/// Renames every internal value of `graph`.
 fn rename(graph: &mut GraphProto) {
     let outside: Vec<String> =
         graph.input.iter().chain(&graph.output).map(|value| value.name.clone()).collect();
@@ -91,7 +91,7 @@ fn rename(graph: &mut GraphProto) {
 }
 
 #[test]
-fn weights_in_a_file_of_their_own_come_along() {
+fn external_data_is_copied() {
     let source = Source::new();
     let encoder = source.import_as(Storage::Source, 0).unwrap();
     source.remove("model.safetensors");
@@ -117,7 +117,7 @@ fn weights_in_a_file_of_their_own_come_along() {
 }
 
 #[test]
-fn what_an_export_lacks_is_named() {
+fn missing_outputs_are_named() {
     let (source, encoder) = exported();
     let vision = without_output(load(&encoder.path(VISION)), "patch_embeds");
     let text = without_output(load(&encoder.path(TEXT)), "token_embeds");
@@ -142,7 +142,7 @@ fn what_an_export_lacks_is_named() {
     assert!(page.contains("not an ONNX model") && page.contains("text_model.onnx"), "{page}");
 }
 
-/// A text tower of one table, with `inputs`, the first of which it reads.
+/// A text tower that looks up the first of `inputs` in a table and adds the others.
 fn table(inputs: &[&str], width: usize) -> ModelProto {
     let mut graph = Graph::new("text");
     let tokens = [Dim::Free("batch"), Dim::Free("tokens")];
@@ -165,7 +165,7 @@ fn table(inputs: &[&str], width: usize) -> ModelProto {
 }
 
 #[test]
-fn a_text_tower_may_do_without_the_mask_but_wants_nothing_else() {
+fn a_text_tower_needs_no_mask_and_may_have_no_other_input() {
     let (source, _) = exported();
     save(&source, "text_model.onnx", &table(&["input_ids"], 40));
     let outputs = source.import().read(&[1, 2], vec![3, 511], vec![1, 1]);

@@ -1,5 +1,5 @@
-//! CLIP import, held against `transformers`: `tests/fixtures/hf-clip-tiny` has the model and what
-//! it must compute. Everything runs in the real ONNX Runtime.
+//! CLIP import, compared with `transformers`: `tests/fixtures/hf-clip-tiny` has a model and the
+//! expected outputs. Needs ONNX Runtime.
 #![cfg(feature = "train")]
 
 mod command_line;

@@ -1,5 +1,5 @@
-//! What ONNX Runtime makes of the graphs: every attention and every layer normalisation is one
-//! operator when it is done optimising.
+//! The graphs after ONNX Runtime's optimisation: every attention and every layer normalisation is
+//! one operator.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::source::Source;
 
-/// The operators of the model at `path` as ONNX Runtime runs it on the CPU.
+/// The operator counts of the model at `path` after optimisation for the CPU.
 fn operators(path: &Path) -> BTreeMap<String, usize> {
     let folder = tempfile::tempdir().unwrap();
     let optimised = folder.path().join("optimised.onnx");
@@ -45,7 +45,7 @@ fn assert_fused(counts: &BTreeMap<String, usize>, attentions: usize, norms: usiz
     let count = |names: &[&str]| names.iter().filter_map(|name| counts.get(*name)).sum::<usize>();
     assert_eq!(count(&["Attention", "MultiHeadAttention"]), attentions, "{counts:?}");
     assert_eq!(count(&["LayerNormalization", "SkipLayerNormalization"]), norms, "{counts:?}");
-    // What attention and norms are where they come in pieces.
+    // Operators of decomposed attention and norms.
     assert_eq!(count(&["ReduceMean", "Pow", "Sqrt"]), 0, "{counts:?}");
 }
 
@@ -95,10 +95,10 @@ fn the_decoders_attention_is_one_operator_a_layer() {
     }
 }
 
-/// The prefix's one attention hands out its weights, so it stays in pieces: as an output of
-/// `Attention` ONNX Runtime does not compute them on CUDA.
+/// The prefix's attention outputs its weights, so it stays decomposed: ONNX Runtime does not support
+/// this output of `Attention` on CUDA.
 #[test]
-fn the_prefix_has_one_attention_which_shows_where_it_looks() {
+fn the_prefix_has_one_attention_with_its_weights() {
     const WIDTH: usize = 16;
     let counts = operators_of(&prefix::write(&PrefixWeights {
         embedding_dim: 8,
@@ -123,7 +123,7 @@ fn the_prefix_has_one_attention_which_shows_where_it_looks() {
     }));
     assert_eq!(softmaxes(&counts), 1, "{counts:?}");
     assert!(!counts.contains_key("Pow") && !counts.contains_key("Sqrt"), "{counts:?}");
-    // The mean over the heads, for those who look.
+    // The mean over the heads of the attention output.
     assert_eq!(counts.get("ReduceMean"), Some(&1), "{counts:?}");
 }
 
@@ -138,7 +138,7 @@ fn a_clips_attention_is_one_operator_a_layer() {
         usize::try_from(count).unwrap()
     };
     let (vision, text) = (layers("vision_config"), layers("text_config"));
-    // One before the layers, one behind them; the text tower has only the latter.
+    // One norm before and one after the layers; the text tower has only the latter.
     for (name, layers, norms) in [(VISION, vision, 2 * vision + 2), (TEXT, text, 2 * text + 1)] {
         let counts = operators(&encoder.path(name));
         assert_fused(&counts, layers, norms);

@@ -1,4 +1,4 @@
-//! A CLIP's graphs in less precise arithmetic, weights beside the graph included.
+//! CLIP's vision tower in reduced precision, with and without external data.
 
 use std::fs;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn assert_near(found: &[f32], expected: &[f32], least: f32) {
     assert!(cosine > least, "{cosine}");
 }
 
-/// Imports the fixture's CLIP, rewrites its vision tower, and compares what both see.
+/// Imports the fixture, rewrites its vision tower, and compares the embeddings.
 fn rewritten(storage: Storage, inline_limit: usize, precision: Reduced) -> (Encoder, ModelProto) {
     let source = Source::new();
     let plain = source.import_as(storage, inline_limit).unwrap();
@@ -49,7 +49,7 @@ fn rewritten(storage: Storage, inline_limit: usize, precision: Reduced) -> (Enco
 }
 
 #[test]
-fn a_vision_tower_in_eight_bits_sees_nearly_the_same() {
+fn an_int8_vision_tower_is_close_to_the_original() {
     for (storage, limit) in
         [(Storage::Source, usize::MAX), (Storage::As(Precision::Half), 0), (Storage::Source, 0)]
     {
@@ -61,7 +61,7 @@ fn a_vision_tower_in_eight_bits_sees_nearly_the_same() {
 }
 
 #[test]
-fn a_vision_tower_in_sixteen_bits_sees_nearly_the_same() {
+fn an_fp16_vision_tower_is_close_to_the_original() {
     for (storage, limit) in [
         (Storage::Source, usize::MAX),
         (Storage::As(Precision::Half), 0),

@@ -1,4 +1,4 @@
-//! What is wrong with a folder is said in one line that names it.
+//! Unusable sources are refused with one line that names the file.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::source::Source;
 
-/// The refusal of `source`, which must be the command line's fault.
+/// The error for `source`, with exit code 2.
 fn refusal(source: &Source) -> String {
     let Err(error) = source.try_import() else { panic!("it was imported") };
     assert_eq!(error.exit_code(), 2, "{error}");
@@ -22,7 +22,7 @@ fn assert_says(line: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_folder_that_is_none() {
+fn a_missing_directory() {
     let source = Source::new();
     let out = tempfile::tempdir().unwrap();
     let request = fusioncap::encoder::clip::Import {
@@ -38,7 +38,7 @@ fn a_folder_that_is_none() {
 }
 
 #[test]
-fn a_folder_to_write_to_with_other_files() {
+fn an_output_directory_with_other_files() {
     let source = Source::new();
     let out = tempfile::tempdir().unwrap();
     fs::write(out.path().join("thesis.tex"), "years of work").unwrap();
@@ -76,7 +76,7 @@ fn configurations() {
 }
 
 #[test]
-fn weights_cut_short() {
+fn truncated_weights() {
     let whole = fs::read(Source::new().path("model.safetensors")).unwrap();
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     for length in [0, 7, 100, header - 1, header, whole.len() / 2, whole.len() - 1] {
@@ -97,7 +97,7 @@ fn weights_cut_short() {
 }
 
 #[test]
-fn weights_that_are_no_safetensors() {
+fn weights_in_another_format() {
     let source = Source::new();
     source.write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
     assert_says(
@@ -190,7 +190,7 @@ fn tokenizers() {
     source.write("tokenizer.json", "{}");
     assert_says(&refusal(&source), &["the tokenizer can't be used", "tokenizer.json"]);
 
-    // One that leaves the end token out, one with more tokens than the tower.
+    // Without an end token, and with more tokens than the tower.
     let made = fs::read_to_string(Source::new().import().path("tokenizer.json")).unwrap();
     let mut endless: serde_json::Value = serde_json::from_str(&made).unwrap();
     endless["post_processor"] = json!(null);

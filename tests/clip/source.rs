@@ -1,4 +1,4 @@
-//! A copy of the fixture to be changed, and the encoder that its import gives.
+//! A mutable copy of the fixture, and its imported encoder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,7 +50,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The fixture with a tokenizer, in its older form, and its preprocessing.
+    /// The fixture with a tokenizer in the older format, and preprocessing.
     pub fn new() -> Self {
         let source = Self { folder: tempfile::tempdir().unwrap() };
         for name in ["config.json", "model.safetensors"] {
@@ -138,7 +138,7 @@ impl Source {
     }
 }
 
-/// What an import wrote.
+/// An imported encoder.
 pub struct Encoder {
     folder: TempDir,
 }
@@ -203,7 +203,7 @@ impl Encoder {
     }
 }
 
-/// The largest difference of any output.
+/// The largest absolute difference of any output.
 pub fn difference(
     found: &BTreeMap<&'static str, Vec<f32>>,
     expected: &BTreeMap<&'static str, Vec<f32>>,

@@ -1,4 +1,4 @@
-//! The towers compute what `transformers` does, in operators that ONNX Runtime runs fast.
+//! The towers compute the same as `transformers`, in operators that ONNX Runtime fuses.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,10 +16,10 @@ use serde_json::json;
 
 use super::source::{Source, difference, fixture, floats, read_tensors};
 
-/// Asked for are 1e-4; what is left of that is room for another processor's order of sums.
+/// The requirement is 1e-4; the rest is for the summation order of other processors.
 const CLOSE: f32 = 2e-5;
 
-/// What `transformers` computes: the tensors of `file` whose names begin with `prefix`.
+/// The outputs of `transformers`: the tensors of `file` with the prefix `prefix`.
 fn expected(file: &str, prefix: &str) -> BTreeMap<&'static str, Vec<f32>> {
     let tensors = read_tensors(&fixture(file));
     ["image_embeds", "patch_embeds", "text_embeds", "token_embeds"]
@@ -46,7 +46,7 @@ fn the_towers_equal_transformers() {
 }
 
 #[test]
-fn every_activation_is_the_one_that_is_named() {
+fn every_activation_matches_its_name() {
     for name in ["gelu", "gelu_new"] {
         let source = Source::new();
         source.edit_config(|config| {
@@ -57,13 +57,13 @@ fn every_activation_is_the_one_that_is_named() {
         let found = difference(&source.import().embed(), &reference);
         assert!(found < CLOSE, "{name}: {found}");
     }
-    // The two are told apart by this.
+    // The tolerance distinguishes the two.
     let [exact, tanh] =
         ["gelu.", "gelu_new."].map(|prefix| expected("expected-activations.safetensors", prefix));
     assert!(difference(&exact, &tanh) > 5.0 * CLOSE);
 }
 
-/// Rows of `token_embeds` at `places`, one a text of `length` tokens.
+/// The rows of `token_embeds` at `places`, one per text of `length` tokens.
 fn rows(token_embeds: &[f32], length: usize, places: &[usize]) -> Vec<f32> {
     const WIDTH: usize = 40;
     places
@@ -75,21 +75,21 @@ fn rows(token_embeds: &[f32], length: usize, places: &[usize]) -> Vec<f32> {
 }
 
 #[test]
-fn the_end_token_stands_for_the_text() {
-    // 498 is the end token by the configuration; 511 is the vocabulary's last.
+fn the_text_embedding_is_the_end_tokens() {
+    // 498 is the end token in the configuration; 511 is the vocabulary's last token.
     let ids = vec![510, 498, 18, 498, 511, 510, 54, 511, 7, 498];
     let pooled = |eos: i64| {
         let source = Source::new();
         let encoder = source.import();
         source.edit_config(|config| config["text_config"]["eos_token_id"] = json!(eos));
-        // The fixture's tokenizer ends with 511, whatever the configuration says.
+        // The fixture's tokenizer always ends with 511.
         let tokenizer = fs::read_to_string(encoder.path("tokenizer.json")).unwrap();
         source.write("tokenizer.json", &tokenizer.replace("511", &eos_of_tokenizer(eos)));
         source.import().read(&[2, 5], ids.clone(), vec![1; 10])
     };
     let first = pooled(498);
     assert_eq!(first["text_embeds"], rows(&first["token_embeds"], 5, &[1, 4]));
-    // `eos_token_id` 2 is how configurations were before it counted: the largest id counts.
+    // With the old default `eos_token_id` 2 the largest id counts.
     let largest = pooled(2);
     assert_eq!(largest["text_embeds"], rows(&largest["token_embeds"], 5, &[4, 2]));
     assert_eq!(largest["token_embeds"], first["token_embeds"]);
@@ -100,14 +100,14 @@ fn eos_of_tokenizer(eos: i64) -> String {
 }
 
 #[test]
-fn no_token_sees_what_comes_after_it_nor_padding() {
+fn tokens_do_not_attend_to_later_tokens_and_padding() {
     let encoder = Source::new().import();
     let alone = encoder.read(&[1, 3], vec![510, 18, 511], vec![1; 3]);
     let padded = encoder.read(&[1, 5], vec![510, 18, 511, 77, 0], vec![1, 1, 1, 0, 0]);
     for (left, right) in alone["token_embeds"].iter().zip(&padded["token_embeds"]) {
         assert!((left - right).abs() < CLOSE);
     }
-    // Without the mask 77 may be looked at by those behind it, by those before it never.
+    // Without the mask later tokens attend to 77, earlier ones never do.
     let unmasked = encoder.read(&[1, 5], vec![510, 18, 511, 77, 0], vec![1; 5]);
     let (before, after) = (3 * 40, 4 * 40);
     let differ = |range: std::ops::Range<usize>| {
@@ -121,7 +121,7 @@ fn no_token_sees_what_comes_after_it_nor_padding() {
 }
 
 #[test]
-fn texts_go_through_the_tokenizer_to_unit_length() {
+fn text_embeddings_have_unit_length() {
     let encoder = Source::new().import();
     let mut tower = TextTower::open(encoder.dir(), 24, &Runtime::default()).unwrap();
     let sentences = ["The  cat", "the cat", "a much longer text, which is cut at 24 tokens"];
@@ -134,12 +134,12 @@ fn texts_go_through_the_tokenizer_to_unit_length() {
     let cosine = |left: &[f32], right: &[f32]| -> f32 {
         left.iter().zip(right).map(|(left, right)| left * right).sum()
     };
-    // Case and space are the normalizer's business; other words are other embeddings.
+    // The normalizer removes case and spaces.
     assert!(cosine(first, second) > 0.999_99);
     assert!(cosine(first, third) < 0.99);
 }
 
-/// How often each operator occurs in the graph at `path` once ONNX Runtime has optimised it.
+/// The operator counts of the graph at `path` after ONNX Runtime's optimisation.
 fn optimised(path: &Path) -> BTreeMap<String, usize> {
     let runtime = Runtime::default();
     let environment = fusioncap::runtime::environment(&runtime).unwrap();
@@ -147,7 +147,7 @@ fn optimised(path: &Path) -> BTreeMap<String, usize> {
     let written = folder.path().join("optimised.onnx");
     Session::builder(environment)
         .unwrap()
-        // What comes after depends on the processor.
+        // Higher levels depend on the processor.
         .with_optimization_level(GraphOptimizationLevel::Level2)
         .unwrap()
         .with_optimized_model_path(&written)
@@ -163,11 +163,11 @@ fn optimised(path: &Path) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn onnx_runtime_fuses_what_can_be_fused() {
+fn onnx_runtime_fuses_the_operators() {
     let encoder = Source::new().import();
     let vision = optimised(&encoder.path(VISION));
     let count = |counts: &BTreeMap<String, usize>, name: &str| counts.get(name).copied();
-    // Two norms a layer, before and behind; the first takes the addition before it in.
+    // Two norms per layer, one before and one after; the first is fused with the addition.
     assert_eq!(count(&vision, "LayerNormalization"), Some(2 * 3 + 1), "{vision:?}");
     assert_eq!(count(&vision, "SkipLayerNormalization"), Some(1), "{vision:?}");
     assert_eq!(count(&vision, "QuickGelu"), Some(3), "{vision:?}");
@@ -176,7 +176,7 @@ fn onnx_runtime_fuses_what_can_be_fused() {
     assert_eq!(count(&text, "LayerNormalization"), Some(2 * 2 + 1), "{text:?}");
     assert_eq!(count(&text, "QuickGelu"), Some(2), "{text:?}");
     assert_eq!(count(&text, "Attention"), Some(2), "{text:?}");
-    // Nothing of what was fused is left, nor any cast of a weight.
+    // No unfused operator remains, and no cast of a weight.
     for counts in [&vision, &text] {
         for name in ["Sigmoid", "Softmax"] {
             assert_eq!(count(counts, name), None, "{counts:?}");

@@ -1,5 +1,5 @@
-//! The same model in other files gives the same encoder: shards, 16 bits, weights in a file of
-//! their own, a description in other places.
+//! Other storage of the same model gives the same encoder: shards, 16 bits, external data, older and
+//! newer configuration files.
 
 use std::fs;
 
@@ -43,7 +43,7 @@ fn shards_are_one_model() {
     assert_eq!(whole.config().version, sharded.config().version);
 }
 
-/// Rounds every weight to 16 bits; kept in 32 bits unless `dtype` says otherwise.
+/// Rounds every weight to 16 bits, and stores it in `dtype` if `is_stored`.
 fn round(tensors: &mut Tensors, dtype: Dtype, is_stored: bool) {
     for (kind, _, bytes) in tensors.values_mut() {
         let values = floats(bytes);
@@ -81,14 +81,14 @@ fn weights_of_16_bits_are_computed_with_in_32() {
         assert!(found < 1e-6, "{dtype:?}: {found}");
         let size = fs::metadata(encoder.path(VISION)).unwrap().len();
         assert!(size < full * 6 / 10, "{dtype:?}: {size} of {full} bytes");
-        // Asked for in 32 bits, it is the model that came in 32 bits.
+        // Imported in 32 bits, it equals the model stored in 32 bits.
         let asked = stored.import_as(Storage::As(Precision::Single), INLINE_LIMIT).unwrap();
         assert!(same_graphs(&asked, &widened.import()), "{dtype:?}");
     }
 }
 
 #[test]
-fn half_precision_can_be_asked_for() {
+fn half_precision_is_an_option() {
     let (exact, rounded) = (Source::new(), Source::new());
     rounded.edit_weights(|tensors| round(tensors, Dtype::F16, true));
     let asked = exact.import_as(Storage::As(Precision::Half), INLINE_LIMIT).unwrap();
@@ -101,7 +101,7 @@ fn half_precision_can_be_asked_for() {
         bytes[..4].copy_from_slice(&1e6_f32.to_le_bytes());
     });
     let Err(error) = exact.import_as(Storage::As(Precision::Half), INLINE_LIMIT) else {
-        panic!("1e6 is no f16")
+        panic!("1e6 exceeds fp16")
     };
     assert_eq!(error.exit_code(), 2);
     assert!(
@@ -112,7 +112,7 @@ fn half_precision_can_be_asked_for() {
 }
 
 #[test]
-fn a_large_tower_keeps_its_weights_beside_it() {
+fn a_large_tower_has_external_data() {
     let source = Source::new();
     let whole = source.import();
     let split = source.import_as(Storage::Source, 0).unwrap();
@@ -124,7 +124,7 @@ fn a_large_tower_keeps_its_weights_beside_it() {
     }
     assert_eq!(difference(&split.embed(), &whole.embed()), 0.0);
 
-    // Other weights, and the graph is another one too: caches that know it by its digest hold.
+    // Other weights change the graph too, and so its digest, which caches use.
     source.edit_weights(|tensors| {
         tensors.get_mut("text_projection.weight").unwrap().2[..4]
             .copy_from_slice(&0.5_f32.to_le_bytes());
@@ -133,14 +133,14 @@ fn a_large_tower_keeps_its_weights_beside_it() {
     assert_ne!(fs::read(other.path(TEXT)).unwrap(), fs::read(split.path(TEXT)).unwrap());
     assert_ne!(other.config().version, split.config().version);
 
-    // Replaced by a smaller one, nothing of it is left.
+    // Replaced by an encoder without external data.
     source.import_to(other.dir(), Storage::Source, INLINE_LIMIT).unwrap();
     assert!(!data_path(&other.path(VISION)).exists());
     assert!(same_graphs(&other, &source.import()));
 }
 
 #[test]
-fn a_failed_import_leaves_the_encoder_that_was_there() {
+fn a_failed_import_leaves_the_old_encoder() {
     let source = Source::new();
     let encoder = source.import();
     let before = encoder.embed();
@@ -158,7 +158,7 @@ fn a_failed_import_leaves_the_encoder_that_was_there() {
 }
 
 #[test]
-fn preprocessing_is_found_where_newer_versions_keep_it() {
+fn preprocessing_is_found_in_the_newer_file() {
     let source = Source::new();
     source.remove("preprocessor_config.json");
     let inner = json!({
@@ -170,7 +170,7 @@ fn preprocessing_is_found_where_newer_versions_keep_it() {
     let written: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(written["size"], json!({"shortest_edge": 60}));
     assert_eq!((&written["resample"], &written["image_std"][2]), (&json!(2), &json!(0.25)));
-    // Nowhere, and it is CLIP's own at the tower's size.
+    // The default is CLIP's preprocessing at the tower's size.
     source.remove("processor_config.json");
     let default = fs::read_to_string(source.import().path("preprocessor_config.json")).unwrap();
     let taken: serde_json::Value = serde_json::from_str(&default).unwrap();
@@ -178,7 +178,7 @@ fn preprocessing_is_found_where_newer_versions_keep_it() {
 }
 
 #[test]
-fn the_older_tokenizer_files_make_the_newer_one() {
+fn the_older_tokenizer_files_are_converted() {
     let encoder = Source::new().import();
     let tokenizer = tokenizers::Tokenizer::from_file(encoder.path("tokenizer.json")).unwrap();
     let encoding = tokenizer.encode("The  hat of Th\u{00e9}", true).unwrap();
@@ -188,7 +188,7 @@ fn the_older_tokenizer_files_make_the_newer_one() {
     assert_eq!(known, ["<|startoftext|>", "the</w>", "h", "a", "t</w>", "of</w>"]);
     assert_eq!(encoding.get_tokens()[6], "th");
     assert_eq!(encoding.get_ids().last(), Some(&511));
-    // It is the same file from then on.
+    // The converted file is copied unchanged.
     let again = Source::new();
     again.write("tokenizer.json", &fs::read_to_string(encoder.path("tokenizer.json")).unwrap());
     again.remove("vocab.json");

@@ -1,4 +1,4 @@
-//! The graphs that training writes compute what the model in burn does.
+//! The exported graphs compute the same as the model in burn.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation::log_softmax;
@@ -19,7 +19,7 @@ use crate::{settings, take_turn};
 const VOCAB: usize = 50;
 const DIM: usize = 24;
 
-/// Makes weights large enough to matter, and exact in the 16 bits they are exported in.
+/// Enlarges the weights and rounds them to the 16 bits of the export.
 struct Enlarge;
 
 impl ModuleMapper for Enlarge {
@@ -51,7 +51,7 @@ fn model(settings: &Settings, device: &Device) -> FusionCap {
     FusionCap::new(&settings.model_spec(DIM, VOCAB), device).map(&mut Enlarge)
 }
 
-/// Embeddings that 16 bits hold exactly, `[rows, DIM]`.
+/// Embeddings that are exact in 16 bits, `[rows, DIM]`.
 fn embeddings(rows: usize) -> Vec<f32> {
     (0..rows * DIM).map(|index| f16::from_f32((index as f32 * 1.7).sin()).to_f32()).collect()
 }
@@ -83,7 +83,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// The largest entries' places, the largest first.
+/// The indices of the largest entries, largest first.
 fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|left, right| values[*right].total_cmp(&values[*left]));
@@ -91,8 +91,8 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     order
 }
 
-/// What the local queries of one image may attend to, worked out by hand: the patches nearest to
-/// the image, or the nouns of which the patches are the most.
+/// The expected local embeddings of an image: the patches nearest to the image, or the nouns with the
+/// largest shares over the patches.
 fn local_features(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[f32]) -> Vec<f32> {
     let unit = |row: &[f32]| -> Vec<f32> {
         let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
@@ -103,8 +103,8 @@ fn local_features(settings: &Settings, image: &[f32], patches: &[f32], nouns: &[
     };
     let local = &settings.local;
     if local.source == LocalSource::Tokens {
-        let near: Vec<f32> = patches.chunks(DIM).map(|patch| cosine(patch, image)).collect();
-        let chosen = largest(&near, local.items);
+        let cosines: Vec<f32> = patches.chunks(DIM).map(|patch| cosine(patch, image)).collect();
+        let chosen = largest(&cosines, local.items);
         return chosen.iter().flat_map(|patch| unit(&patches[patch * DIM..][..DIM])).collect();
     }
     let mut shares = vec![0.0; nouns.len() / DIM];
@@ -130,14 +130,14 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     let (memory, rest) = all.split_at(9 * DIM);
     let (images, rest) = rest.split_at(3 * DIM);
     let (patches, nouns) = rest.split_at(3 * PATCHES * DIM);
-    let seen: Vec<f32> = images
+    let expected_features: Vec<f32> = images
         .chunks(DIM)
         .zip(patches.chunks(PATCHES * DIM))
         .flat_map(|(image, patches)| local_features(settings, image, patches, nouns))
         .collect();
     let items = settings.local.items;
     let features = settings.local.enabled.then(|| LocalFeatures {
-        embeddings: rows(&seen, &device).reshape([3, items, DIM]),
+        embeddings: rows(&expected_features, &device).reshape([3, items, DIM]),
         padding_mask: Tensor::<2, Bool>::full([3, items], false, &device),
     });
     let mut moved = projection::l2_normalize(rows(images, &device));
@@ -172,9 +172,9 @@ fn assert_prefix_is_exported(settings: &Settings, alignment: Option<Alignment>) 
     if !settings.local.enabled {
         return assert!(outputs.get("local_attention").is_none());
     }
-    for looked in floats(&outputs["local_attention"]).chunks(PATCHES) {
-        let sum: f32 = looked.iter().sum();
-        assert!(looked.iter().all(|share| *share >= 0.0) && sum < 1.0 + 1e-5, "{looked:?}");
+    for attention in floats(&outputs["local_attention"]).chunks(PATCHES) {
+        let sum: f32 = attention.iter().sum();
+        assert!(attention.iter().all(|share| *share >= 0.0) && sum < 1.0 + 1e-5, "{attention:?}");
     }
 }
 
@@ -197,7 +197,7 @@ fn the_exported_prefix_is_the_trained_one() {
     assert_prefix_is_exported(&settings, None);
 }
 
-/// The exported decoder, its cache fed back from step to step.
+/// The exported decoder with its cache.
 struct Exported {
     session: Session,
     hidden: usize,
@@ -205,7 +205,7 @@ struct Exported {
     past_shape: Vec<usize>,
 }
 
-/// Candidates of one step, `[images, VOCAB]` each.
+/// The candidates of a step, `[images, VOCAB]` each.
 struct Step {
     scores: Vec<f32>,
     tokens: Vec<i64>,
@@ -227,7 +227,7 @@ impl Exported {
         }
     }
 
-    /// One step of two images; the padding, 0, is banned.
+    /// One step for two images; the padding token 0 is banned.
     fn step(&mut self, prefix: &[f32], ids: &[i64], parents: &[i64], scores: &[f32]) -> Step {
         let rows = ids.len();
         let length = prefix.len() / (rows * self.hidden);
@@ -279,10 +279,9 @@ fn the_exported_decoder_is_the_trained_one() {
     let model = model(&settings, &device);
     let (length, hidden) = (settings.shape.prefix_length, settings.shape.hidden_size);
     let prefixes: Vec<f32> = (0..2 * length * hidden).map(|index| (index as f32).cos()).collect();
-    // What burn expects after `texts`, each with the prefix of its image: log-probabilities plus
-    // the score so far.
+    // burn's log-probabilities after `texts`, each with the prefix of its image, plus the scores.
     let expected = |texts: &[&[i64]], images: &[usize], scores: &[f32]| -> Vec<Vec<f32>> {
-        let one = |((text, image), score): ((&&[i64], &usize), &f32)| {
+        let next_token_scores = |((text, image), score): ((&&[i64], &usize), &f32)| {
             let values = prefixes[image * length * hidden..(image + 1) * length * hidden].to_vec();
             let prefix =
                 Tensor::<3>::from_data(TensorData::new(values, [1, length, hidden]), &device);
@@ -294,7 +293,7 @@ fn the_exported_decoder_is_the_trained_one() {
             let likely = log_softmax(logits.reshape([VOCAB]), 0);
             likely.into_data().iter::<f32>().map(|entry| entry + score).collect()
         };
-        texts.iter().zip(images).zip(scores).map(one).collect()
+        texts.iter().zip(images).zip(scores).map(next_token_scores).collect()
     };
     let mut exported = Exported::new(&model);
 
@@ -302,13 +301,13 @@ fn the_exported_decoder_is_the_trained_one() {
     assert_best(&step, &expected(&[&[1], &[1]], &[0, 1], &[0.0, 0.0]));
     assert!(step.scores[VOCAB - 1].is_infinite() && step.tokens[VOCAB - 1] == 0);
 
-    // Two beams an image from here on.
+    // Two beams per image from here on.
     let scores = [-1.0, -2.5, -0.5, -0.7];
     let step = exported.step(&[], &[5, 9, 30, 49], &[0, 0, 1, 1], &scores);
     let texts: [&[i64]; 4] = [&[1, 5], &[1, 9], &[1, 30], &[1, 49]];
     assert_best(&step, &expected(&texts, &[0, 0, 1, 1], &scores));
 
-    // The beams change places, and one dies out.
+    // The beams are reordered, and one is dropped.
     let step = exported.step(&[], &[7, 8, 3, 4], &[1, 0, 2, 2], &scores);
     let texts: [&[i64]; 4] = [&[1, 9, 7], &[1, 5, 8], &[1, 30, 3], &[1, 30, 4]];
     assert_best(&step, &expected(&texts, &[0, 0, 1, 1], &scores));

@@ -1,4 +1,4 @@
-//! Training on a random encoder, and the exported graphs against the model in burn.
+//! Training with a random encoder, and the exported graphs compared with the model in burn.
 #![cfg(feature = "train")]
 
 mod exported;
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fusioncap::train::settings::Settings;
 
-/// burn draws first weights from one generator a process: tests that draw them take turns.
+/// burn initialises weights from one generator per process, so tests that use it are serialised.
 fn take_turn() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
@@ -19,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
 }
 
-/// The settings of models/random, two short epochs of seven steps.
+/// The settings of models/random, with two short epochs of seven steps.
 fn settings() -> Settings {
     let mut settings = Settings::load(Some(&fixture("random.toml"))).unwrap();
     settings.epochs = 2;

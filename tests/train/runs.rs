@@ -1,4 +1,4 @@
-//! Training end to end: what a run leaves behind, how it ends, goes on and is refused.
+//! Training end to end: outputs, early stopping, resuming, fine-tuning and refusals.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use tempfile::TempDir;
 
 use crate::{fixture, settings, take_turn};
 
-/// A place to train in: an encoder, a cache and a bundle to be.
-struct Workshop {
+/// A directory with an encoder, a cache and the bundle.
+struct Workspace {
     folder: TempDir,
     stop: Arc<AtomicBool>,
     from: Option<PathBuf>,
     text_tower: bool,
 }
 
-impl Workshop {
+impl Workspace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         random::build(&folder.path().join("encoder"), 7).unwrap();
@@ -66,22 +66,22 @@ fn load(bundle: Bundle, batch_size: usize) -> Engine {
     Engine::load(bundle, &Runtime::default(), &model, batch_size).unwrap()
 }
 
-/// Photos of one colour that fades to another.
+/// The pixels of a gradient.
 fn picture(engine: &Engine, shade: u8) -> Vec<u8> {
     let (height, width) = engine.preprocessor().input_size();
     (0..height * width * 3).map(|index| shade.wrapping_mul((index % 251) as u8)).collect()
 }
 
 #[test]
-fn training_makes_a_bundle_that_captions() {
-    let workshop = Workshop::new();
-    let curve = workshop.train(&settings(), false).unwrap();
+fn training_writes_a_bundle_that_captions() {
+    let workspace = Workspace::new();
+    let curve = workspace.train(&settings(), false).unwrap();
     let (first, last) = (curve.first().unwrap(), curve.last().unwrap());
     assert_eq!((curve.len(), last.epoch), (2, 2));
     assert!(last.training_loss < first.training_loss - 0.3, "{curve:?}");
     assert!(last.held_out_loss < first.held_out_loss, "{curve:?}");
 
-    let bundle = Bundle::open(&workshop.out()).unwrap();
+    let bundle = Bundle::open(&workspace.out()).unwrap();
     assert_eq!(bundle.config.hidden_size, 32);
     assert_eq!(bundle.config.name, "fusioncap-bundle");
     let card = std::fs::read_to_string(bundle.path("README.md")).unwrap();
@@ -98,13 +98,13 @@ fn training_makes_a_bundle_that_captions() {
 }
 
 #[test]
-fn an_interrupted_run_ends_like_one_in_one_go() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     let settings = settings();
-    let whole = Workshop::new();
+    let whole = Workspace::new();
     let expected = whole.train(&settings, false).unwrap();
 
-    // Stopped after each of the first eight steps: over the end of the first epoch.
-    let pieces = Workshop::new();
+    // Stopped after each of the first eight steps, past the end of the first epoch.
+    let pieces = Workspace::new();
     pieces.stop.store(true, Ordering::Relaxed);
     for step in 1..=8 {
         let error = pieces.train(&settings, step > 1).unwrap_err();
@@ -116,36 +116,36 @@ fn an_interrupted_run_ends_like_one_in_one_go() {
 
     assert_eq!(resumed, expected);
     for name in ["onnx/prefix.onnx", "onnx/decoder.onnx", "curve.svg", "README.md"] {
-        let read = |workshop: &Workshop| std::fs::read(workshop.out().join(name)).unwrap();
+        let read = |workspace: &Workspace| std::fs::read(workspace.out().join(name)).unwrap();
         assert_eq!(read(&pieces), read(&whole), "{name}");
     }
 }
 
 #[test]
-fn training_ends_when_it_learns_no_more_and_keeps_the_best() {
+fn training_stops_early_and_keeps_the_best_epoch() {
     let mut settings = settings();
-    // Enough steps to know the corpus by heart and get worse at other captions.
+    // Enough steps to overfit.
     (settings.epochs, settings.batch_size, settings.learning_rate) = (30, 16, 2e-2);
     settings.patience = 2;
-    let stopped = Workshop::new();
+    let stopped = Workspace::new();
     let curve = stopped.train(&settings, false).unwrap();
     let losses: Vec<f64> = curve.iter().map(|epoch| epoch.held_out_loss).collect();
     let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(curve.len() < 30, "{losses:?}");
     assert_eq!(losses[losses.len() - 3], best, "two epochs after the best: {losses:?}");
 
-    // An early end leaves a checkpoint of the last step, from which nothing is left to do.
+    // Early stopping writes a checkpoint of the last step, so resuming has no steps left.
     std::fs::remove_dir_all(stopped.out()).unwrap();
     assert_eq!(stopped.train(&settings, true).unwrap(), curve);
     let card = std::fs::read_to_string(stopped.out().join("README.md")).unwrap();
     let steps = curve.len() * 448_usize.div_ceil(16);
     assert!(card.contains(&format!(", {steps} steps.")), "{card}");
 
-    // The same run without an early end is the same up to there, and its bundle no better.
+    // Without early stopping the run is the same up to there; the bundle differs only if better.
     settings.patience = 0;
     let model =
-        |workshop: &Workshop| std::fs::read(workshop.out().join("onnx/decoder.onnx")).unwrap();
-    let whole = Workshop::new();
+        |workspace: &Workspace| std::fs::read(workspace.out().join("onnx/decoder.onnx")).unwrap();
+    let whole = Workspace::new();
     let longer = whole.train(&settings, false).unwrap();
     assert_eq!(longer[..curve.len()], curve);
     let overall = longer.iter().map(|epoch| epoch.held_out_loss).fold(f64::INFINITY, f64::min);
@@ -153,35 +153,35 @@ fn training_ends_when_it_learns_no_more_and_keeps_the_best() {
 }
 
 #[test]
-fn token_states_stand_for_patches_too() {
-    let workshop = Workshop::new();
+fn token_states_can_replace_nouns() {
+    let workspace = Workspace::new();
     let mut settings = settings();
     settings.local.enabled = true;
     settings.local.source = LocalSource::Tokens;
-    let curve = workshop.train(&settings, false).unwrap();
+    let curve = workspace.train(&settings, false).unwrap();
     assert!(curve[1].held_out_loss < curve[0].held_out_loss, "{curve:?}");
-    let mut engine = load(Bundle::open(&workshop.out()).unwrap(), 1);
+    let mut engine = load(Bundle::open(&workspace.out()).unwrap(), 1);
     engine.keep_attention();
     let picture = picture(&engine, 200);
     let caption = &engine.caption(&[&picture]).unwrap()[0];
-    // Two queries, of sixteen patches the eight nearest to the whole.
+    // Two queries, each on the eight of sixteen patches nearest to the image embedding.
     assert_eq!(caption.attention.len(), 2);
     for query in &caption.attention {
-        let looked = query.iter().filter(|share| **share > 0.0).count();
-        assert_eq!((query.len(), looked), (16, 8));
+        let attended = query.iter().filter(|share| **share > 0.0).count();
+        assert_eq!((query.len(), attended), (16, 8));
     }
 }
 
 #[test]
-fn fine_tuning_begins_where_a_bundle_ended() {
+fn fine_tuning_starts_from_the_weights_of_a_bundle() {
     let mut settings = settings();
     settings.local.enabled = true;
-    let first = Workshop::new();
+    let first = Workspace::new();
     let learnt = first.train(&settings, false).unwrap();
-    let mut second = Workshop::new();
+    let mut second = Workspace::new();
     second.from = Some(first.out());
     settings.epochs = 1;
-    // A rate at which nothing is learnt: what is measured is what was loaded, noise aside.
+    // At this rate the weights stay as loaded.
     settings.learning_rate = 1e-12;
     settings.noise.sigma = 0.0;
     let tuned = second.train(&settings, false).unwrap();
@@ -198,14 +198,14 @@ fn fine_tuning_begins_where_a_bundle_ended() {
     assert!(refused.to_string().starts_with(reason), "{refused}");
 }
 
-/// What no weight's shape shows.
+/// Differences that shapes do not show.
 #[test]
-fn fine_tuning_what_was_made_for_something_else_is_refused() {
+fn fine_tuning_an_incompatible_bundle_is_refused() {
     let mut settings = settings();
     settings.epochs = 1;
-    let first = Workshop::new();
+    let first = Workspace::new();
     first.train(&settings, false).unwrap();
-    let mut second = Workshop::new();
+    let mut second = Workspace::new();
     second.from = Some(first.out());
     let assert_refused = |settings: &Settings, differs: &str| {
         let refused = second.train(settings, false).unwrap_err();
@@ -224,41 +224,41 @@ fn fine_tuning_what_was_made_for_something_else_is_refused() {
 }
 
 #[test]
-fn a_replaced_bundle_leaves_nothing_and_stays_until_then() {
+fn a_bundle_is_replaced_completely_or_not_at_all() {
     let mut settings = settings();
     settings.epochs = 1;
-    let mut workshop = Workshop::new();
-    workshop.text_tower = true;
-    // The data of a larger encoder's graphs goes with them.
-    let encoder = workshop.folder.path().join("encoder");
+    let mut workspace = Workspace::new();
+    workspace.text_tower = true;
+    // The external data of a larger encoder is copied too.
+    let encoder = workspace.folder.path().join("encoder");
     std::fs::write(encoder.join("onnx/text.onnx.data"), "weights").unwrap();
-    workshop.train(&settings, false).unwrap();
+    workspace.train(&settings, false).unwrap();
     let tower = ["onnx/text.onnx", "onnx/text.onnx.data", "text_tokenizer.json"];
-    let there = |name: &&str| workshop.out().join(name).is_file();
+    let there = |name: &&str| workspace.out().join(name).is_file();
     assert!(tower.iter().all(there));
-    let before = Bundle::open(&workshop.out()).unwrap().digest().to_owned();
+    let before = Bundle::open(&workspace.out()).unwrap().digest().to_owned();
 
-    // An export that fails half-way.
+    // A failed export.
     let vision = encoder.join("onnx/vision.onnx");
     std::fs::rename(&vision, encoder.join("aside")).unwrap();
-    let error = workshop.train(&settings, false).unwrap_err();
+    let error = workspace.train(&settings, false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-    assert_eq!(Bundle::open(&workshop.out()).unwrap().digest(), before);
+    assert_eq!(Bundle::open(&workspace.out()).unwrap().digest(), before);
     std::fs::rename(encoder.join("aside"), &vision).unwrap();
 
-    // One that was cut off, and a file of somebody else's.
-    std::fs::create_dir(workshop.out().join(".export-cut")).unwrap();
-    std::fs::write(workshop.out().join("notes.txt"), "mine").unwrap();
-    // A variant of the bundle that goes.
-    std::fs::create_dir_all(workshop.out().join("variants/int8")).unwrap();
-    workshop.text_tower = false;
-    workshop.train(&settings, false).unwrap();
-    let there = |name: &&str| workshop.out().join(name).is_file();
+    // An interrupted export, and a foreign file.
+    std::fs::create_dir(workspace.out().join(".export-cut")).unwrap();
+    std::fs::write(workspace.out().join("notes.txt"), "mine").unwrap();
+    // A variant of the old bundle.
+    std::fs::create_dir_all(workspace.out().join("variants/int8")).unwrap();
+    workspace.text_tower = false;
+    workspace.train(&settings, false).unwrap();
+    let there = |name: &&str| workspace.out().join(name).is_file();
     assert!(!tower.iter().any(there));
-    Bundle::open(&workshop.out()).unwrap();
-    let manifest = std::fs::read_to_string(workshop.out().join("manifest.json")).unwrap();
+    Bundle::open(&workspace.out()).unwrap();
+    let manifest = std::fs::read_to_string(workspace.out().join("manifest.json")).unwrap();
     assert!(!manifest.contains("notes") && !manifest.contains("text.onnx"), "{manifest}");
-    let mut names: Vec<String> = std::fs::read_dir(workshop.out())
+    let mut names: Vec<String> = std::fs::read_dir(workspace.out())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -278,25 +278,25 @@ fn a_replaced_bundle_leaves_nothing_and_stays_until_then() {
 }
 
 #[test]
-fn a_checkpoint_goes_on_only_where_it_belongs() {
-    let workshop = Workshop::new();
-    let missing = workshop.train(&settings(), true).unwrap_err();
+fn a_checkpoint_resumes_only_its_own_run() {
+    let workspace = Workspace::new();
+    let missing = workspace.train(&settings(), true).unwrap_err();
     assert_eq!(missing.exit_code(), 2);
     assert!(missing.to_string().contains("--resume: there is no checkpoint"), "{missing}");
 
-    workshop.stop.store(true, Ordering::Relaxed);
-    workshop.train(&settings(), false).unwrap_err();
+    workspace.stop.store(true, Ordering::Relaxed);
+    workspace.train(&settings(), false).unwrap_err();
     let mut others = settings();
     others.seed += 1;
-    let refused = workshop.train(&others, true).unwrap_err();
+    let refused = workspace.train(&others, true).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
     assert!(refused.to_string().contains("differs: settings"), "{refused}");
 }
 
 #[test]
-fn a_corpus_that_can_not_be_learnt_is_refused() {
-    let workshop = Workshop::new();
-    let corpus = workshop.folder.path().join("corpus.txt");
+fn an_unusable_corpus_is_refused() {
+    let workspace = Workspace::new();
+    let corpus = workspace.folder.path().join("corpus.txt");
     let mut settings = settings();
     let endless = "x".repeat(100_000);
     for (text, reason) in [
@@ -305,33 +305,33 @@ fn a_corpus_that_can_not_be_learnt_is_refused() {
         (format!("{endless}\n"), "captions: 0, skipped: 1 too long"),
     ] {
         std::fs::write(&corpus, text).unwrap();
-        let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
+        let refused = workspace.train_on(&corpus, &settings, false).unwrap_err();
         assert_eq!(refused.exit_code(), 2);
         assert!(refused.to_string().contains(reason), "{refused}");
     }
     std::fs::write(&corpus, b"\xff\xfe\n\xc3\x28\n").unwrap();
-    let refused = workshop.train_on(&corpus, &settings, false).unwrap_err();
+    let refused = workspace.train_on(&corpus, &settings, false).unwrap_err();
     assert!(refused.to_string().contains("skipped: 2 not UTF-8"), "{refused}");
 
-    let mut nounless = settings.clone();
-    (nounless.local.enabled, nounless.local.noun_count) = (true, 10_000);
-    let refused = workshop.train(&nounless, false).unwrap_err();
+    let mut without_nouns = settings.clone();
+    (without_nouns.local.enabled, without_nouns.local.noun_count) = (true, 10_000);
+    let refused = workspace.train(&without_nouns, false).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
     assert!(refused.to_string().contains("local.noun_count: 10000"), "{refused}");
 
     settings.shape.max_length = 4;
     settings.generation.max_new_tokens = 3;
-    let refused = workshop.train(&settings, false).unwrap_err();
+    let refused = workspace.train(&settings, false).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
     assert!(refused.to_string().contains("allowed: captions of at most 4 tokens"), "{refused}");
 }
 
 #[test]
-fn a_folder_with_other_files_becomes_no_bundle() {
-    let workshop = Workshop::new();
-    std::fs::create_dir(workshop.out()).unwrap();
-    std::fs::write(workshop.out().join("thesis.tex"), "years of work").unwrap();
-    let refused = workshop.train(&settings(), false).unwrap_err();
+fn a_folder_with_other_files_is_refused() {
+    let workspace = Workspace::new();
+    std::fs::create_dir(workspace.out()).unwrap();
+    std::fs::write(workspace.out().join("thesis.tex"), "years of work").unwrap();
+    let refused = workspace.train(&settings(), false).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
     assert!(refused.to_string().starts_with("--out holds files"), "{refused}");
 }
