@@ -98,7 +98,7 @@ impl WarmStart {
     }
 }
 
-fn switch<'a>(settings: &'a toml::Table, table: &str, field: &str) -> Option<&'a toml::Value> {
+fn setting<'a>(settings: &'a toml::Table, table: &str, field: &str) -> Option<&'a toml::Value> {
     settings.get(table)?.get(field)
 }
 
@@ -134,7 +134,7 @@ impl Card {
 }
 
 /// The text between `begin` and the next `end`.
-fn section<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+fn text_between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(begin)?;
     rest.split_once(end).map(|(found, _)| found)
 }
