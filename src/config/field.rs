@@ -80,9 +80,9 @@ impl Schema {
     fn read() -> Self {
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-        let schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
+        let root = settings.into_generator().into_root_schema_for::<Config>().to_value();
         let mut schema = Self { sections: Vec::new(), fields: Vec::new() };
-        for (section, inner) in entries(&schema) {
+        for (section, inner) in entries(&root) {
             schema
                 .sections
                 .push(Section { name: section.clone(), description: description(inner) });
