@@ -5,11 +5,11 @@
 //! cut into slices, which take less time than all of it at once, and its instances take one slice
 //! after another.
 
+use super::decoder_session::LEAST_ROWS;
 use super::encoded::{Encoded, Slice};
-use super::instances::Threads;
-use super::session::LEAST_ROWS;
-use super::tower::Tower;
-use super::{Pixels, Seen, recording, wrong_size};
+use super::encoder_sessions::Tower;
+use super::session_pool::Threads;
+use super::{Pixels, Seen, capture_lock, wrong_size};
 use crate::bundle::Bundle;
 use crate::config::{Provider, Runtime};
 use crate::error::Result;
@@ -86,7 +86,7 @@ impl Encoder {
                 tower.look(&pixels, slice, (height, width)).map(drop)
             })
         };
-        let alone = self.records.then(recording::alone);
+        let alone = self.records.then(capture_lock::alone);
         self.threads.each(&mut self.towers, look_at_all)?;
         drop(alone);
         self.pixels = Some(pixels);
@@ -135,7 +135,7 @@ impl Encoder {
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
         let slices = self.slices(pixels.images())?;
         let image_size = self.preprocessor.input_size();
-        let _running = recording::beside_others();
+        let _running = capture_lock::beside_others();
         pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.size));
         let look = |tower: &mut Tower, slice| tower.look(pixels, slice, image_size);
         let parts = self.threads.share(&mut self.towers, slices, look);
@@ -148,7 +148,7 @@ impl Encoder {
     /// As [`Self::encode`].
     pub fn encode_seen(&mut self, images: &[Seen]) -> Result<Encoded> {
         let slices = self.slices(images.len())?;
-        let _running = recording::beside_others();
+        let _running = capture_lock::beside_others();
         let recall = |tower: &mut Tower, Slice { first, images: count, size }| {
             tower.recall(&images[first..first + count], size)
         };

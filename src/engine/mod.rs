@@ -5,26 +5,26 @@
 //! padded, and no kernel in use mixes the rows of a batch: same input, same caption, whatever
 //! shares its batch.
 
+pub mod beam_search;
+mod bound_buffers;
+mod caption_decoder;
+mod capture_lock;
+mod decoder_session;
 mod encoded;
 mod encoder;
-mod fixed;
-pub mod generate;
-mod instances;
+mod encoder_sessions;
 mod pixels;
-mod recording;
-mod session;
-mod tower;
-mod writer;
+mod session_pool;
 
 use crate::bundle::Bundle;
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
+pub use caption_decoder::Writer;
 pub use encoded::Encoded;
 pub use encoder::Encoder;
-use instances::Threads;
 pub use pixels::Pixels;
-pub use writer::Writer;
+use session_pool::Threads;
 
 /// One image's caption.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +67,7 @@ impl Engine {
         model: &Model,
         batch_size: usize,
     ) -> Result<Self> {
-        let loading = recording::beside_others();
+        let loading = capture_lock::beside_others();
         let threads = Threads::start(crate::runtime::instances(runtime))?;
         let writer = Writer::load(bundle.clone(), runtime, model, threads.clone())?;
         let encoder = Encoder::load(&bundle, runtime, threads, batch_size)?;

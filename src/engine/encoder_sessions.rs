@@ -3,9 +3,9 @@
 use ort::session::{Session, SessionOutputs};
 use ort::value::{DynValue, Tensor, TensorRef};
 
+use super::bound_buffers::Fixed;
+use super::decoder_session::{failed, read, take};
 use super::encoded::{Encoded, Slice};
-use super::fixed::Fixed;
-use super::session::{failed, read, take};
 use super::{Pixels, Seen};
 use crate::bundle::{Bundle, PREFIX, VISION};
 use crate::config::{Provider, Runtime};

@@ -8,7 +8,7 @@
 //! tokenizer.json            the caption vocabulary, in the `tokenizers` format
 //! onnx/vision.onnx          pixel_values -> image_embeds, patch_embeds
 //! onnx/prefix.onnx          image_embeds, patch_embeds -> prefix
-//! onnx/decoder.onnx         one step of beam search (see `engine::generate`)
+//! onnx/decoder.onnx         one step of beam search (see `engine::beam_search`)
 //! onnx/text.onnx            the encoder's text tower, if the bundle carries it (for CLIPScore)
 //! text_tokenizer.json       its tokenizer
 //! README.md                 the model card

@@ -11,7 +11,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionOutputs};
 use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorElementType};
 
-use super::generate::{Candidates, Hypothesis, Search};
+use super::beam_search::{Candidates, Hypothesis, Search};
 use crate::bundle::{Bundle, DECODER, GenerationConfig};
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};

@@ -3,10 +3,10 @@
 //!
 //! The SDK's own retries are off: a call here is one try with one deadline, and who calls decides
 //! through `retry` whether there is another. Errors carry the kind that the dead-letter topic
-//! names (see `fault`). No request is made for what [`object_name`](crate::object_name) refuses, and no redirect is followed.
+//! names (see `errors`). No request is made for what [`object_name`](crate::object_name) refuses, and no redirect is followed.
 
-mod fault;
-mod room;
+mod errors;
+mod memory_budget;
 
 use std::future::Future;
 use std::path::{Component, Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::object_name;
 use crate::retry::{Policy, retry};
-pub use room::{Room, Taken};
+pub use memory_budget::{Room, Taken};
 
 /// A connection that takes longer has failed; the whole-request deadline is the caller's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -201,7 +201,7 @@ impl Store {
         max_bytes: u64,
     ) -> Result<Object> {
         let mut bytes = Vec::with_capacity(usize::try_from(announced.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = output.body.try_next().await.map_err(fault::body)? {
+        while let Some(chunk) = output.body.try_next().await.map_err(errors::body)? {
             // The announced length is the server's word; what arrives is counted too.
             let length = (bytes.len() as u64).saturating_add(chunk.len() as u64);
             if length > max_bytes {
@@ -246,7 +246,7 @@ impl Store {
                         .bucket(bucket)
                         .prefix(prefix)
                         .set_continuation_token(token.clone());
-                    within(self.timeout, async { request.send().await.map_err(fault::classify) })
+                    within(self.timeout, async { request.send().await.map_err(errors::classify) })
                 },
                 |_, _, _| true,
             )
@@ -328,7 +328,7 @@ impl Store {
             let object = ObjectRef { bucket, key, version_id: None, etag: None };
             let mut output = self.open(object).await?;
             let mut file = tokio::fs::File::create(path).await.map_err(written)?;
-            while let Some(chunk) = output.body.try_next().await.map_err(fault::body)? {
+            while let Some(chunk) = output.body.try_next().await.map_err(errors::body)? {
                 file.write_all(&chunk).await.map_err(written)?;
             }
             file.flush().await.map_err(written)
@@ -347,7 +347,7 @@ impl Store {
             .set_if_match(object.etag.map(|etag| format!("\"{}\"", unquoted(etag))))
             .send()
             .await
-            .map_err(fault::classify)
+            .map_err(errors::classify)
     }
 }
 
@@ -455,7 +455,7 @@ mod tests {
 
     #[test]
     fn half_of_the_credentials_is_a_wrong_configuration() {
-        let half = config::S3 { access_key_id: Some("id".into()), ..Default::default() };
+        let half = config::S3 { access_key_id: Some("id".into()), ..Deerrors::default() };
         assert_eq!(static_credentials(&half).unwrap_err().kind(), ErrorKind::Config);
         let both = config::S3 { secret_access_key: Some(Secret::new("secret")), ..half };
         assert!(static_credentials(&both).unwrap().is_some());

@@ -2,10 +2,10 @@
 
 use tokenizers::Tokenizer;
 
-use super::generate::Hypothesis;
-use super::instances::Threads;
-use super::session::Decoder;
-use super::{Caption, Encoded, recording};
+use super::beam_search::Hypothesis;
+use super::decoder_session::Decoder;
+use super::session_pool::Threads;
+use super::{Caption, Encoded, capture_lock};
 use crate::bundle::{Bundle, GenerationConfig};
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,7 +44,7 @@ impl Writer {
         let looked = attention.len() / images.max(1);
         let row = model.prefix_length * model.hidden_size;
         let parts = prefix.chunks(images.div_ceil(self.threads.count()).max(1) * row.max(1));
-        let running = recording::beside_others();
+        let running = capture_lock::beside_others();
         let hypotheses =
             self.threads.share(&mut self.decoders, parts.collect(), |decoder, part| {
                 decoder.generate(&self.bundle, &self.generation, part)

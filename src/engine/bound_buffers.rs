@@ -9,7 +9,7 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::{IoBinding, Session, SessionOutputs};
 use ort::value::Tensor;
 
-use super::session::failed;
+use super::decoder_session::failed;
 use crate::config::Provider;
 use crate::error::Result;
 
