@@ -1,8 +1,9 @@
-//! ONNX Runtime: the shared library found and loaded once, and sessions built as configured.
+//! ONNX Runtime: finds and loads the shared library once, and builds sessions from the
+//! configuration.
 //!
-//! The library is loaded at run time (`runtime.library`, `ORT_DYLIB_PATH`, or the place where
-//! the project's set-up puts it), so one binary serves CPU and GPU. An execution provider that
-//! was asked for and can't be had is an error, never a silent fall-back to the CPU.
+//! The library is loaded at run time from `runtime.library`, `ORT_DYLIB_PATH` or the directory
+//! that `make onnxruntime` fills, so one binary serves CPU and GPU. A configured execution provider
+//! that is not available is an error; there is no silent fallback to the CPU.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -17,25 +18,25 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The library's file name on this platform.
 const LIBRARY: &str = "libonnxruntime.so";
-/// Where `make onnxruntime` puts the library, relative to the project.
-const TOOLS: &str = ".tools/onnxruntime/lib";
+/// Directory of the library that `make onnxruntime` fetches, relative to the project.
+const LIBRARY_DIR: &str = ".tools/onnxruntime/lib";
 
-/// Each instance has its own copy of the weights: on many cores, they get more threads instead.
-const MOST_INSTANCES: usize = 4;
+/// Each session has its own copy of the weights: on many cores, sessions get more threads instead.
+const MAX_SESSIONS: usize = 4;
 
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 
-/// Loads ONNX Runtime, once a process; a later call with another library keeps the first.
+/// Loads ONNX Runtime once per process; a later call with another library returns the first.
 ///
 /// # Errors
-/// `ErrorKind::Runtime`, naming the file that was tried and how to get one.
+/// `ErrorKind::Runtime`, which names the file that was tried and how to get the library.
 pub fn environment(settings: &Runtime) -> Result<&'static Environment> {
     let _guard = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }
-    let path = library(settings)?;
+    let path = find_library(settings)?;
     let environment = ort::init_from(&path)
         .map_err(|error| unusable(&path, error))?
         .with_telemetry(false)
@@ -44,8 +45,8 @@ pub fn environment(settings: &Runtime) -> Result<&'static Environment> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-/// A session for the ONNX file at `path`, on the first of the configured providers that can be
-/// had; that it is not the very first one is an error, unless `runtime.fallback` allows it.
+/// A session for the ONNX file at `path` on the first configured provider. With
+/// `runtime.fallback`, a provider that is not available is skipped.
 ///
 /// # Errors
 /// `ErrorKind::Runtime` if the library, a provider or the model can't be used.
@@ -53,121 +54,125 @@ pub fn session(settings: &Runtime, path: &Path) -> Result<Session> {
     session_and_provider(settings, path).map(|(session, _)| session)
 }
 
-/// As [`session`], with the provider that it is on.
+/// As [`session`], and the provider that it runs on.
 ///
 /// # Errors
 /// As [`session`].
 pub fn session_and_provider(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
-    // A graph replays one shape only.
+    // A CUDA graph replays one shape only.
     let settings = &Runtime { cuda_graphs: false, ..settings.clone() };
-    first_that_opens(settings, path)
+    open_on_first_available(settings, path)
 }
 
-/// As [`session_and_provider`], for a graph that an accelerator always runs with one shape at one
-/// place: `runtime.cuda_graphs` applies.
+/// As [`session_and_provider`], for a graph that an accelerator always runs with one shape and at
+/// one address: `runtime.cuda_graphs` applies.
 ///
 /// # Errors
 /// As [`session`].
-pub fn fixed_session(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
-    first_that_opens(settings, path)
+pub fn static_shape_session(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
+    open_on_first_available(settings, path)
 }
 
-fn first_that_opens(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
+fn open_on_first_available(settings: &Runtime, path: &Path) -> Result<(Session, Provider)> {
     let environment = environment(settings)?;
-    let mut wanted = settings.providers.as_slice();
+    let mut providers = settings.providers.as_slice();
     loop {
-        let error = match open(settings, wanted, environment, path) {
+        let error = match open_session(settings, providers, environment, path) {
             Ok(session) => {
-                return Ok((session, wanted.first().copied().unwrap_or(Provider::Cpu)));
+                return Ok((session, providers.first().copied().unwrap_or(Provider::Cpu)));
             }
             Err(error) => error,
         };
-        let Some((lacking, rest)) = wanted.split_first() else {
+        let Some((unavailable, rest)) = providers.split_first() else {
             return Err(error);
         };
-        if !settings.fallback || *lacking == Provider::Cpu {
+        if !settings.fallback || *unavailable == Provider::Cpu {
             return Err(error);
         }
         tracing::warn!(
-            provider = ?lacking,
+            provider = ?unavailable,
             error = error.chain(),
-            "an execution provider can't be had: going on without it, as runtime.fallback allows"
+            "an execution provider is not available: continuing without it (runtime.fallback)"
         );
-        wanted = rest;
+        providers = rest;
     }
 }
 
-fn open(
+fn open_session(
     settings: &Runtime,
-    wanted: &[Provider],
+    providers: &[Provider],
     environment: &Environment,
     path: &Path,
 ) -> Result<Session> {
-    configure(settings, wanted, environment)?.commit_from_file(path).map_err(|error| {
-        let told =
+    session_builder(settings, providers, environment)?.commit_from_file(path).map_err(|error| {
+        let failure =
             Error::new(ErrorKind::Runtime, "can't load an ONNX model").with("path", path.display());
-        // A device that is not there, or has too little memory, is found out here.
-        let told = match wanted.first() {
-            None | Some(Provider::Cpu) => told,
-            Some(_) => told
-                .with("runtime.providers", format!("{wanted:?}"))
+        // A missing device, or one with too little memory, fails here.
+        let failure = match providers.first() {
+            None | Some(Provider::Cpu) => failure,
+            Some(_) => failure
+                .with("runtime.providers", format!("{providers:?}"))
                 .with("runtime.device_id", settings.device_id),
         };
-        told.because(error)
+        failure.because(error)
     })
 }
 
-fn configure(
+fn session_builder(
     settings: &Runtime,
-    wanted: &[Provider],
+    providers: &[Provider],
     environment: &Environment,
 ) -> Result<SessionBuilder> {
     let refused = |error: ort::Error<SessionBuilder>| {
         Error::new(ErrorKind::Runtime, "ONNX Runtime refuses the configuration")
-            .with("runtime.providers", format!("{wanted:?}"))
+            .with("runtime.providers", format!("{providers:?}"))
             .with("runtime.device_id", settings.device_id)
             .because(ort::Error::<()>::from(error))
     };
     let builder = Session::builder(environment).map_err(|error| {
-        Error::new(ErrorKind::Runtime, "can't make an ONNX Runtime session").because(error)
+        Error::new(ErrorKind::Runtime, "can't create an ONNX Runtime session").because(error)
     })?;
     builder
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(refused)?
-        .with_intra_threads(threads(settings))
+        .with_intra_threads(intra_threads(settings))
         .map_err(refused)?
         .with_intra_op_spinning(false)
         .map_err(refused)?
-        .with_execution_providers(providers(settings, wanted)?)
+        .with_execution_providers(dispatches(settings, providers)?)
         .map_err(refused)
 }
 
-/// How many sessions of each graph work at once: one on an accelerator, where more decoders gained
-/// nothing (docs/performance.md).
+/// Number of sessions of each graph: one on an accelerator, where more gained nothing
+/// (docs/performance.md).
 pub fn instances(settings: &Runtime) -> usize {
     match (settings.providers.first(), settings.instances) {
         (Some(Provider::Cuda | Provider::Tensorrt), _) => 1,
-        (_, 0) => (cores() / settings.intra_threads.max(1)).clamp(1, MOST_INSTANCES),
+        (_, 0) => (cores() / settings.intra_threads.max(1)).clamp(1, MAX_SESSIONS),
         (_, instances) => instances,
     }
 }
 
-fn threads(settings: &Runtime) -> usize {
+/// Threads of one session.
+fn intra_threads(settings: &Runtime) -> usize {
     match settings.intra_threads {
         0 => (cores() / instances(settings)).max(1),
         threads => threads,
     }
 }
 
-/// ONNX Runtime itself would count the machine's, not those of the container.
+/// Cores of the container; ONNX Runtime's own default counts those of the machine.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The wanted providers, in order. The CPU needs no entry: ONNX Runtime always has it, and it can
-/// run every node, so that nothing configured behind it would be used.
-fn providers(settings: &Runtime, wanted: &[Provider]) -> Result<Vec<ExecutionProviderDispatch>> {
-    wanted
+/// `providers` for ONNX Runtime, in order. The CPU needs no entry: ONNX Runtime always has it, and
+/// it runs every node, so no provider after it would be used.
+fn dispatches(
+    settings: &Runtime,
+    providers: &[Provider],
+) -> Result<Vec<ExecutionProviderDispatch>> {
+    providers
         .iter()
         .take_while(|provider| **provider != Provider::Cpu)
         .map(|provider| accelerator(*provider, settings))
@@ -198,7 +203,7 @@ fn accelerator(provider: Provider, settings: &Runtime) -> Result<ExecutionProvid
                 .with_device_id(settings.device_id)
                 .with_tf32(settings.cuda_tf32)
                 .with_cuda_graph(settings.cuda_graphs)
-                // Doubling what is there may pass the limit with most of it unused.
+                // Doubling the arena could exceed the limit with most of it unused.
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
             if let Some(limit) = settings.cuda_memory_limit_bytes {
                 cuda = cuda.with_memory_limit(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -220,17 +225,17 @@ fn accelerator(provider: Provider, _settings: &Runtime) -> Result<ExecutionProvi
     .with("allowed", "cpu"))
 }
 
-/// The library to load: as configured, or the first that exists of the usual places.
-fn library(settings: &Runtime) -> Result<PathBuf> {
+/// The library to load: the configured one, or the first that exists in the default directories.
+fn find_library(settings: &Runtime) -> Result<PathBuf> {
     if let Some(path) = &settings.library {
-        return existing(path.clone(), "runtime.library");
+        return existing_library(path.clone(), "runtime.library");
     }
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
-        return existing(path.into(), "ORT_DYLIB_PATH");
+        return existing_library(path.into(), "ORT_DYLIB_PATH");
     }
     let beside_executable =
         std::env::current_exe().ok().and_then(|path| Some(path.parent()?.into()));
-    let folders = [Some(PathBuf::from(TOOLS)), beside_executable];
+    let folders = [Some(PathBuf::from(LIBRARY_DIR)), beside_executable];
     let found = folders
         .into_iter()
         .flatten()
@@ -242,17 +247,17 @@ fn library(settings: &Runtime) -> Result<PathBuf> {
             "ONNX Runtime's library was not found; `make onnxruntime` fetches it, or set \
              runtime.library or ORT_DYLIB_PATH",
         )
-        .with("tried", format!("{TOOLS}/{LIBRARY}"))
+        .with("tried", format!("{LIBRARY_DIR}/{LIBRARY}"))
     })
 }
 
-fn existing(path: PathBuf, origin: &'static str) -> Result<PathBuf> {
+fn existing_library(path: PathBuf, origin: &'static str) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
     Err(Error::new(
         ErrorKind::Runtime,
-        "ONNX Runtime's library is not there; `make onnxruntime` fetches it",
+        "ONNX Runtime's library does not exist; `make onnxruntime` fetches it",
     )
     .with("path", path.display())
     .with("named by", origin))
@@ -261,7 +266,7 @@ fn existing(path: PathBuf, origin: &'static str) -> Result<PathBuf> {
 fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(
         ErrorKind::Runtime,
-        "ONNX Runtime's library can't be used; version 1.31 or newer is needed, and \
+        "ONNX Runtime's library can't be used; version 1.31 or newer is required, and \
          `make onnxruntime` fetches it",
     )
     .with("path", path.display())

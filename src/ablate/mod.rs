@@ -155,8 +155,8 @@ impl Study {
             proxy::build_images(&image_embeddings, &named_nouns, &noun_embeddings, dim, &recipe)
                 .into_iter()
                 .zip(held_out.iter().zip(ends))
-                .map(|(seen, (start, end))| Proxy {
-                    seen,
+                .map(|(features, (start, end))| Proxy {
+                    features,
                     references: captions[start + 1..end].to_vec(),
                 })
                 .collect();
@@ -228,8 +228,10 @@ impl Prepared {
         let mut captions = Vec::with_capacity(self.proxies.len());
         for batch in self.proxies.chunks(BATCH) {
             check_stop(&self.request)?;
-            let seen: Vec<_> = batch.iter().map(|proxy| proxy.seen.clone()).collect();
-            captions.extend(engine.caption_seen(&seen)?.into_iter().map(|caption| caption.text));
+            let features: Vec<_> = batch.iter().map(|proxy| proxy.features.clone()).collect();
+            captions.extend(
+                engine.caption_features(&features)?.into_iter().map(|caption| caption.text),
+            );
         }
         let references: Vec<Vec<String>> =
             self.proxies.iter().map(|proxy| proxy.references.clone()).collect();

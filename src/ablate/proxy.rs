@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::engine::Seen;
+use crate::engine::ImageFeatures;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Captions per image.
@@ -39,7 +39,7 @@ pub struct Recipe {
 /// A proxy image and its reference captions.
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    pub seen: Seen,
+    pub features: ImageFeatures,
     pub references: Vec<String>,
 }
 
@@ -110,7 +110,7 @@ pub fn build_images(
     nouns: &[f32],
     dim: usize,
     recipe: &Recipe,
-) -> Vec<Seen> {
+) -> Vec<ImageFeatures> {
     let mut generator = StdRng::seed_from_u64(recipe.seed);
     let noun = |index: usize| &nouns[index * dim..(index + 1) * dim];
     captions
@@ -147,7 +147,7 @@ pub fn build_images(
                 };
                 patches.extend(add_noise(noun(shown).to_vec(), recipe.sigma, &mut generator));
             }
-            Seen { image, patches }
+            ImageFeatures { image, patches }
         })
         .collect()
 }

@@ -1,78 +1,77 @@
-//! A vision tower's input and outputs at fixed addresses in a device's memory.
+//! The vision tower's input and outputs, bound to device memory that is allocated once.
 //!
-//! A batch is written into pinned memory of the host, copied from there and encoded where it then
-//! lies, and the prefix reads the result where that lies: from batch to batch nothing is allocated
-//! and nothing but the pixels goes to the device. A CUDA graph, which replays its kernels at the
-//! addresses that they were recorded with, needs exactly that.
+//! A batch is written to pinned host memory and copied to the bound input; the prefix reads the
+//! bound outputs on the device. Between batches nothing is allocated, and only pixels are copied
+//! to the device. A CUDA graph needs this: it replays its kernels at the addresses of the capture.
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionOutputs};
 use ort::value::Tensor;
 
-use super::decoder_session::failed;
+use super::ort_values::runtime_error;
 use crate::config::Provider;
 use crate::error::Result;
 
 /// An output's name and shape.
 pub type Output = (String, Vec<usize>);
 
-pub struct Fixed {
-    /// `[size, 3, height, width]`
+pub struct BoundBuffers {
+    /// `[batch_size, 3, height, width]`
     input: Tensor<f32>,
     binding: IoBinding,
+    /// Host memory that the device reads fast.
     host: MemoryInfo<'static>,
 }
 
-impl Fixed {
-    /// Makes room for the graph's one input, `pixel_values`, and all of its outputs, where
-    /// `provider` computes.
+impl BoundBuffers {
+    /// Allocates the graph's one input, `pixel_values` of `shape`, and its `outputs` in the memory
+    /// of `provider`.
     ///
     /// # Errors
-    /// `ErrorKind::Runtime` if there is too little memory.
-    pub fn new(
+    /// `ErrorKind::Runtime` if there is not enough memory.
+    pub fn bind(
         vision: &Session,
         (provider, device_id): (Provider, i32),
         shape: [usize; 4],
         outputs: Vec<Output>,
     ) -> Result<Self> {
-        let place = |device, id, kind| MemoryInfo::new(device, id, AllocatorType::Device, kind);
+        let memory = |device, id, kind| MemoryInfo::new(device, id, AllocatorType::Device, kind);
         let bind = || -> ort::Result<Self> {
             let (device, host) = match provider {
                 Provider::Cpu => (
-                    place(AllocationDevice::CPU, 0, MemoryType::Default)?,
-                    place(AllocationDevice::CPU, 0, MemoryType::Default)?,
+                    memory(AllocationDevice::CPU, 0, MemoryType::Default)?,
+                    memory(AllocationDevice::CPU, 0, MemoryType::Default)?,
                 ),
                 Provider::Cuda | Provider::Tensorrt => (
-                    place(AllocationDevice::CUDA, device_id, MemoryType::Default)?,
-                    place(AllocationDevice::CUDA_PINNED, device_id, MemoryType::CPUInput)?,
+                    memory(AllocationDevice::CUDA, device_id, MemoryType::Default)?,
+                    memory(AllocationDevice::CUDA_PINNED, device_id, MemoryType::CPUInput)?,
                 ),
             };
-            let memory = Allocator::new(vision, device)?;
-            let input = Tensor::new(&memory, shape)?;
+            let allocator = Allocator::new(vision, device)?;
+            let input = Tensor::new(&allocator, shape)?;
             let mut binding = vision.create_binding()?;
             binding.bind_input("pixel_values", &input)?;
             for (name, shape) in outputs {
-                binding.bind_output(name, Tensor::<f32>::new(&memory, shape)?)?;
+                binding.bind_output(name, Tensor::<f32>::new(&allocator, shape)?)?;
             }
             Ok(Self { input, binding, host })
         };
-        bind().map_err(failed)
+        bind().map_err(runtime_error)
     }
 
-    /// Memory of the host from which the device reads fast, of the input's shape.
+    /// A new staging buffer of the input's shape, in host memory that the device reads fast.
     ///
     /// # Errors
-    /// `ErrorKind::Runtime` if there is too little of it.
-    pub fn staging(&self, vision: &Session) -> Result<Tensor<f32>> {
-        let make = || {
-            let memory = Allocator::new(vision, self.host.to_owned())?;
-            Tensor::new(&memory, self.input.shape().clone())
+    /// `ErrorKind::Runtime` if there is not enough memory.
+    pub fn allocate_staging(&self, vision: &Session) -> Result<Tensor<f32>> {
+        let allocate = || {
+            let allocator = Allocator::new(vision, self.host.to_owned())?;
+            Tensor::new(&allocator, self.input.shape().clone())
         };
-        make().map_err(failed)
+        allocate().map_err(runtime_error)
     }
 
-    /// Runs the tower over what `staging` holds. The outputs lie where they always do: the next
-    /// call overwrites them.
+    /// Runs the vision tower on the batch in `staging`. The next run overwrites the outputs.
     ///
     /// # Errors
     /// `ErrorKind::Runtime` if the model fails.
@@ -81,7 +80,7 @@ impl Fixed {
         vision: &'s mut Session,
         staging: &Tensor<f32>,
     ) -> Result<SessionOutputs<'s>> {
-        staging.copy_into(&mut self.input).map_err(failed)?;
-        vision.run_binding(&self.binding).map_err(failed)
+        staging.copy_into(&mut self.input).map_err(runtime_error)?;
+        vision.run_binding(&self.binding).map_err(runtime_error)
     }
 }

@@ -1,54 +1,68 @@
-//! What an encoder made of a batch, to captions: beam search and the tokenizer.
+//! The caption decoder: the encoder's output to text, by beam search and the tokenizer.
 
 use tokenizers::Tokenizer;
 
 use super::beam_search::Hypothesis;
-use super::decoder_session::Decoder;
-use super::session_pool::Threads;
-use super::{Caption, Encoded, capture_lock};
+use super::capture_lock;
+use super::decoder_session::DecoderSession;
+use super::encoded::Encoded;
+use super::session_pool::{InferenceThreads, SessionPool};
 use crate::bundle::{Bundle, GenerationConfig};
 use crate::config::{Model, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The second half of an engine. One owner runs it; it is `Send`.
-pub struct Writer {
+/// One image's caption.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caption {
+    pub text: String,
+    /// Mean log-probability of a token, rounded to four decimals.
+    pub score: f32,
+    /// The image's embedding in the joint space, unit length, `[embedding_dim]`.
+    pub embedding: Vec<f32>,
+    /// Attention of each local query over the image's patches, `[queries][num_patches]`. Empty
+    /// unless `Engine::keep_attention` was called and the bundle has local queries.
+    pub attention: Vec<Vec<f32>>,
+}
+
+/// The second half of an engine. It is `Send` and has one owner.
+pub struct CaptionDecoder {
     bundle: Bundle,
     generation: GenerationConfig,
     tokenizer: Tokenizer,
-    threads: Threads,
-    /// One for each thread.
-    decoders: Vec<Decoder>,
+    sessions: SessionPool<DecoderSession>,
 }
 
-impl Writer {
+impl CaptionDecoder {
+    /// # Errors
+    /// `ErrorKind::Config` for a beam width that the bundle does not support; `Bundle` or
+    /// `Runtime` if the decoder can't be loaded.
     pub fn load(
         bundle: Bundle,
         runtime: &Runtime,
         model: &Model,
-        threads: Threads,
+        threads: InferenceThreads,
     ) -> Result<Self> {
-        let generation = generation(&bundle, model)?;
+        let generation = generation_config(&bundle, model)?;
         let tokenizer = bundle.tokenizer()?;
-        let decoders = threads.instances(|| Decoder::load(&bundle, runtime))?;
-        Ok(Self { bundle, generation, tokenizer, threads, decoders })
+        let sessions = SessionPool::load(threads, || DecoderSession::load(&bundle, runtime))?;
+        Ok(Self { bundle, generation, tokenizer, sessions })
     }
 
-    /// The caption of each image of the batch, in order.
+    /// Generates the caption of each image of the batch, in order.
     ///
     /// # Errors
     /// `ErrorKind::Runtime` if the model fails.
-    pub fn write(&mut self, encoded: Encoded) -> Result<Vec<Caption>> {
+    pub fn generate(&mut self, encoded: Encoded) -> Result<Vec<Caption>> {
         let Encoded { images, prefix, embeddings, attention } = encoded;
         let model = &self.bundle.config;
         let (dim, patches) = (model.embedding_dim, model.num_patches.max(1));
-        let looked = attention.len() / images.max(1);
+        let per_image = attention.len() / images.max(1);
         let row = model.prefix_length * model.hidden_size;
-        let parts = prefix.chunks(images.div_ceil(self.threads.count()).max(1) * row.max(1));
-        let running = capture_lock::beside_others();
-        let hypotheses =
-            self.threads.share(&mut self.decoders, parts.collect(), |decoder, part| {
-                decoder.generate(&self.bundle, &self.generation, part)
-            })?;
+        let parts = prefix.chunks(images.div_ceil(self.sessions.size()).max(1) * row.max(1));
+        let running = capture_lock::shared();
+        let hypotheses = self.sessions.map(parts.collect(), |session, part| {
+            session.generate(&self.bundle, &self.generation, part)
+        })?;
         drop(running);
         hypotheses
             .iter()
@@ -56,17 +70,22 @@ impl Writer {
             .zip(embeddings.chunks_exact(dim))
             .enumerate()
             .map(|(image, (hypothesis, embedding))| {
-                let mut caption = self.read(hypothesis, embedding)?;
-                let queries = attention[image * looked..(image + 1) * looked].chunks_exact(patches);
+                let mut caption = self.caption(hypothesis, embedding)?;
+                let queries =
+                    attention[image * per_image..(image + 1) * per_image].chunks_exact(patches);
                 caption.attention = queries.map(<[f32]>::to_vec).collect();
                 Ok(caption)
             })
             .collect()
     }
 
-    fn read(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
+    /// The caption of `hypothesis`, without attention.
+    fn caption(&self, hypothesis: &Hypothesis, embedding: &[f32]) -> Result<Caption> {
         if hypothesis.tokens.is_empty() {
-            tracing::warn!(model = self.bundle.digest(), "the model has no caption for an image");
+            tracing::warn!(
+                model = self.bundle.digest(),
+                "the model generated an empty caption for an image"
+            );
         }
         let ids: Vec<u32> =
             hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
@@ -82,8 +101,8 @@ impl Writer {
     }
 }
 
-/// The bundle's beam search settings with the configured width.
-fn generation(bundle: &Bundle, model: &Model) -> Result<GenerationConfig> {
+/// The bundle's beam search settings with the configured beam width.
+fn generation_config(bundle: &Bundle, model: &Model) -> Result<GenerationConfig> {
     let mut generation = bundle.generation.clone();
     let widest = bundle.config.num_candidates / 2;
     if let Some(beams) = model.num_beams {

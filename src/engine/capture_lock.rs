@@ -1,18 +1,21 @@
-//! A CUDA graph and the rest of the process. While ONNX Runtime records one, CUDA lets no thread at
-//! all take memory of the GPU or copy to it (`cudaStreamCaptureModeGlobal`): the other thread's call
-//! and the recording would both fail. So nothing else runs while the first batch of an engine does,
-//! that of a changed model beside the one in use above all.
+//! Keeps other threads away from the GPU while a CUDA graph is captured.
+//!
+//! ONNX Runtime captures with `cudaStreamCaptureModeGlobal`: while a capture runs, no thread of the
+//! process may allocate GPU memory or copy to the GPU. Such a call fails, and the capture with it.
+//! The first batch of an engine is the one that is captured, also when a changed model is loaded
+//! beside the model in use.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-static RECORDING: RwLock<()> = RwLock::new(());
+static LOCK: RwLock<()> = RwLock::new(());
 
-/// For whoever may record: the only one while this is held.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    RECORDING.write().unwrap_or_else(PoisonError::into_inner)
+/// Taken for a run that may capture a graph: no other thread uses the GPU until it is dropped.
+pub fn exclusive() -> RwLockWriteGuard<'static, ()> {
+    LOCK.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// For whoever loads or runs a graph and records nothing. Not to be asked for twice by one thread.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    RECORDING.read().unwrap_or_else(PoisonError::into_inner)
+/// Taken to load or run a graph without a capture. A thread must not take it twice: a waiting
+/// [`exclusive`] would deadlock it.
+pub fn shared() -> RwLockReadGuard<'static, ()> {
+    LOCK.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
-//! What the vision tower and the prefix make of a batch, and the slices that it is cut into.
+//! The encoder's output for a batch.
 
-/// A batch's prefix for the decoder and the embeddings it came from.
+/// The decoder's prefix for a batch, and the embeddings it was made from.
 #[derive(Default)]
 pub struct Encoded {
     pub images: usize,
@@ -13,24 +13,16 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    pub fn joined(parts: Vec<Self>) -> Self {
-        parts.into_iter().reduce(Self::with).unwrap_or_default()
+    /// One batch of the slices in `parts`, in their order.
+    pub fn concat(parts: Vec<Self>) -> Self {
+        parts.into_iter().reduce(Self::append).unwrap_or_default()
     }
 
-    fn with(mut self, next: Self) -> Self {
+    fn append(mut self, next: Self) -> Self {
         self.images += next.images;
         self.prefix.extend(next.prefix);
         self.embeddings.extend(next.embeddings);
         self.attention.extend(next.attention);
         self
     }
-}
-
-/// Images of a batch that a tower encodes at once.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Slice {
-    pub first: usize,
-    pub images: usize,
-    /// Rows, those without an image counted.
-    pub size: usize,
 }

@@ -1,66 +1,64 @@
-//! Pixels to what the decoder starts from: the vision tower and the prefix of a bundle.
+//! The encoder: pixels to the decoder's prefix, by the bundle's vision tower and prefix graphs.
 //!
-//! It runs at a few fixed sizes, padded with blank images whose rows are dropped before the
-//! decoder. An accelerator takes a batch whole, at fixed addresses (`fixed`). On the CPU a batch is
-//! cut into slices, which take less time than all of it at once, and its instances take one slice
-//! after another.
+//! An accelerator encodes a batch in one run on bound buffers. On the CPU a batch is cut into
+//! slices, which take less time than one large run, and several sessions share the slices. Padding
+//! rows are dropped before the decoder.
 
-use super::decoder_session::LEAST_ROWS;
-use super::encoded::{Encoded, Slice};
-use super::encoder_sessions::Tower;
-use super::session_pool::Threads;
-use super::{Pixels, Seen, capture_lock, wrong_size};
+use super::capture_lock;
+use super::encoded::Encoded;
+use super::encoder_sessions::{EncoderSessions, ImageFeatures};
+use super::pixels::Pixels;
+use super::session_pool::{InferenceThreads, SessionPool};
+use super::slice::{self, Slice, batch_size_error};
 use crate::bundle::Bundle;
 use crate::config::{Provider, Runtime};
 use crate::error::Result;
 use crate::image::Preprocessor;
 
-/// Images that one instance on the CPU encodes at once.
-pub const SLICE: usize = 4;
-
-/// The first half of an engine. One owner runs it; it is `Send`.
+/// The first half of an engine. It is `Send` and has one owner.
 pub struct Encoder {
-    threads: Threads,
-    /// One for each thread.
-    towers: Vec<Tower>,
+    sessions: SessionPool<EncoderSessions>,
     preprocessor: Preprocessor,
     batch_size: usize,
-    /// Images that a tower may be given at once, ascending.
-    sizes: Vec<usize>,
-    /// Whether the first batch is recorded as a CUDA graph.
-    records: bool,
-    /// For callers that have images and no [`Pixels`]; none while it is lent out.
+    /// Row counts that the sessions run at, ascending.
+    row_counts: Vec<usize>,
+    /// Whether the first batch is captured as a CUDA graph.
+    captures_graph: bool,
+    /// For [`Self::encode`], which gets images and no [`Pixels`].
     pixels: Option<Pixels>,
 }
 
 impl Encoder {
     /// Loads the two graphs for batches of up to `batch_size` images.
+    ///
+    /// # Errors
+    /// `ErrorKind::Bundle` or `Runtime` if they can't be loaded.
     pub fn load(
         bundle: &Bundle,
         runtime: &Runtime,
-        threads: Threads,
+        threads: InferenceThreads,
         batch_size: usize,
     ) -> Result<Self> {
         let batch_size = batch_size.max(1);
-        let records = runtime.cuda_graphs && runtime.providers.first() == Some(&Provider::Cuda);
-        // ONNX Runtime keeps a graph for each thread that runs it.
-        let threads = if records { Threads::one_apart()? } else { threads };
+        let captures_graph =
+            runtime.cuda_graphs && runtime.providers.first() == Some(&Provider::Cuda);
+        // ONNX Runtime keeps one graph per thread that runs the session.
+        let threads = if captures_graph { InferenceThreads::dedicated()? } else { threads };
         let preprocessor = Preprocessor::new(bundle.preprocessor.clone())?;
         let (height, width) = preprocessor.input_size();
         let load = || {
-            let mut tower = Tower::load(bundle, runtime)?;
-            if tower.provider() != Provider::Cpu {
-                tower.fix(runtime.device_id, [batch_size, 3, height, width])?;
+            let mut sessions = EncoderSessions::load(bundle, runtime)?;
+            if sessions.provider() != Provider::Cpu {
+                sessions.bind(runtime.device_id, [batch_size, 3, height, width])?;
             }
-            Ok(tower)
+            Ok(sessions)
         };
         Ok(Self {
-            towers: threads.instances(load)?,
-            threads,
+            sessions: SessionPool::load(threads, load)?,
             preprocessor,
             batch_size,
-            sizes: sizes(runtime, batch_size),
-            records,
+            row_counts: slice::row_counts(runtime, batch_size),
+            captures_graph,
             pixels: None,
         })
     }
@@ -69,37 +67,40 @@ impl Encoder {
         &self.preprocessor
     }
 
-    /// Most images that one batch may have.
+    /// Most images of a batch.
     pub fn batch_size(&self) -> usize {
         self.batch_size
     }
 
-    /// Runs every tower once at every size, blank, so that no batch waits for what is set up once;
-    /// a blank batch's encoding.
+    /// Runs every session once at every row count on blank images, so that no later batch waits
+    /// for one-time set-up. Returns the encoding of a blank batch.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub fn warm_up(&mut self) -> Result<Encoded> {
         let (height, width) = self.preprocessor.input_size();
-        let pixels = self.pixels()?;
-        let sizes = &self.sizes;
-        let look_at_all = |tower: &mut Tower| {
-            sizes.iter().try_for_each(|size| {
-                let slice = Slice { first: 0, images: *size, size: *size };
-                tower.look(&pixels, slice, (height, width)).map(drop)
+        let pixels = self.allocate_pixels()?;
+        let row_counts = &self.row_counts;
+        let encode_blank = |sessions: &mut EncoderSessions| {
+            row_counts.iter().try_for_each(|rows| {
+                let slice = Slice { first: 0, images: *rows, rows: *rows };
+                sessions.encode(&pixels, slice, (height, width)).map(drop)
             })
         };
-        let alone = self.records.then(capture_lock::alone);
-        self.threads.each(&mut self.towers, look_at_all)?;
-        drop(alone);
+        let capturing = self.captures_graph.then(capture_lock::exclusive);
+        self.sessions.for_each(encode_blank)?;
+        drop(capturing);
         self.pixels = Some(pixels);
         let blank = vec![0; 3 * height * width];
         self.encode(&vec![blank.as_slice(); self.batch_size])
     }
 
-    /// Blank room for a batch, where the vision tower reads it best.
+    /// An empty batch, in memory that the vision tower reads fast.
     ///
     /// # Errors
-    /// `ErrorKind::Runtime` if there is too little memory of that kind.
-    pub fn pixels(&self) -> Result<Pixels> {
-        match self.towers.first().and_then(Tower::staging) {
+    /// `ErrorKind::Runtime` if there is not enough such memory.
+    pub fn allocate_pixels(&self) -> Result<Pixels> {
+        match self.sessions.first().and_then(EncoderSessions::allocate_staging) {
             Some(staging) => Ok(Pixels::staged(&self.preprocessor, staging?)),
             None => Ok(Pixels::new(&self.preprocessor, self.batch_size)),
         }
@@ -107,17 +108,17 @@ impl Encoder {
 
     /// From now on [`Encoded::attention`] is filled, if the prefix has local queries.
     pub fn keep_attention(&mut self) {
-        self.towers.iter_mut().for_each(Tower::keep_attention);
+        self.sessions.iter_mut().for_each(EncoderSessions::keep_attention);
     }
 
-    /// Encodes 1 to `batch_size` images, each 8-bit RGB at the model's input size, in order.
+    /// Encodes 1 to `batch_size` images in order, each 8-bit RGB at the model's input size.
     ///
     /// # Errors
-    /// `ErrorKind::Internal` for images of another number or size; `Runtime` if the model fails.
+    /// `ErrorKind::Internal` for another number or size of images; `Runtime` if the model fails.
     pub fn encode(&mut self, images: &[&[u8]]) -> Result<Encoded> {
         let mut pixels = match self.pixels.take() {
             Some(pixels) => pixels,
-            None => self.pixels()?,
+            None => self.allocate_pixels()?,
         };
         pixels.clear();
         for image in images {
@@ -135,51 +136,30 @@ impl Encoder {
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
         let slices = self.slices(pixels.images())?;
         let image_size = self.preprocessor.input_size();
-        let _running = capture_lock::beside_others();
-        pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.size));
-        let look = |tower: &mut Tower, slice| tower.look(pixels, slice, image_size);
-        let parts = self.threads.share(&mut self.towers, slices, look);
-        Ok(Encoded::joined(parts?))
+        let _running = capture_lock::shared();
+        pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.rows));
+        let encode =
+            |sessions: &mut EncoderSessions, slice| sessions.encode(pixels, slice, image_size);
+        Ok(Encoded::concat(self.sessions.map(slices, encode)?))
     }
 
-    /// Encodes 1 to `batch_size` images of which a vision tower's outputs are there already.
+    /// Encodes 1 to `batch_size` images, in order, from a vision tower's outputs.
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_seen(&mut self, images: &[Seen]) -> Result<Encoded> {
+    pub fn encode_features(&mut self, images: &[ImageFeatures]) -> Result<Encoded> {
         let slices = self.slices(images.len())?;
-        let _running = capture_lock::beside_others();
-        let recall = |tower: &mut Tower, Slice { first, images: count, size }| {
-            tower.recall(&images[first..first + count], size)
+        let _running = capture_lock::shared();
+        let encode = |sessions: &mut EncoderSessions, Slice { first, images: count, rows }| {
+            sessions.encode_features(&images[first..first + count], rows)
         };
-        let parts = self.threads.share(&mut self.towers, slices, recall);
-        Ok(Encoded::joined(parts?))
+        Ok(Encoded::concat(self.sessions.map(slices, encode)?))
     }
 
-    /// A batch of `images` in slices: as many as keep all instances at work, none larger than the
-    /// largest size.
     fn slices(&self, images: usize) -> Result<Vec<Slice>> {
         if images == 0 || images > self.batch_size {
-            return Err(wrong_size(images, self.batch_size));
+            return Err(batch_size_error(images, self.batch_size));
         }
-        let largest = self.sizes.last().copied().unwrap_or(1);
-        let length = images.div_ceil(self.threads.count()).max(LEAST_ROWS).min(largest);
-        let slice = |first| {
-            let images = length.min(images - first);
-            let size = self.sizes.iter().copied().find(|size| *size >= images);
-            Slice { first, images, size: size.unwrap_or(images) }
-        };
-        Ok((0..images).step_by(length).map(slice).collect())
+        Ok(slice::cut(images, self.sessions.size(), &self.row_counts))
     }
-}
-
-/// The sizes that a tower runs at. An accelerator picks its kernels by the size, and another one
-/// may round differently: there, one size serves all.
-fn sizes(runtime: &Runtime, batch_size: usize) -> Vec<usize> {
-    if runtime.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
-        return vec![batch_size];
-    }
-    let mut sizes = [LEAST_ROWS, SLICE].map(|size| size.min(batch_size)).to_vec();
-    sizes.dedup();
-    sizes
 }

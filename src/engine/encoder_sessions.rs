@@ -1,39 +1,53 @@
-//! One instance of a bundle's vision tower and prefix.
+//! The two sessions that encode images: the bundle's vision tower and its prefix.
 
-use ort::session::{Session, SessionOutputs};
+use ort::session::Session;
 use ort::value::{DynValue, Tensor, TensorRef};
 
-use super::bound_buffers::Fixed;
-use super::decoder_session::{failed, read, take};
-use super::encoded::{Encoded, Slice};
-use super::{Pixels, Seen};
+use super::bound_buffers::BoundBuffers;
+use super::encoded::Encoded;
+use super::ort_values::{read_output, read_rows, runtime_error, take_output};
+use super::pixels::Pixels;
+use super::slice::Slice;
 use crate::bundle::{Bundle, PREFIX, VISION};
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The prefix's output that says where its local queries looked.
+/// The prefix's output with the attention of its local queries.
 const ATTENTION: &str = "local_attention";
 
-pub struct Tower {
+/// A vision tower's outputs for one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageFeatures {
+    /// `[embedding_dim]`
+    pub image: Vec<f32>,
+    /// `[num_patches, embedding_dim]`
+    pub patches: Vec<f32>,
+}
+
+pub struct EncoderSessions {
     vision: Session,
-    /// What the vision tower runs on.
+    /// The execution provider of the vision tower.
     provider: Provider,
-    fixed: Option<Fixed>,
+    /// Set by [`Self::bind`].
+    buffers: Option<BoundBuffers>,
     prefix: Session,
-    /// Which of the vision tower's outputs the prefix is made from.
+    /// Names of the vision tower's outputs that the prefix takes.
     prefix_inputs: Vec<String>,
     keep_attention: bool,
     embedding_dim: usize,
     num_patches: usize,
 }
 
-impl Tower {
+impl EncoderSessions {
+    /// # Errors
+    /// `ErrorKind::Runtime` if a graph or its provider can't be used.
     pub fn load(bundle: &Bundle, runtime: &Runtime) -> Result<Self> {
-        let (vision, provider) = crate::runtime::fixed_session(runtime, &bundle.path(VISION))?;
+        let (vision, provider) =
+            crate::runtime::static_shape_session(runtime, &bundle.path(VISION))?;
         let prefix = crate::runtime::session(runtime, &bundle.path(PREFIX))?;
         Ok(Self {
             provider,
-            fixed: None,
+            buffers: None,
             prefix_inputs: prefix.inputs().iter().map(|input| input.name().to_owned()).collect(),
             vision,
             prefix,
@@ -51,113 +65,109 @@ impl Tower {
         self.provider
     }
 
-    /// From now on every batch is of `shape`, `[size, 3, height, width]`, and lies in device memory
-    /// that is taken once; to be called again for another shape.
-    pub fn fix(&mut self, device_id: i32, shape: [usize; 4]) -> Result<()> {
+    /// Binds the vision tower to buffers on the device: from now on every batch has `shape`,
+    /// `[batch_size, 3, height, width]`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` if there is not enough memory.
+    pub fn bind(&mut self, device_id: i32, shape: [usize; 4]) -> Result<()> {
         let outputs = self.vision.outputs().iter().map(|output| {
             let name = output.name().to_owned();
-            let shape = self.shape_of(&name, shape[0]);
+            let shape = self.feature_shape(&name, shape[0]);
             (name, shape)
         });
-        let (outputs, place) = (outputs.collect(), (self.provider, device_id));
-        self.fixed = Some(Fixed::new(&self.vision, place, shape, outputs)?);
+        let (outputs, device) = (outputs.collect(), (self.provider, device_id));
+        self.buffers = Some(BoundBuffers::bind(&self.vision, device, shape, outputs)?);
         Ok(())
     }
 
-    /// Memory to stage a batch in; none unless its shape is fixed.
-    pub fn staging(&self) -> Option<Result<Tensor<f32>>> {
-        self.fixed.as_ref().map(|fixed| fixed.staging(&self.vision))
+    /// A new staging buffer for a batch; None before [`Self::bind`].
+    pub fn allocate_staging(&self) -> Option<Result<Tensor<f32>>> {
+        self.buffers.as_ref().map(|buffers| buffers.allocate_staging(&self.vision))
     }
 
-    /// Encodes a slice of `pixels`, of images `[3, height, width]`.
-    pub fn look(
+    /// Encodes a slice of `pixels`, whose images are `[3, height, width]`.
+    ///
+    /// # Errors
+    /// `ErrorKind::Runtime` if the model fails.
+    pub fn encode(
         &mut self,
         pixels: &Pixels,
-        Slice { first, images, size }: Slice,
+        Slice { first, images, rows }: Slice,
         (height, width): (usize, usize),
     ) -> Result<Encoded> {
-        let mut seen = match (&mut self.fixed, pixels.staging()) {
-            (Some(fixed), Some(staging)) => fixed.run(&mut self.vision, staging)?,
+        let mut features = match (&mut self.buffers, pixels.staging()) {
+            (Some(buffers), Some(staging)) => buffers.run(&mut self.vision, staging)?,
             _ => {
-                let view = ([size, 3, height, width], pixels.places(first, size));
-                let input = TensorRef::from_array_view(view).map_err(failed)?;
-                self.vision.run(ort::inputs!["pixel_values" => input]).map_err(failed)?
+                let view = ([rows, 3, height, width], pixels.rows(first, rows));
+                let input = TensorRef::from_array_view(view).map_err(runtime_error)?;
+                self.vision.run(ort::inputs!["pixel_values" => input]).map_err(runtime_error)?
             }
         };
         let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
         for name in &self.prefix_inputs {
-            inputs.push((name.clone(), take(&mut seen, name)?));
+            inputs.push((name.clone(), take_output(&mut features, name)?));
         }
-        drop(seen);
-        self.map(inputs, images, size)
+        drop(features);
+        self.run_prefix(inputs, images, rows)
     }
 
-    /// An embedding's shape for `size` images.
-    fn shape_of(&self, name: &str, size: usize) -> Vec<usize> {
+    /// The shape of the vision tower's output `name` for `rows` images.
+    fn feature_shape(&self, name: &str, rows: usize) -> Vec<usize> {
         match name {
-            "patch_embeds" => vec![size, self.num_patches, self.embedding_dim],
-            _ => vec![size, self.embedding_dim],
+            "patch_embeds" => vec![rows, self.num_patches, self.embedding_dim],
+            _ => vec![rows, self.embedding_dim],
         }
     }
 
-    /// Encodes images of which a vision tower's outputs are there already, in `size` rows.
-    pub fn recall(&mut self, images: &[Seen], size: usize) -> Result<Encoded> {
+    /// Encodes images from their features, padded to `rows` rows.
+    ///
+    /// # Errors
+    /// `ErrorKind::Internal` for features of another size; `Runtime` if the model fails.
+    pub fn encode_features(&mut self, images: &[ImageFeatures], rows: usize) -> Result<Encoded> {
         let (dim, patches) = (self.embedding_dim, self.num_patches);
-        let fits = |seen: &Seen| seen.image.len() == dim && seen.patches.len() == patches * dim;
+        let fits = |features: &ImageFeatures| {
+            features.image.len() == dim && features.patches.len() == patches * dim
+        };
         if !images.iter().all(fits) {
-            return Err(Error::new(ErrorKind::Internal, "embeddings of the wrong size"));
+            return Err(Error::new(ErrorKind::Internal, "image features have the wrong size"));
         }
-        let padded = |part: fn(&Seen) -> &Vec<f32>, width: usize| {
-            let mut rows: Vec<f32> = images.iter().flat_map(part).copied().collect();
-            // Not zeros, which have no direction.
-            rows.resize(size * width, 1.0);
-            rows
+        let padded = |part: fn(&ImageFeatures) -> &Vec<f32>, width: usize| {
+            let mut values: Vec<f32> = images.iter().flat_map(part).copied().collect();
+            // Not zeros: they can't be normalised to unit length.
+            values.resize(rows * width, 1.0);
+            values
         };
         let mut inputs = Vec::with_capacity(self.prefix_inputs.len());
         for name in &self.prefix_inputs {
             let values = match name.as_str() {
-                "patch_embeds" => padded(|seen| &seen.patches, patches * dim),
-                _ => padded(|seen| &seen.image, dim),
+                "patch_embeds" => padded(|features| &features.patches, patches * dim),
+                _ => padded(|features| &features.image, dim),
             };
-            let tensor = Tensor::from_array((self.shape_of(name, size), values));
-            inputs.push((name.clone(), tensor.map_err(failed)?.into_dyn()));
+            let tensor = Tensor::from_array((self.feature_shape(name, rows), values));
+            inputs.push((name.clone(), tensor.map_err(runtime_error)?.into_dyn()));
         }
-        self.map(inputs, images.len(), size)
+        self.run_prefix(inputs, images.len(), rows)
     }
 
-    /// Runs the prefix over `size` rows, of which the first `images` are wanted.
-    fn map(
+    /// Runs the prefix on `rows` rows and keeps the first `images` of them.
+    fn run_prefix(
         &mut self,
         inputs: Vec<(String, DynValue)>,
         images: usize,
-        size: usize,
+        rows: usize,
     ) -> Result<Encoded> {
-        let mut mapped = self.prefix.run(inputs).map_err(failed)?;
-        let mut embeddings: Vec<f32> = read(&mut mapped, "embedding", size * self.embedding_dim)?;
+        let mut outputs = self.prefix.run(inputs).map_err(runtime_error)?;
+        let mut embeddings: Vec<f32> =
+            read_output(&mut outputs, "embedding", rows * self.embedding_dim)?;
         embeddings.truncate(images * self.embedding_dim);
-        let attention = match self.keep_attention && mapped.contains_key(ATTENTION) {
-            true => first(&mut mapped, ATTENTION, images, size)?,
+        let attention = match self.keep_attention && outputs.contains_key(ATTENTION) {
+            true => read_rows(&mut outputs, ATTENTION, images, rows)?,
             false => Vec::new(),
         };
-        Ok(Encoded {
-            images,
-            prefix: first(&mut mapped, "prefix", images, size)?,
-            embeddings,
-            attention,
-        })
+        let prefix = read_rows(&mut outputs, "prefix", images, rows)?;
+        Ok(Encoded { images, prefix, embeddings, attention })
     }
-}
-
-/// The first `wanted` of an output's `size` rows.
-fn first(
-    outputs: &mut SessionOutputs<'_>,
-    name: &str,
-    wanted: usize,
-    size: usize,
-) -> Result<Vec<f32>> {
-    let value = take(outputs, name)?;
-    let (_, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
-    Ok(data[..data.len() / size * wanted].to_vec())
 }
 
 #[cfg(test)]
@@ -167,38 +177,38 @@ mod tests {
     use super::*;
     use crate::image::Preprocessor;
 
-    const SIZE: usize = 3;
+    const ROWS: usize = 3;
 
-    /// What is fixed on a device is tried on the CPU, whose memory takes the same calls.
+    /// Bound to buffers of the CPU here; a GPU takes the same calls.
     #[test]
-    fn a_batch_at_fixed_addresses_is_encoded_as_any_other() {
+    fn bound_buffers_change_no_encoding() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
         let bundle = Bundle::open(&dir).unwrap();
         let preprocessor = Preprocessor::new(bundle.preprocessor.clone()).unwrap();
         let (height, width) = preprocessor.input_size();
         let runtime = Runtime { intra_threads: 1, ..Runtime::default() };
-        let mut tower = Tower::load(&bundle, &runtime).unwrap();
-        let mut fixed = Tower::load(&bundle, &runtime).unwrap();
-        assert!(fixed.staging().is_none());
-        fixed.fix(0, [SIZE, 3, height, width]).unwrap();
-        let mut own = Pixels::new(&preprocessor, SIZE);
-        let staging = fixed.staging().unwrap().unwrap();
+        let mut plain = EncoderSessions::load(&bundle, &runtime).unwrap();
+        let mut bound = EncoderSessions::load(&bundle, &runtime).unwrap();
+        assert!(bound.allocate_staging().is_none());
+        bound.bind(0, [ROWS, 3, height, width]).unwrap();
+        let mut owned = Pixels::new(&preprocessor, ROWS);
+        let staging = bound.allocate_staging().unwrap().unwrap();
         let mut staged = Pixels::staged(&preprocessor, staging);
         let mut before = Vec::new();
-        // Batch after batch, so that none sees what an earlier one left.
+        // Several batches: none may see what an earlier one left in the buffers.
         for images in [3, 1, 2] {
-            for pixels in [&mut own, &mut staged] {
+            for pixels in [&mut owned, &mut staged] {
                 pixels.clear();
                 for image in 0..images {
                     let value = |place: usize| (place * 7 + image * 40 + images * 11) as u8;
                     let rgb: Vec<u8> = (0..3 * height * width).map(value).collect();
                     pixels.push(&preprocessor, &rgb).unwrap();
                 }
-                pixels.pad(SIZE);
+                pixels.pad(ROWS);
             }
-            let slice = Slice { first: 0, images, size: SIZE };
-            let expected = tower.look(&own, slice, (height, width)).unwrap();
-            let found = fixed.look(&staged, slice, (height, width)).unwrap();
+            let slice = Slice { first: 0, images, rows: ROWS };
+            let expected = plain.encode(&owned, slice, (height, width)).unwrap();
+            let found = bound.encode(&staged, slice, (height, width)).unwrap();
             assert_eq!(found.embeddings, expected.embeddings);
             assert_eq!(found.prefix, expected.prefix);
             assert_ne!(found.prefix, before, "a batch was encoded as the one before it");

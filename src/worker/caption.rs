@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::engine::{Caption, Writer};
+use crate::engine::{Caption, CaptionDecoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::worker::context::Context;
 use crate::worker::encode::EncodedBatch;
@@ -20,7 +20,7 @@ use crate::worker::telemetry::spans::BatchTimes;
 use crate::worker::telemetry::step::{Step, WaitFor};
 
 pub struct Captioner {
-    engine: EngineSlot<Writer>,
+    engine: EngineSlot<CaptionDecoder>,
     /// Whether captions carry the image's embedding.
     embeddings: bool,
     ownership: Arc<Ownership>,
@@ -32,7 +32,7 @@ pub struct Captioner {
 impl Captioner {
     pub fn new(embeddings: bool, context: &Context) -> Self {
         let Context { ownership, run, observer, outbox, .. } = context.clone();
-        let engine = EngineSlot::new(Model::take_writer);
+        let engine = EngineSlot::new(Model::take_decoder);
         Self { engine, embeddings, ownership, run, observer, outbox }
     }
 
@@ -57,7 +57,7 @@ impl Captioner {
     fn caption(&mut self, batch: EncodedBatch) -> Result<()> {
         let started = Instant::now();
         let EncodedBatch { items, model, encoded, began, ended } = batch;
-        let captions = self.engine.of(&model)?.write(encoded)?;
+        let captions = self.engine.of(&model)?.generate(encoded)?;
         self.observer.busy(Step::Caption, started);
         self.observer.slowest.batch(began.elapsed());
         if captions.len() != items.len() {

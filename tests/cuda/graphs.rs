@@ -15,7 +15,7 @@ fn recorded() -> Runtime {
 
 /// The photos' captions with each half of the engine on a thread of its own, as in the worker.
 fn split_captions(engine: Engine, photos: &[Vec<u8>], fill: usize) -> Vec<Caption> {
-    let (mut encoder, mut writer) = engine.split();
+    let (mut encoder, mut decoder) = engine.split();
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -24,10 +24,10 @@ fn split_captions(engine: Engine, photos: &[Vec<u8>], fill: usize) -> Vec<Captio
                 send.send(encoder.encode(&views).unwrap()).unwrap();
             }
         });
-        let written = scope.spawn(move || {
-            receive.iter().flat_map(|encoded| writer.write(encoded).unwrap()).collect()
+        let captions = scope.spawn(move || {
+            receive.iter().flat_map(|encoded| decoder.generate(encoded).unwrap()).collect()
         });
-        written.join().unwrap()
+        captions.join().unwrap()
     })
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::DecodeMode;
-use crate::engine::{Encoder, Engine, Pixels, Writer};
+use crate::engine::{CaptionDecoder, Encoder, Engine, Pixels};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
 use crate::message::Identity;
@@ -32,7 +32,7 @@ pub struct Model {
     pub preprocessor: Preprocessor,
     /// Until the stages that run them take them.
     encoder: Mutex<Option<Encoder>>,
-    writer: Mutex<Option<Writer>>,
+    decoder: Mutex<Option<CaptionDecoder>>,
     /// Free pixel buffers.
     buffers: tokio::sync::Mutex<mpsc::Receiver<Pixels>>,
     give_back: mpsc::Sender<Pixels>,
@@ -40,21 +40,21 @@ pub struct Model {
 
 impl Model {
     /// # Errors
-    /// As [`Engine::pixels`].
+    /// As [`Engine::allocate_pixels`].
     pub fn new(engine: Engine, mode: DecodeMode) -> Result<Self> {
         let (give_back, buffers) = mpsc::channel(BUFFERS);
         for _ in 0..BUFFERS {
             // There is room for all of them.
-            let _ = give_back.try_send(engine.pixels()?);
+            let _ = give_back.try_send(engine.allocate_pixels()?);
         }
         let identity = Arc::new(engine.bundle().identity());
         let preprocessor = engine.preprocessor().clone().in_mode(mode);
-        let (encoder, writer) = engine.split();
+        let (encoder, decoder) = engine.split();
         Ok(Self {
             identity,
             preprocessor,
             encoder: Mutex::new(Some(encoder)),
-            writer: Mutex::new(Some(writer)),
+            decoder: Mutex::new(Some(decoder)),
             buffers: tokio::sync::Mutex::new(buffers),
             give_back,
         })
@@ -75,8 +75,8 @@ impl Model {
         self.encoder.lock().take()
     }
 
-    pub fn take_writer(&self) -> Option<Writer> {
-        self.writer.lock().take()
+    pub fn take_decoder(&self) -> Option<CaptionDecoder> {
+        self.decoder.lock().take()
     }
 }
 
