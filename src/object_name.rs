@@ -1,24 +1,23 @@
-//! Which buckets and keys a request may be made for.
+//! The buckets and keys that may be requested.
 //!
-//! References are written by others, and the SDK makes a host of a bucket and a path of a key. So
-//! a bucket must have a name that S3 gives to buckets, and none that stands for something behind
-//! another host (an ARN, an access point's alias, a directory bucket); and a key may not hold
-//! what a proxy or a server could take for a way out of its bucket. Everything else of a key is
-//! sent percent-encoded, and names exactly that object.
+//! References are untrusted input, and the SDK puts the bucket into the host name and the key into
+//! the path of a URL. A bucket must therefore follow S3's rules for bucket names, and must not be a
+//! name that S3 resolves to another host (an ARN, an access point alias, a directory bucket). A key
+//! must not contain anything that a proxy or server could resolve to a path outside its bucket; the
+//! rest of a key is percent-encoded.
 
 use std::net::Ipv4Addr;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Beginnings of names that S3 keeps to itself.
+/// Prefixes that S3 reserves.
 const RESERVED_PREFIXES: [&str; 2] = ["xn--", "sthree-"];
-/// Endings of access points' aliases, and of directory and table buckets.
+/// Suffixes of access point aliases, and of directory and table buckets.
 const RESERVED_SUFFIXES: [&str; 7] =
     ["-s3alias", "--ol-s3", "--op-s3", "--x-s3", "--xa-s3", "--table-s3", ".mrap"];
 
-/// What `bucket` breaks of S3's rules for names, in words of what is allowed; nothing if it is
-/// sound. Upper case, `_` and more than 63 characters are those of older buckets, and of other
-/// stores.
+/// The rule for bucket names that `bucket` breaks, as the text of what is allowed; None if it is
+/// valid. Upper case, `_` and more than 63 characters are allowed for old buckets and other stores.
 pub fn broken_rule(bucket: &str) -> Option<&'static str> {
     let is_edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
@@ -34,7 +33,7 @@ pub fn broken_rule(bucket: &str) -> Option<&'static str> {
         return Some("no two dots in a row");
     }
     if bucket.parse::<Ipv4Addr>().is_ok() {
-        return Some("no IP address");
+        return Some("not an IP address");
     }
     if RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
         || RESERVED_SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
@@ -45,7 +44,7 @@ pub fn broken_rule(bucket: &str) -> Option<&'static str> {
 }
 
 /// # Errors
-/// `ErrorKind::UnsupportedUri` for a bucket that S3 would not name so.
+/// `ErrorKind::UnsupportedUri` for a name that is not a bucket name.
 pub fn check_bucket(bucket: &str) -> Result<()> {
     match broken_rule(bucket) {
         None => Ok(()),
@@ -54,14 +53,14 @@ pub fn check_bucket(bucket: &str) -> Result<()> {
 }
 
 /// # Errors
-/// `ErrorKind::UnsupportedUri` for a key that could lead elsewhere.
+/// `ErrorKind::UnsupportedUri` for a key that could lead out of its bucket.
 pub fn check_key(key: &str) -> Result<()> {
     let message = "the key is not supported";
     if key.contains(char::is_control) {
         return Err(refused(message, key, "no control characters"));
     }
     if key.split('/').any(|part| part == "." || part == "..") {
-        return Err(refused(message, key, "no '.' and no '..' between slashes"));
+        return Err(refused(message, key, "no path segment '.' or '..'"));
     }
     Ok(())
 }
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_are_named_as_s3_names_them() {
+    fn bucket_names_follow_the_rules_of_s3() {
         let long = "x".repeat(255);
         for right in ["photos", "my-bucket.eu", "Old_Bucket", "1.2.3", "a--b", "127.0.0.1x", &long]
         {
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_leads_nowhere_else() {
+    fn keys_stay_in_their_bucket() {
         for right in ["a", "/a", "a//b", "a/...", "..a/b..", "a?b#c%2e%2e", "a b+c", "é/\\..\\x"] {
             assert!(check_key(right).is_ok(), "{right}");
         }

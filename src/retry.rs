@@ -1,8 +1,8 @@
 //! Retrying with exponential backoff and jitter: the one module that knows `backoff`
 //! (unmaintained, RUSTSEC-2025-0012; its replacement would be `backon`).
 //!
-//! Only errors whose disposition is [`Disposition::Retry`] are tried again, and never more often
-//! than [`Policy::max_attempts`] allows.
+//! Only errors whose disposition is [`Disposition::Retry`] are retried, with at most
+//! [`Policy::max_attempts`] attempts.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,25 +12,25 @@ use backoff::backoff::Backoff;
 
 use crate::error::{Disposition, Error};
 
-/// How often and how patiently something is tried.
+/// The number of attempts, and the pauses between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Tries in all, the first one included; 0 counts as 1.
+    /// Attempts including the first one; 0 counts as 1.
     pub max_attempts: u32,
-    /// First pause between two tries, before jitter.
+    /// First pause, before jitter.
     pub initial: Duration,
-    /// Longest pause between two tries.
+    /// Longest pause, after jitter.
     pub max: Duration,
 }
 
 impl Policy {
-    /// Tries again for as long as the caller asks.
+    /// Unlimited attempts.
     pub fn endless(initial: Duration, max: Duration) -> Self {
         Self { max_attempts: u32::MAX, initial, max }
     }
 
-    /// The pauses between the tries: doubling from `initial` to `max`, each with jitter of half
-    /// its length, so that workers which failed together don't return together.
+    /// The pauses between the attempts: they double from `initial` to `max`, each with a jitter of
+    /// half its length, so that workers that failed together don't retry together.
     pub fn pauses(self) -> Pauses {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(self.initial)
@@ -43,7 +43,7 @@ impl Policy {
     }
 }
 
-/// The pauses that are left; it ends when the tries are used up.
+/// The remaining pauses; it ends when the attempts are used up.
 #[derive(Debug)]
 pub struct Pauses {
     backoff: backoff::ExponentialBackoff,
@@ -56,26 +56,30 @@ impl Iterator for Pauses {
 
     fn next(&mut self) -> Option<Duration> {
         self.left = self.left.checked_sub(1)?;
-        // Jitter can lengthen a pause beyond the interval that `backoff` caps.
+        // `backoff` caps the interval before jitter.
         self.backoff.next_backoff().map(|pause| pause.min(self.max))
     }
 }
 
-/// The last error of something that was given up, and how often it had been tried.
+/// The last error of an operation, and the number of its attempts.
 #[derive(Debug)]
 pub struct GaveUp {
     pub error: Error,
     pub attempts: u32,
 }
 
-/// Runs `operation` until it succeeds, fails for good, or has used up `policy`.
+/// Runs `operation` until it succeeds, fails permanently, or has used up the attempts of `policy`.
+/// Returns its value and the number of attempts.
 ///
-/// `again` is asked before each pause, with the error, the tries so far and the pause; when it
-/// answers `false`, the error is final.
+/// `should_retry` is called before each pause with the error, the attempts so far and the pause;
+/// the error is final if it returns `false`.
+///
+/// # Errors
+/// The last error, with the number of attempts.
 pub async fn retry<T, F>(
     policy: Policy,
     mut operation: impl FnMut() -> F,
-    mut again: impl FnMut(&Error, u32, Duration) -> bool,
+    mut should_retry: impl FnMut(&Error, u32, Duration) -> bool,
 ) -> Result<(T, u32), GaveUp>
 where
     F: Future<Output = Result<T, Error>>,
@@ -94,7 +98,7 @@ where
         let Some(pause) = pauses.next() else {
             return Err(GaveUp { error, attempts });
         };
-        if !again(&error, attempts, pause) {
+        if !should_retry(&error, attempts, pause) {
             return Err(GaveUp { error, attempts });
         }
         tokio::time::sleep(pause).await;
@@ -129,23 +133,23 @@ mod tests {
                 |_, _, _| true,
             )
             .await;
-        let told = match outcome {
+        let result = match outcome {
             Ok((value, attempts)) => {
                 assert_eq!(value, attempts);
                 Ok(value)
             }
             Err(gave_up) => Err((gave_up.error.kind(), gave_up.attempts)),
         };
-        (told, calls.get())
+        (result, calls.get())
     }
 
     #[tokio::test]
-    async fn transient_errors_are_tried_again() {
+    async fn transient_errors_are_retried() {
         assert_eq!(fail_times(2, ErrorKind::FetchTimeout).await, (Ok(3), 3));
     }
 
     #[tokio::test]
-    async fn tries_are_counted_and_end() {
+    async fn attempts_are_counted_and_limited() {
         let expected = (Err((ErrorKind::FetchThrottled, 4)), 4);
         assert_eq!(fail_times(9, ErrorKind::FetchThrottled).await, expected);
     }

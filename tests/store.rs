@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fusioncap::ErrorKind;
 use fusioncap::config::{S3, Secret};
-use fusioncap::s3::{ObjectRef, Room, Store};
+use fusioncap::s3::{MemoryBudget, ObjectRef, Store};
 use object_store::ObjectStore;
 
 const LIMIT: u64 = 1000;
@@ -47,26 +47,26 @@ async fn an_object_is_read_whole_or_refused() {
     assert_eq!(kind(&store, elsewhere).await, ErrorKind::ObjectNotFound);
 }
 
-/// Waiting for room is no part of a request's deadline, however long it takes.
+/// The wait for memory does not count towards a request's deadline, however long it takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn objects_wait_until_there_is_room_for_them() {
+async fn objects_wait_until_there_is_memory_for_them() {
     let whole = vec![7; 1000];
     let server = serve(&[("whole", &whole), ("small", b"bytes")]);
     let deadline = Duration::from_secs(1);
     let settings = S3 { timeout_ms: 1000, ..server.settings.clone() };
     let store = Store::connect(&settings).await.unwrap();
-    let room = Room::new(LIMIT);
-    let (first, taken) = store.get_into(lake("whole"), LIMIT, &room).await.unwrap();
+    let budget = MemoryBudget::new(LIMIT);
+    let (first, reservation) = store.get_within(lake("whole"), LIMIT, &budget).await.unwrap();
     assert_eq!(first.bytes, whole);
     let waiting = tokio::spawn({
-        let (store, room) = (store.clone(), room.clone());
-        async move { store.get_into(lake("small"), LIMIT, &room).await }
+        let (store, budget) = (store.clone(), budget.clone());
+        async move { store.get_within(lake("small"), LIMIT, &budget).await }
     });
-    // Long enough for the answer to be given up, too.
+    // Longer than a response waits for memory.
     tokio::time::sleep(deadline * 3).await;
     assert!(!waiting.is_finished());
-    drop(taken);
-    let (second, _taken) = waiting.await.unwrap().unwrap();
+    drop(reservation);
+    let (second, _reservation) = waiting.await.unwrap().unwrap();
     assert_eq!(second.bytes, b"bytes");
 }
 

@@ -1,7 +1,7 @@
-//! What the object store's failures mean: HTTP status and S3 error code to `ErrorKind`.
+//! Failures of the object store as errors: HTTP status and S3 error code to `ErrorKind`.
 //!
-//! The status decides, and the error code only where one status has several meanings (400, 403,
-//! 404, 503): S3's imitators agree on statuses far more than on codes.
+//! The status decides. The error code decides only where a status has several meanings (400, 403,
+//! 404, 503): S3-compatible stores agree on statuses far more than on codes.
 
 use std::error::Error as StdError;
 
@@ -11,11 +11,11 @@ use aws_sdk_s3::primitives::ByteStreamError;
 
 use crate::error::{Error, ErrorKind};
 
-/// Buckets of another region, and whatever else answers in a store's place.
+/// For a bucket in another region, or another server at the endpoint.
 const REDIRECTED: &str =
-    "the object store points elsewhere, which is not followed: check s3.region and s3.endpoint";
+    "the object store redirects, which is not followed: check s3.region and s3.endpoint";
 
-/// Reads a failed call.
+/// The error of a failed request.
 pub fn classify<E>(error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -31,24 +31,25 @@ where
     };
     let redirected = matches!(&error, SdkError::ServiceError(failure)
         if (300..400).contains(&failure.raw().status().as_u16()));
-    let told = Error::new(kind, if redirected { REDIRECTED } else { message(kind) });
-    let told = match error.raw_response() {
-        Some(response) => told.with("status", response.status().as_u16()),
-        None => told,
+    let failure = Error::new(kind, if redirected { REDIRECTED } else { message(kind) });
+    let failure = match error.raw_response() {
+        Some(response) => failure.with("status", response.status().as_u16()),
+        None => failure,
     };
-    let told = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
-        Some(code) => told.with("code", code),
-        None => told,
+    let failure = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        Some(code) => failure.with("code", code),
+        None => failure,
     };
-    told.because(error)
+    failure.because(error)
 }
 
-/// Reads a body that broke off or whose checksum is wrong.
-pub fn body(error: ByteStreamError) -> Error {
-    Error::new(ErrorKind::FetchUnavailable, "the object's body broke off").because(error)
+/// The error of a body that ends early or fails its checksum.
+pub fn body_error(error: ByteStreamError) -> Error {
+    Error::new(ErrorKind::FetchUnavailable, "the object's body can't be read to its end")
+        .because(error)
 }
 
-/// The kind of an answer with `status` and, in its body, S3's error `code`.
+/// The kind of a response with `status` and, in its body, S3's error `code`.
 fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
     match (status, code.unwrap_or_default()) {
         (429, _)
@@ -57,7 +58,7 @@ fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
         }
         (408, _) | (_, "RequestTimeout") => ErrorKind::FetchTimeout,
         (412, _) => ErrorKind::EtagMismatch,
-        // Who asks is unknown, whatever is asked for: 400 on some stores, 403 on others.
+        // The credentials are at fault, not the object: 400 on some stores, 403 on others.
         (401, _)
         | (
             400 | 403,
@@ -73,7 +74,7 @@ fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
         ) => ErrorKind::CredentialsRefused,
         (403, _) => ErrorKind::AccessDenied,
         (500..=599, _) => ErrorKind::FetchUnavailable,
-        // Whatever else is refused names no object that can be read: a missing key or bucket, a
+        // Every other refusal means that the object can't be read: a missing key or bucket, a
         // version id of another bucket (400), a deleted version (405), another region (301).
         _ => ErrorKind::ObjectNotFound,
     }
@@ -83,7 +84,7 @@ const fn message(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::FetchThrottled => "the object store asked to slow down",
         ErrorKind::FetchTimeout => "the object store did not answer in time",
-        ErrorKind::EtagMismatch => "the object has changed since it was referred to",
+        ErrorKind::EtagMismatch => "the object has changed since the reference was written",
         ErrorKind::AccessDenied => "the object store refused access",
         ErrorKind::CredentialsRefused => "the object store refused the credentials",
         ErrorKind::FetchUnavailable => "the object store is not available",

@@ -1,43 +1,42 @@
-//! A bound on the bytes of objects that are in memory at once.
+//! A limit on the bytes of objects that are in memory at once.
 //!
-//! Whoever wants most is served in its turn, so that an object as large as the whole room gets in
-//! too. Counted in KiB, rounded up.
+//! First come, first served, so that large requests are not starved. Counted in KiB, rounded up.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct MemoryBudget {
     free: Arc<Semaphore>,
-    all: u32,
+    total_kib: u32,
 }
 
-/// A part of the room, free again when this is dropped.
+/// A part of the budget, which is free again when this is dropped.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Reservation {
     _permit: Option<OwnedSemaphorePermit>,
     kib: u32,
 }
 
-impl Room {
+impl MemoryBudget {
     pub fn new(bytes: u64) -> Self {
-        let all = kib(bytes).max(1);
-        let permits = usize::try_from(all).unwrap_or(Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))), all }
+        let total_kib = kib(bytes).max(1);
+        let permits = usize::try_from(total_kib).unwrap_or(Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))), total_kib }
     }
 
-    /// Waits for room for so many bytes; what is larger than all of it takes all of it.
-    pub async fn take(&self, bytes: u64) -> Taken {
-        let kib = kib(bytes).min(self.all);
-        // It is never closed.
+    /// Waits until `bytes` are free and reserves them; more than the budget reserves all of it.
+    pub async fn reserve(&self, bytes: u64) -> Reservation {
+        let kib = kib(bytes).min(self.total_kib);
+        // The semaphore is never closed.
         let permit = Arc::clone(&self.free).acquire_many_owned(kib).await.ok();
-        Taken { _permit: permit, kib }
+        Reservation { _permit: permit, kib }
     }
 }
 
-impl Taken {
-    pub fn holds(&self, bytes: u64) -> bool {
+impl Reservation {
+    pub fn covers(&self, bytes: u64) -> bool {
         kib(bytes) <= self.kib
     }
 }
@@ -52,13 +51,13 @@ mod tests {
     use futures::FutureExt;
 
     #[tokio::test]
-    async fn what_is_let_go_makes_room_in_turn() {
-        let room = Room::new(4 * 1024);
-        let (first, second) = (room.take(1).await, room.take(2 * 1024).await);
-        let mut whole = Box::pin(room.take(4 * 1024));
+    async fn reservations_are_granted_in_the_order_of_the_requests() {
+        let budget = MemoryBudget::new(4 * 1024);
+        let (first, second) = (budget.reserve(1).await, budget.reserve(2 * 1024).await);
+        let mut whole = Box::pin(budget.reserve(4 * 1024));
         assert!((&mut whole).now_or_never().is_none());
-        // A small one does not pass the large one that waits.
-        let mut small = Box::pin(room.take(1024));
+        // A small request does not pass the large one that waits.
+        let mut small = Box::pin(budget.reserve(1024));
         assert!((&mut small).now_or_never().is_none());
         drop((first, second));
         let whole = (&mut whole).now_or_never().unwrap();
@@ -68,11 +67,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_larger_than_the_room_takes_all_of_it() {
-        let room = Room::new(2 * 1024);
-        let taken = room.take(u64::MAX).now_or_never().unwrap();
-        assert!(room.take(1).now_or_never().is_none());
-        assert!(taken.holds(2 * 1024));
-        assert!(!taken.holds(2 * 1024 + 1));
+    async fn more_than_the_budget_reserves_all_of_it() {
+        let budget = MemoryBudget::new(2 * 1024);
+        let reservation = budget.reserve(u64::MAX).now_or_never().unwrap();
+        assert!(budget.reserve(1).now_or_never().is_none());
+        assert!(reservation.covers(2 * 1024));
+        assert!(!reservation.covers(2 * 1024 + 1));
     }
 }

@@ -1,16 +1,16 @@
-//! The S3 client as configured, and the few calls the project makes with it: one object whole,
-//! the keys under a prefix, a prefix into a directory.
+//! The S3 client: reads one object, lists the keys under a prefix, downloads a prefix into a
+//! directory.
 //!
-//! The SDK's own retries are off: a call here is one try with one deadline, and who calls decides
-//! through `retry` whether there is another. Errors carry the kind that the dead-letter topic
-//! names (see `errors`). No request is made for what [`object_name`](crate::object_name) refuses, and no redirect is followed.
+//! The SDK's own retries are off: [`Store::get`] is one attempt with one deadline, and the caller
+//! retries. Errors have the kinds of the dead-letter topic (see `errors`). Names that
+//! [`object_name`] refuses are never requested, and redirects are not followed.
 
 mod errors;
+mod location;
 mod memory_budget;
 
 use std::future::Future;
-use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aws_config::BehaviorVersion;
@@ -25,37 +25,16 @@ use crate::config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::object_name;
 use crate::retry::{Policy, retry};
-pub use memory_budget::{Room, Taken};
+pub use location::Location;
+use location::{bucket_and_prefix, path_below};
+pub use memory_budget::{MemoryBudget, Reservation};
 
-/// A connection that takes longer has failed; the whole-request deadline is the caller's.
+/// Deadline for a connection, where `s3.timeout_ms` is not shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer may wait for room for its body: stores cut connections that stand still.
-const ROOM_PATIENCE: Duration = Duration::from_secs(2);
-/// Deadline for one file of a model bundle; such files are large.
+/// How long an open response waits for memory for its body: stores close idle connections.
+const RESERVATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Deadline for one file of a model bundle, which can be large.
 const FILE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-
-/// `s3://bucket/key`, where the key may be empty or a prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    pub bucket: String,
-    pub key: String,
-}
-
-impl FromStr for Location {
-    type Err = Error;
-
-    fn from_str(uri: &str) -> Result<Self> {
-        let wrong =
-            || Error::new(ErrorKind::UnsupportedUri, "not an s3://bucket/key URI").with("uri", uri);
-        let path = uri.strip_prefix("s3://").ok_or_else(wrong)?;
-        let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
-        if bucket.is_empty() {
-            return Err(wrong());
-        }
-        object_name::check_bucket(bucket)?;
-        Ok(Self { bucket: bucket.into(), key: key.into() })
-    }
-}
 
 impl From<&config::S3> for Policy {
     fn from(settings: &config::S3) -> Self {
@@ -67,7 +46,7 @@ impl From<&config::S3> for Policy {
     }
 }
 
-/// Which object, and which of its states.
+/// An object, and optionally one version of it.
 #[derive(Clone, Copy, Debug)]
 pub struct ObjectRef<'a> {
     pub bucket: &'a str,
@@ -77,7 +56,7 @@ pub struct ObjectRef<'a> {
     pub etag: Option<&'a str>,
 }
 
-/// An object, read whole.
+/// A whole object.
 #[derive(Clone, Debug)]
 pub struct Object {
     pub bytes: Vec<u8>,
@@ -86,37 +65,39 @@ pub struct Object {
     pub version_id: Option<String>,
 }
 
-/// A key under a prefix.
+/// A key of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub key: String,
     pub bytes: u64,
     /// Without quotes.
     pub etag: Option<String>,
-    /// When it was written, in milliseconds since 1970.
+    /// Last modification, in milliseconds since 1970.
     pub modified: Option<i64>,
 }
 
-/// The object store.
+/// The object store. A clone shares the client with its connections and credentials.
 #[derive(Clone, Debug)]
 pub struct Store {
     client: Client,
+    /// Deadline for one request.
     timeout: Duration,
+    /// Retries of listings and downloads.
     policy: Policy,
 }
 
 impl Store {
-    /// Builds the client and asks the credential chain once. Nothing is sent to the store: wrong
-    /// credentials show at the first request.
+    /// Builds the client and resolves the credentials once. Nothing is sent to the store: wrong
+    /// credentials fail at the first request.
     ///
     /// # Errors
-    /// `ErrorKind::Config` when there are no credentials, or half of them.
+    /// `ErrorKind::Config` if the credentials are missing or incomplete.
     pub async fn connect(settings: &config::S3) -> Result<Self> {
         let timeout = Duration::from_millis(settings.timeout_ms);
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(settings.region.clone()))
             .retry_config(RetryConfig::disabled())
-            // Slow bodies meet the whole-request deadline.
+            // Slow bodies end at the deadline of the request.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT.min(timeout)).build(),
@@ -130,10 +111,13 @@ impl Store {
         let shared = loader.load().await;
         if let Some(provider) = shared.credentials_provider() {
             provider.provide_credentials().await.map_err(|error| {
-                Error::new(ErrorKind::Config, "no S3 credentials")
-                    .with("fields", "s3.access_key_id, s3.secret_access_key")
-                    .with("otherwise", "the AWS credential chain, which has none either")
-                    .because(error)
+                Error::new(
+                    ErrorKind::Config,
+                    "no S3 credentials: neither the configuration nor the AWS credential chain \
+                     has any",
+                )
+                .with("fields", "s3.access_key_id, s3.secret_access_key")
+                .because(error)
             })?;
         }
         let specific = aws_sdk_s3::config::Builder::from(&shared)
@@ -142,96 +126,105 @@ impl Store {
         Ok(Self { client: Client::from_conf(specific), timeout, policy: Policy::from(settings) })
     }
 
-    /// Reads an object of 1 to `max_bytes` bytes, within `s3.timeout_ms` in all.
+    /// Reads an object of 1 to `max_bytes` bytes within `s3.timeout_ms`.
+    ///
+    /// # Errors
+    /// One of the kinds that dead-letter (`errors`, [`object_name`]).
     pub async fn get(&self, object: ObjectRef<'_>, max_bytes: u64) -> Result<Object> {
-        let room = Room::new(max_bytes);
-        self.get_into(object, max_bytes, &room).await.map(|(object, _)| object)
+        let budget = MemoryBudget::new(max_bytes);
+        self.get_within(object, max_bytes, &budget).await.map(|(object, _)| object)
     }
 
-    /// The same, once there is room for its bytes, and what it takes up of it. Waiting for room
-    /// is no part of the deadline.
-    pub async fn get_into(
+    /// As [`Self::get`], with memory for the bytes reserved from `budget`. The wait for memory
+    /// does not count towards the deadline.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn get_within(
         &self,
         object: ObjectRef<'_>,
         max_bytes: u64,
-        room: &Room,
-    ) -> Result<(Object, Taken)> {
-        self.opened_and_read(object, max_bytes, room).await.map_err(|error| {
+        budget: &MemoryBudget,
+    ) -> Result<(Object, Reservation)> {
+        self.reserve_and_read(object, max_bytes, budget).await.map_err(|error| {
             error.with("uri", format_args!("s3://{}/{}", object.bucket, object.key))
         })
     }
 
-    async fn opened_and_read(
+    async fn reserve_and_read(
         &self,
         object: ObjectRef<'_>,
         max_bytes: u64,
-        room: &Room,
-    ) -> Result<(Object, Taken)> {
-        // What an answer had no room for: taken before the next request.
-        let mut taken: Option<Taken> = None;
+        budget: &MemoryBudget,
+    ) -> Result<(Object, Reservation)> {
+        // Made between two requests, after a response that waited for memory too long.
+        let mut early: Option<Reservation> = None;
         loop {
             let began = Instant::now();
-            let output = within(self.timeout, self.open(object)).await?;
+            let response = with_deadline(self.timeout, self.send_get(object)).await?;
             let left = self.timeout.saturating_sub(began.elapsed());
-            let announced = output.content_length().and_then(|length| u64::try_from(length).ok());
-            if let Some(bytes) = announced.filter(|bytes| *bytes > max_bytes) {
+            let length = response.content_length().and_then(|length| u64::try_from(length).ok());
+            if let Some(bytes) = length.filter(|bytes| *bytes > max_bytes) {
                 return Err(too_large(bytes, max_bytes));
             }
-            let needed = announced.unwrap_or(max_bytes);
-            let found = match taken.take().filter(|taken| taken.holds(needed)) {
-                Some(enough) => Ok(enough),
-                None => tokio::time::timeout(ROOM_PATIENCE, room.take(needed)).await,
+            let needed = length.unwrap_or(max_bytes);
+            let reserved = match early.take().filter(|reserved| reserved.covers(needed)) {
+                Some(reserved) => Ok(reserved),
+                None => tokio::time::timeout(RESERVATION_TIMEOUT, budget.reserve(needed)).await,
             };
-            let Ok(found) = found else {
-                // Asked for again when there is room: nobody waits with an open connection.
-                drop(output);
-                taken = Some(room.take(needed).await);
+            let Ok(reservation) = reserved else {
+                // No connection stays open during a long wait: the request is sent again later.
+                drop(response);
+                early = Some(budget.reserve(needed).await);
                 continue;
             };
-            let read = within(left, Self::body(output, object, announced, max_bytes)).await?;
-            return Ok((read, found));
+            let body = Self::read_body(response, object, length, max_bytes);
+            return Ok((with_deadline(left, body).await?, reservation));
         }
     }
 
-    /// Reads an answer to its end. HTTP holds the store to what it announced.
-    async fn body(
-        mut output: GetObjectOutput,
+    /// Reads a response to its end. HTTP checks that a body has the announced `length`.
+    async fn read_body(
+        mut response: GetObjectOutput,
         object: ObjectRef<'_>,
-        announced: Option<u64>,
+        length: Option<u64>,
         max_bytes: u64,
     ) -> Result<Object> {
-        let mut bytes = Vec::with_capacity(usize::try_from(announced.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = output.body.try_next().await.map_err(errors::body)? {
-            // The announced length is the server's word; what arrives is counted too.
-            let length = (bytes.len() as u64).saturating_add(chunk.len() as u64);
-            if length > max_bytes {
-                return Err(too_large(length, max_bytes));
+        let mut bytes = Vec::with_capacity(usize::try_from(length.unwrap_or(0)).unwrap_or(0));
+        while let Some(chunk) = response.body.try_next().await.map_err(errors::body_error)? {
+            // A response may have no length.
+            let received = (bytes.len() as u64).saturating_add(chunk.len() as u64);
+            if received > max_bytes {
+                return Err(too_large(received, max_bytes));
             }
             bytes.extend_from_slice(&chunk);
         }
         if bytes.is_empty() {
             return Err(Error::new(ErrorKind::EmptyObject, "the object has no bytes"));
         }
-        let etag = output.e_tag().map(|etag| unquoted(etag).to_owned());
+        let etag = response.e_tag().map(|etag| unquoted(etag).to_owned());
         check_etag(object.etag, etag.as_deref())?;
-        Ok(Object { bytes, etag, version_id: output.version_id().map(str::to_owned) })
+        Ok(Object { bytes, etag, version_id: response.version_id().map(str::to_owned) })
     }
 
-    /// Asks for an object that does not exist: any answer about it, "no such key" or "forbidden",
-    /// shows that the store is up.
+    /// Requests an object that does not exist: any response about it, "no such key" or
+    /// "forbidden", shows that the store is up.
     ///
     /// # Errors
-    /// Only such as may pass: no answer, "slow down", 5xx.
+    /// Only transient ones: no response, "slow down", 5xx.
     pub async fn probe(&self, bucket: &str) -> Result<()> {
         let key = format!("fusioncap-probe-{}", uuid::Uuid::new_v4());
         let object = ObjectRef { bucket, key: &key, version_id: None, etag: None };
-        match within(self.timeout, self.open(object)).await {
+        match with_deadline(self.timeout, self.send_get(object)).await {
             Err(error) if error.disposition() == Disposition::Retry => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Every key of `bucket` that begins with `prefix`, in the store's order.
+    /// Lists every key of `bucket` that begins with `prefix`, in the store's order.
+    ///
+    /// # Errors
+    /// The last one, once the retries of `s3` are used up.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Entry>> {
         object_name::check_bucket(bucket)?;
         let mut entries = Vec::new();
@@ -246,7 +239,9 @@ impl Store {
                         .bucket(bucket)
                         .prefix(prefix)
                         .set_continuation_token(token.clone());
-                    within(self.timeout, async { request.send().await.map_err(errors::classify) })
+                    with_deadline(self.timeout, async {
+                        request.send().await.map_err(errors::classify)
+                    })
                 },
                 |_, _, _| true,
             )
@@ -267,19 +262,19 @@ impl Store {
         }
     }
 
-    /// What is stored under `uri` (`s3://bucket/prefix`), in the store's order: of the paths below
-    /// the prefix those that `is_needed`.
+    /// Lists the objects under `uri` (`s3://bucket/prefix`) whose path below the prefix passes
+    /// `is_needed`, in the store's order.
     ///
     /// # Errors
-    /// `ErrorKind::ObjectNotFound` when nothing is there.
+    /// `ErrorKind::ObjectNotFound` if there are none; as [`Self::list`].
     pub async fn list_prefix(
         &self,
         uri: &str,
         is_needed: impl Fn(&str) -> bool,
     ) -> Result<Vec<Entry>> {
-        let (bucket, prefix) = folder(uri)?;
+        let (bucket, prefix) = bucket_and_prefix(uri)?;
         let mut entries = self.list(&bucket, &prefix).await?;
-        // Keys that end in `/` are what consoles write to show an empty folder.
+        // Consoles write keys that end in `/` to show empty folders.
         entries.retain(|entry| {
             let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
             !name.ends_with('/') && is_needed(name)
@@ -294,21 +289,21 @@ impl Store {
         Ok(entries)
     }
 
-    /// Copies what [`Self::list_prefix`] finds into `dir`, which is made, keeping the part of each
-    /// key behind the prefix as its path.
+    /// Downloads the objects of [`Self::list_prefix`] into `dir`, which is created. The part of a
+    /// key after the prefix is its path in `dir`.
     ///
     /// # Errors
-    /// As [`Self::list_prefix`]; `ErrorKind::Io` where it can't be written.
+    /// As [`Self::list_prefix`]; `ErrorKind::Io` if a file can't be written.
     pub async fn download_prefix(
         &self,
         uri: &str,
         dir: &Path,
         is_needed: impl Fn(&str) -> bool,
     ) -> Result<()> {
-        let (bucket, prefix) = folder(uri)?;
+        let (bucket, prefix) = bucket_and_prefix(uri)?;
         for entry in self.list_prefix(uri, is_needed).await? {
-            let path = dir.join(relative(&entry.key, &prefix)?);
-            retry(self.policy, || self.save(&bucket, &entry.key, &path), |_, _, _| true)
+            let path = dir.join(path_below(&entry.key, &prefix)?);
+            retry(self.policy, || self.download(&bucket, &entry.key, &path), |_, _, _| true)
                 .await
                 .map_err(|gave_up| {
                     gave_up.error.with("uri", format_args!("s3://{bucket}/{}", entry.key))
@@ -317,26 +312,28 @@ impl Store {
         Ok(())
     }
 
-    async fn save(&self, bucket: &str, key: &str, path: &Path) -> Result<()> {
-        let written = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+    async fn download(&self, bucket: &str, key: &str, path: &Path) -> Result<()> {
+        let unwritable = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, "can't write the file")
+                .with("path", path.display())
+                .because(error)
         };
-        within(FILE_TIMEOUT, async {
+        with_deadline(FILE_TIMEOUT, async {
             if let Some(parent) = path.parent() {
-                tokio::fs::create_dir_all(parent).await.map_err(written)?;
+                tokio::fs::create_dir_all(parent).await.map_err(unwritable)?;
             }
             let object = ObjectRef { bucket, key, version_id: None, etag: None };
-            let mut output = self.open(object).await?;
-            let mut file = tokio::fs::File::create(path).await.map_err(written)?;
-            while let Some(chunk) = output.body.try_next().await.map_err(errors::body)? {
-                file.write_all(&chunk).await.map_err(written)?;
+            let mut response = self.send_get(object).await?;
+            let mut file = tokio::fs::File::create(path).await.map_err(unwritable)?;
+            while let Some(chunk) = response.body.try_next().await.map_err(errors::body_error)? {
+                file.write_all(&chunk).await.map_err(unwritable)?;
             }
-            file.flush().await.map_err(written)
+            file.flush().await.map_err(unwritable)
         })
         .await
     }
 
-    async fn open(&self, object: ObjectRef<'_>) -> Result<GetObjectOutput> {
+    async fn send_get(&self, object: ObjectRef<'_>) -> Result<GetObjectOutput> {
         object_name::check_bucket(object.bucket)?;
         object_name::check_key(object.key)?;
         self.client
@@ -369,14 +366,14 @@ fn static_credentials(settings: &config::S3) -> Result<Option<Credentials>> {
     }
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+async fn with_deadline<T>(limit: Duration, request: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::FetchTimeout, "the object store did not answer in time")
             .with("limit_ms", limit.as_millis()))
     })
 }
 
-/// A store that knows no `If-Match` sends the object all the same.
+/// Some stores ignore `If-Match` and send the object.
 fn check_etag(expected: Option<&str>, found: Option<&str>) -> Result<()> {
     let (Some(expected), Some(found)) = (expected, found) else {
         return Ok(());
@@ -384,9 +381,12 @@ fn check_etag(expected: Option<&str>, found: Option<&str>) -> Result<()> {
     if unquoted(expected) == found {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::EtagMismatch, "the object has changed since it was referred to")
-        .with("expected", unquoted(expected))
-        .with("found", found))
+    Err(Error::new(
+        ErrorKind::EtagMismatch,
+        "the object has changed since the reference was written",
+    )
+    .with("expected", unquoted(expected))
+    .with("found", found))
 }
 
 fn unquoted(etag: &str) -> &str {
@@ -399,50 +399,10 @@ fn too_large(bytes: u64, limit: u64) -> Error {
         .with("limit", limit)
 }
 
-/// The bucket of `uri`, and the prefix of everything below it.
-fn folder(uri: &str) -> Result<(String, String)> {
-    let Location { bucket, key } = uri.parse()?;
-    let prefix = match key.trim_end_matches('/') {
-        "" => String::new(),
-        folder => format!("{folder}/"),
-    };
-    Ok((bucket, prefix))
-}
-
-/// The path of `key` below `prefix`; keys are free text, so one could point out of the directory.
-fn relative(key: &str, prefix: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(key.strip_prefix(prefix).unwrap_or(key));
-    let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
-    if !inside || path.as_os_str().is_empty() {
-        return Err(
-            Error::new(ErrorKind::Bundle, "a key is no path below its prefix").with("key", key)
-        );
-    }
-    Ok(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Secret;
-
-    #[test]
-    fn locations_are_read() {
-        let parse = |uri: &str| uri.parse::<Location>().map(|found| (found.bucket, found.key));
-        assert_eq!(parse("s3://photos/a/b.jpg").unwrap(), ("photos".into(), "a/b.jpg".into()));
-        assert_eq!(parse("s3://photos").unwrap(), ("photos".into(), String::new()));
-        for wrong in ["", "s3://", "s3:///key", "https://photos/a", "photos/a", "s3://a@b/c"] {
-            assert_eq!(parse(wrong).unwrap_err().kind(), ErrorKind::UnsupportedUri, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn keys_stay_below_their_prefix() {
-        assert_eq!(relative("m/onnx/a.onnx", "m/").unwrap(), PathBuf::from("onnx/a.onnx"));
-        for wrong in ["m/../../etc/passwd", "m//etc/passwd", "m/"] {
-            assert_eq!(relative(wrong, "m/").unwrap_err().kind(), ErrorKind::Bundle, "{wrong}");
-        }
-    }
 
     #[test]
     fn etags_are_compared_without_quotes() {
@@ -454,8 +414,8 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_credentials_is_a_wrong_configuration() {
-        let half = config::S3 { access_key_id: Some("id".into()), ..Deerrors::default() };
+    fn incomplete_credentials_are_a_wrong_configuration() {
+        let half = config::S3 { access_key_id: Some("id".into()), ..Default::default() };
         assert_eq!(static_credentials(&half).unwrap_err().kind(), ErrorKind::Config);
         let both = config::S3 { secret_access_key: Some(Secret::new("secret")), ..half };
         assert!(static_credentials(&both).unwrap().is_some());
@@ -464,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn deadlines_are_timeouts() {
         let endless = std::future::pending::<Result<()>>();
-        let error = within(Duration::from_millis(5), endless).await.unwrap_err();
+        let error = with_deadline(Duration::from_millis(5), endless).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FetchTimeout);
     }
 }

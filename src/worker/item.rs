@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::image::DecodedPixels;
-use crate::s3::Taken;
+use crate::s3::Reservation;
 use crate::worker::coalesce::{Leader, Leading};
 use crate::worker::models::Model;
 use crate::worker::outcome::{ObjectState, Origin, Reference};
@@ -30,7 +30,7 @@ pub struct Fetched {
     pub object: ObjectState,
     pub bytes: Vec<u8>,
     /// Memory that the bytes take up until they are decoded.
-    pub reserved: Taken,
+    pub reserved: Reservation,
     /// How often the object was asked for.
     pub attempts: u32,
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::config::Config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
 use crate::retry::{GaveUp, Policy, retry};
-use crate::s3::{Object, ObjectRef, Room, Store, Taken};
+use crate::s3::{MemoryBudget, Object, ObjectRef, Reservation, Store};
 use crate::worker::breaker::{Breaker, Failing, RequestId, Response, RetryCycles, Verdict};
 use crate::worker::context::Context;
 use crate::worker::fetch::hedge::Hedge;
@@ -30,7 +30,7 @@ pub struct ObjectReader {
     pub(super) policy: Policy,
     pub(super) max_bytes: u64,
     hedge: Hedge,
-    memory: Room,
+    memory: MemoryBudget,
     allowed_buckets: Vec<String>,
     /// References read so far.
     requests: AtomicU64,
@@ -40,7 +40,7 @@ pub struct ObjectReader {
 pub struct Read {
     pub object: Object,
     /// Memory that its bytes take up.
-    pub reserved: Taken,
+    pub reserved: Reservation,
     pub attempts: u32,
 }
 
@@ -53,7 +53,7 @@ impl ObjectReader {
             policy: Policy::from(&config.s3),
             max_bytes: config.limits.max_object_bytes,
             hedge: Hedge::new(config.s3.hedge_after_ms),
-            memory: Room::new(config.limits.fetch_bytes),
+            memory: MemoryBudget::new(config.limits.fetch_bytes),
             allowed_buckets: config.s3.allowed_buckets.clone(),
             requests: AtomicU64::new(0),
         }
@@ -136,7 +136,7 @@ impl ObjectReader {
     }
 
     /// One try, hedged.
-    async fn attempt(&self, id: RequestId, item: &Item<Referenced>) -> Result<(Object, Taken)> {
+    async fn attempt(&self, id: RequestId, item: &Item<Referenced>) -> Result<(Object, Reservation)> {
         let Reference { request, .. } = &item.reference;
         let object = ObjectRef {
             bucket: &request.bucket,
@@ -146,7 +146,7 @@ impl ObjectReader {
         };
         let started = Instant::now();
         item.leader.reads(started);
-        let get = || self.store.get_into(object, self.max_bytes, &self.memory);
+        let get = || self.store.get_within(object, self.max_bytes, &self.memory);
         let hedged = || self.observer.metrics.fetch_hedges.add(1, &[]);
         let read = self.hedge.request(get, hedged).await;
         self.observer.busy(Step::Fetch, started);
