@@ -75,7 +75,7 @@ fn a_tokenizer_that_is_none_is_refused() {
         "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
     let lone = r#"{"type": "\ud800"}"#;
     for (decoder, reason) in
-        [(decoder.as_str(), "control character"), (lone, "makes its parser panic")]
+        [(decoder.as_str(), "control character"), (lone, "its parser panicked")]
     {
         fs::write(&path, whole.replace("DECODER", decoder)).unwrap();
         let error = bundle::read_tokenizer(&path).unwrap_err();

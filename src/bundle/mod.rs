@@ -1,25 +1,27 @@
-//! The model bundle: a directory in the Hugging Face habit that holds everything a captioner
-//! needs, and a manifest with the SHA-256 of every file.
+//! The model bundle: a directory in Hugging Face's layout with all files of a captioner, and a
+//! manifest with the SHA-256 of each.
 //!
 //! ```text
 //! config.json               ModelConfig: name, version, shapes, special tokens
 //! generation_config.json    GenerationConfig: beam search settings
-//! preprocessor_config.json  PreprocessorConfig: as CLIP's image processor writes it
+//! preprocessor_config.json  PreprocessorConfig: in the format of CLIP's image processor
 //! tokenizer.json            the caption vocabulary, in the `tokenizers` format
 //! onnx/vision.onnx          pixel_values -> image_embeds, patch_embeds
 //! onnx/prefix.onnx          image_embeds, patch_embeds -> prefix
-//! onnx/decoder.onnx         one step of beam search (see `engine::beam_search`)
-//! onnx/text.onnx            the encoder's text tower, if the bundle carries it (for CLIPScore)
+//! onnx/decoder.onnx         one step of beam search (see `engine`)
+//! onnx/text.onnx            optional: the encoder's text tower (for CLIPScore)
 //! text_tokenizer.json       its tokenizer
 //! README.md                 the model card
 //! manifest.json             Manifest: the digest of each file above
-//! variants/<precision>/     bundles made from this one (see [`variants`]), no part of it
+//! variants/<precision>/     bundles made from this one (see [`variants`]), not part of it
 //! ```
 //!
-//! The digest of `manifest.json` names the model in every caption. [`Bundle::open`] verifies
-//! every file against it before anything is loaded; [`seal`] writes it.
+//! The digest of `manifest.json` identifies the model in every caption. [`Bundle::open`] verifies
+//! every file against the manifest before anything is loaded; [`seal`] writes the manifest.
 
+mod choose;
 pub mod source;
+mod temporary_dir;
 pub mod variants;
 
 use std::collections::BTreeMap;
@@ -36,6 +38,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Identity;
+use temporary_dir::TemporaryDir;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const CONFIG: &str = "config.json";
@@ -45,7 +48,7 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const VISION: &str = "onnx/vision.onnx";
 pub const PREFIX: &str = "onnx/prefix.onnx";
 pub const DECODER: &str = "onnx/decoder.onnx";
-/// The encoder's text tower, here and in an encoder directory.
+/// The encoder's text tower, in a bundle and in an encoder directory.
 pub const TEXT: &str = "onnx/text.onnx";
 /// The text tower's tokenizer, in a bundle.
 pub const TEXT_TOKENIZER: &str = "text_tokenizer.json";
@@ -62,31 +65,31 @@ pub struct ModelConfig {
     pub version: String,
     /// Width of the joint image-text space.
     pub embedding_dim: usize,
-    /// Local embeddings an image has.
+    /// Patch embeddings of an image.
     pub num_patches: usize,
-    /// Prefix tokens that the decoder reads before the caption.
+    /// Prefix tokens before the caption.
     pub prefix_length: usize,
     pub hidden_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub vocab_size: usize,
-    /// Longest caption in tokens, the begin token included.
+    /// Longest caption in tokens, including the begin token.
     pub max_length: usize,
     pub bos_token_id: i64,
     pub eos_token_id: i64,
     pub pad_token_id: i64,
-    /// Candidates that one decoder step returns for an image; twice the widest beam.
+    /// Candidates of one decoder step for an image: twice the largest beam width.
     pub num_candidates: usize,
-    /// Longest text in tokens of the text tower; absent from bundles that carry none.
+    /// Longest text of the text tower in tokens; None without a text tower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_max_length: Option<usize>,
-    /// What the bundle is a variant of, if it is one.
+    /// Set if the bundle is a variant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<variants::Variant>,
 }
 
 impl ModelConfig {
-    /// Refuses shapes that no graph can have; `path` is where they come from.
+    /// Refuses values that no graph can have; `path` is the file they come from.
     fn check(&self, path: &Path) -> Result<()> {
         const ANY: usize = 1 << 24;
         let token = 0..=self.vocab_size.saturating_sub(1).min(ANY);
@@ -118,19 +121,19 @@ impl ModelConfig {
 pub struct GenerationConfig {
     pub num_beams: usize,
     pub max_new_tokens: usize,
-    /// Exponent of the length by which a finished caption's log-probability is divided.
+    /// A finished caption's log-probability is divided by its length to this power.
     pub length_penalty: f32,
-    /// No n-gram of this size occurs twice in a caption; 0 allows every repetition.
+    /// An n-gram of this size occurs at most once in a caption; 0 disables the check.
     pub no_repeat_ngram_size: usize,
 }
 
-/// Preprocessing as CLIP's image processor describes it (`preprocessor_config.json`).
+/// Preprocessing, in the format of CLIP's image processor (`preprocessor_config.json`).
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct PreprocessorConfig {
     #[serde(default = "yes")]
     pub do_resize: bool,
     pub size: Size,
-    /// Pillow's number of the resampling filter: 2 bilinear, 3 bicubic, 1 Lanczos.
+    /// Pillow's number of the resampling filter: 1 Lanczos, 2 bilinear, 3 bicubic.
     #[serde(default = "bicubic")]
     pub resample: u8,
     #[serde(default)]
@@ -143,7 +146,7 @@ pub struct PreprocessorConfig {
     pub image_std: [f32; 3],
 }
 
-/// A target size: the shortest edge (aspect kept), or both edges (squashed).
+/// A target size in pixels: the shortest edge (keeps the aspect ratio), or both edges.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(untagged)]
 pub enum Size {
@@ -184,25 +187,25 @@ pub struct FileEntry {
 pub struct Bundle {
     dir: PathBuf,
     digest: String,
-    /// None for one that lies in a directory of the user's.
-    fetched: Option<Arc<source::Fetched>>,
+    /// Removes the directory of a fetched bundle; None for a directory of the user.
+    _temporary_dir: Option<Arc<TemporaryDir>>,
     pub config: ModelConfig,
     pub generation: GenerationConfig,
     pub preprocessor: PreprocessorConfig,
 }
 
 impl Bundle {
-    /// Opens the bundle in `dir`, comparing every file with the manifest.
+    /// Opens the bundle in `dir` and verifies every file against the manifest.
     ///
     /// # Errors
-    /// `ErrorKind::Bundle`, naming the file that is missing, damaged or not understood.
+    /// `ErrorKind::Bundle`, which names the file that is missing, damaged or invalid.
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            return Err(bundle_error("no model bundle: there is no such directory", dir));
+            return Err(bundle_error("the model bundle's directory does not exist", dir));
         }
         let manifest_path = dir.join(MANIFEST);
-        let manifest_bytes = read(&manifest_path)?;
-        let manifest: Manifest = parse(&manifest_path, &manifest_bytes)?;
+        let manifest_bytes = read_file(&manifest_path)?;
+        let manifest: Manifest = parse_json(&manifest_path, &manifest_bytes)?;
         if manifest.format != FORMAT {
             return Err(bundle_error("the bundle's format is not supported", &manifest_path)
                 .with("format", &manifest.format)
@@ -217,25 +220,26 @@ impl Bundle {
             }
         }
         for (name, entry) in &manifest.files {
-            verify(dir, name, entry)?;
+            verify_file(dir, name, entry)?;
         }
-        let config: ModelConfig = load(dir, CONFIG)?;
+        let config: ModelConfig = load_json(dir, CONFIG)?;
         if config.model_type != "fusioncap" {
-            return Err(bundle_error("the bundle is no FusionCap", &dir.join(CONFIG))
+            return Err(bundle_error("the bundle is not a FusionCap model", &dir.join(CONFIG))
                 .with("model_type", &config.model_type));
         }
         config.check(&dir.join(CONFIG))?;
         Ok(Self {
             dir: dir.to_path_buf(),
             digest: digest(&manifest_bytes),
-            fetched: None,
+            _temporary_dir: None,
             config,
-            generation: load(dir, GENERATION_CONFIG)?,
-            preprocessor: load(dir, PREPROCESSOR_CONFIG)?,
+            generation: load_json(dir, GENERATION_CONFIG)?,
+            preprocessor: load_json(dir, PREPROCESSOR_CONFIG)?,
         })
     }
 
-    /// `sha256:` and the hexadecimal digest of the manifest: the model's name in every caption.
+    /// `sha256:` and the hexadecimal digest of the manifest, which identifies the model in every
+    /// caption.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -245,76 +249,82 @@ impl Bundle {
         Identity { name, version, digest: self.digest.clone() }
     }
 
-    /// The directory that it is in.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The files that it consists of, beside the manifest itself.
+    /// Reads the manifest, which lists all other files of the bundle.
     ///
     /// # Errors
-    /// `ErrorKind::Bundle` if the manifest can't be read any more.
+    /// `ErrorKind::Bundle` if it can't be read any more.
     pub fn manifest(&self) -> Result<Manifest> {
-        load(&self.dir, MANIFEST)
+        load_json(&self.dir, MANIFEST)
     }
 
-    /// The caption vocabulary.
+    /// Reads the tokenizer with the caption vocabulary.
     ///
     /// # Errors
-    /// `ErrorKind::Bundle` if it can't be used.
+    /// As [`read_tokenizer`].
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         read_tokenizer(&self.path(TOKENIZER))
     }
 
-    /// The full path of a file of the bundle, such as [`VISION`].
+    /// The full path of a file of the bundle, for example [`VISION`].
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 }
 
-/// The tokenizer in a file. The `tokenizers` crate panics on some files that are none: what is no
-/// JSON is told before, what is left is contained.
+/// Reads the tokenizer in `path`. The `tokenizers` crate panics on some invalid files: files that
+/// are not JSON are refused first, and a panic becomes an error.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` if it can't be used.
+/// `ErrorKind::Bundle` if the file is not a tokenizer.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = read(path)?;
-    let _: IgnoredAny = parse(path, &bytes)?;
+    let bytes = read_file(path)?;
+    let _: IgnoredAny = parse_json(path, &bytes)?;
     let unusable = || bundle_error("the tokenizer can't be used", path);
     match catch_unwind(|| Tokenizer::from_bytes(&bytes)) {
-        Ok(read) => read.map_err(|error| unusable().because(error)),
-        Err(_) => Err(unusable().because("it makes its parser panic")),
+        Ok(tokenizer) => tokenizer.map_err(|error| unusable().because(error)),
+        Err(_) => Err(unusable().because("its parser panicked")),
     }
 }
 
-/// `sha256:` and the digest of a manifest.
+/// `sha256:` and the hexadecimal digest of a manifest.
 fn digest(manifest: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(manifest)))
 }
 
-/// Writes `manifest.json` over the files now in `dir`, those of its variants left out.
+/// Writes `manifest.json` for the files in `dir`, without those of its variants.
+///
+/// # Errors
+/// `ErrorKind::Io` if a file can't be read or the manifest can't be written.
 pub fn seal(dir: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
-    collect(dir, dir, &mut files)?;
+    collect_files(dir, dir, &mut files)?;
     let manifest = Manifest { format: FORMAT.into(), files };
     write_json(&dir.join(MANIFEST), &manifest)
 }
 
 /// Writes `value` as indented JSON with a final newline.
+///
+/// # Errors
+/// `ErrorKind::Bundle` if it has no JSON form; `Io` if the file can't be written.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| bundle_error("can't be written as JSON", path).because(error))?;
+        .map_err(|error| bundle_error("a value can't be written as JSON", path).because(error))?;
     text.push('\n');
-    fs::write(path, text).map_err(|error| io_error("can't write", path, error))
+    fs::write(path, text).map_err(|error| io_error("can't write the file", path, error))
 }
 
-fn collect(root: &Path, dir: &Path, files: &mut BTreeMap<String, FileEntry>) -> Result<()> {
-    let entries = fs::read_dir(dir).map_err(|error| io_error("can't list", dir, error))?;
+fn collect_files(root: &Path, dir: &Path, files: &mut BTreeMap<String, FileEntry>) -> Result<()> {
+    let entries =
+        fs::read_dir(dir).map_err(|error| io_error("can't list the directory", dir, error))?;
     for entry in entries {
-        let path = entry.map_err(|error| io_error("can't list", dir, error))?.path();
+        let path = entry.map_err(|error| io_error("can't list the directory", dir, error))?.path();
         if path.is_dir() {
             if path != root.join(variants::FOLDER) {
-                collect(root, &path, files)?;
+                collect_files(root, &path, files)?;
             }
             continue;
         }
@@ -323,12 +333,12 @@ fn collect(root: &Path, dir: &Path, files: &mut BTreeMap<String, FileEntry>) -> 
         if name == MANIFEST {
             continue;
         }
-        files.insert(name, measure(&path)?);
+        files.insert(name, file_entry(&path)?);
     }
     Ok(())
 }
 
-fn verify(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
+fn verify_file(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
     let relative = Path::new(name);
     let inside = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if !inside {
@@ -338,7 +348,7 @@ fn verify(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
     if !path.is_file() {
         return Err(bundle_error("a file of the bundle is missing", &path));
     }
-    let found = measure(&path)?;
+    let found = file_entry(&path)?;
     let damaged = || bundle_error("a file of the bundle is damaged", &path);
     if found.sha256 != expected.sha256 {
         return Err(damaged()
@@ -351,28 +361,28 @@ fn verify(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
     Ok(())
 }
 
-fn measure(path: &Path) -> Result<FileEntry> {
-    let mut file = fs::File::open(path).map_err(|error| io_error("can't read", path, error))?;
+fn file_entry(path: &Path) -> Result<FileEntry> {
+    let mut file =
+        fs::File::open(path).map_err(|error| io_error("can't read the file", path, error))?;
     let mut hasher = Sha256::new();
-    let bytes =
-        io::copy(&mut file, &mut hasher).map_err(|error| io_error("can't read", path, error))?;
+    let bytes = io::copy(&mut file, &mut hasher)
+        .map_err(|error| io_error("can't read the file", path, error))?;
     Ok(FileEntry { sha256: hex::encode(hasher.finalize()), bytes })
 }
 
-fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
+fn load_json<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
     let path = dir.join(name);
-    parse(&path, &read(&path)?)
+    parse_json(&path, &read_file(&path)?)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path)
         .map_err(|error| bundle_error("can't read a file of the bundle", path).because(error))
 }
 
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        bundle_error("a file of the bundle is not understood", path).because(error)
-    })
+fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| bundle_error("a file of the bundle can't be parsed", path).because(error))
 }
 
 fn bundle_error(message: &'static str, path: &Path) -> Error {

@@ -1,41 +1,41 @@
-//! A bundle that lies in S3: fetched into a directory that is gone with the last who uses it, and
-//! looked at again later. A store has no way to change many objects at once: whether what was
-//! fetched belongs together, the manifest says.
+//! A bundle in S3: fetched into a temporary directory, and listed again later to find changes.
+//!
+//! S3 can't change several objects at once. The manifest shows whether the fetched files belong
+//! together.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::temporary_dir::TemporaryDir;
 use super::{Bundle, variants};
 use crate::config::{Config, Precision, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
 
-/// An `s3://` prefix with a bundle, and what is wanted of it.
+/// An `s3://` prefix with a bundle, and the settings that select its variant.
 #[derive(Clone, Debug)]
 pub struct Source {
     uri: String,
     precision: Precision,
     runtime: Runtime,
-    /// Where directories for what is fetched are made.
+    /// Parent of the temporary directories.
     parent: PathBuf,
 }
 
-/// What is stored under a prefix: changes whenever one of its objects does.
+/// The objects under a prefix: key, size and ETag (or modification time) of each. It differs
+/// whenever one of them has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State(Vec<(String, u64, String)>);
+pub struct Listing(Vec<(String, u64, String)>);
 
-/// What a fetched bundle lies in.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    dir: PathBuf,
-    source: Source,
-    /// What was stored before it was fetched.
-    state: State,
+/// A source, as it was listed when a bundle was fetched from it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub source: Source,
+    pub listing: Listing,
 }
 
 impl Source {
-    /// What `model.path` leads to, where that is no directory. Directories for what is fetched are
-    /// made in `parent`.
+    /// The source that `model.path` names. Bundles are fetched into directories in `parent`.
     pub fn new(config: &Config, parent: PathBuf) -> Self {
         let Config { model, runtime, .. } = config;
         let (uri, precision) = (model.path.clone(), model.precision);
@@ -46,61 +46,46 @@ impl Source {
         &self.uri
     }
 
-    /// What is stored now.
+    /// Lists the prefix.
     ///
     /// # Errors
-    /// `ErrorKind::ObjectNotFound` when nothing is; what the store fails with.
-    pub async fn state(&self, store: &Store) -> Result<State> {
+    /// `ErrorKind::ObjectNotFound` if it is empty; errors of the store.
+    pub async fn list(&self, store: &Store) -> Result<Listing> {
         let entries = store.list_prefix(&self.uri, |name| self.is_needed(name)).await?;
-        let mark = |etag: Option<String>, modified: Option<i64>| {
+        let version = |etag: Option<String>, modified: Option<i64>| {
             etag.or_else(|| modified.map(|time| time.to_string())).unwrap_or_default()
         };
-        let entries = entries.into_iter();
         let mut objects: Vec<_> = entries
-            .map(|entry| (entry.key, entry.bytes, mark(entry.etag, entry.modified)))
+            .into_iter()
+            .map(|entry| (entry.key, entry.bytes, version(entry.etag, entry.modified)))
             .collect();
         objects.sort_unstable();
-        Ok(State(objects))
+        Ok(Listing(objects))
     }
 
-    /// Copies the bundle into a new directory and opens it there.
+    /// Downloads the bundle into a new directory and opens it. The directory is removed when the
+    /// last clone of the bundle is dropped. The snapshot was taken before the download.
     ///
     /// # Errors
-    /// What the store fails with; as [`Bundle::choose`].
-    pub async fn fetch(&self, store: &Store) -> Result<Bundle> {
-        let dir = self.parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4()));
-        let state = self.state(store).await?;
-        let fetched = Fetched { dir, source: self.clone(), state };
-        tracing::info!(path = self.uri, dir = %fetched.dir.display(), "fetching the model");
-        store.download_prefix(&self.uri, &fetched.dir, |name| self.is_needed(name)).await?;
-        // Reads every file.
+    /// As [`Self::list`] and [`Bundle::choose`].
+    pub async fn fetch(&self, store: &Store) -> Result<(Bundle, Snapshot)> {
+        let dir = TemporaryDir::new(&self.parent);
+        let listing = self.list(store).await?;
+        tracing::info!(path = self.uri, dir = %dir.path().display(), "fetching the model");
+        store.download_prefix(&self.uri, dir.path(), |name| self.is_needed(name)).await?;
+        let (precision, runtime) = (self.precision, self.runtime.clone());
+        // Opening a bundle reads every file.
         let opening = tokio::task::spawn_blocking(move || {
-            let Source { precision, runtime, .. } = &fetched.source;
-            let bundle = Bundle::choose(&fetched.dir, *precision, runtime)?;
-            Ok(Bundle { fetched: Some(Arc::new(fetched)), ..bundle })
+            let bundle = Bundle::choose(dir.path(), precision, &runtime)?;
+            Ok(Bundle { _temporary_dir: Some(Arc::new(dir)), ..bundle })
         });
-        opening.await.map_err(|error| {
+        let bundle = opening.await.map_err(|error| {
             Error::new(ErrorKind::Internal, "opening a bundle panicked").because(error)
-        })?
+        })??;
+        Ok((bundle, Snapshot { source: self.clone(), listing }))
     }
 
     fn is_needed(&self, name: &str) -> bool {
         variants::is_needed(name, self.precision, &self.runtime)
-    }
-}
-
-impl Bundle {
-    /// Where it was fetched from, and what was stored there then; None for one in a directory of
-    /// the user's.
-    pub fn source(&self) -> Option<(&Source, &State)> {
-        self.fetched.as_ref().map(|fetched| (&fetched.source, &fetched.state))
-    }
-}
-
-impl Drop for Fetched {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::debug!(%error, dir = %self.dir.display(), "a fetched model was not removed");
-        }
     }
 }

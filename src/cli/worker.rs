@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
-use crate::bundle::source::Source;
+use crate::bundle::source::{Snapshot, Source};
 use crate::cli::settings::Settings;
 use crate::config::Config;
 use crate::engine::Engine;
@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
 use crate::telemetry::http::{self, Scraped};
 use crate::telemetry::{self, Health, Instruments, Profile};
-use crate::worker;
+use crate::worker::{self, InitialModel};
 
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -69,7 +69,7 @@ async fn work(
     instruments: Instruments,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let bundle = open(&config, model_dir).await?;
+    let (bundle, fetched) = open(&config, model_dir).await?;
     let settings = config.clone();
     let engine = tokio::task::spawn_blocking(move || {
         Engine::load(bundle, &settings.runtime, &settings.model, settings.batch.size)
@@ -78,23 +78,34 @@ async fn work(
     .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
     tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
     instruments.health.set_not_ready("connecting to kafka");
-    worker::run(config, engine, instruments, shutdown).await?;
+    let (store, snapshot) = match fetched {
+        Some((store, snapshot)) => (store, Some(snapshot)),
+        None => (Store::connect(&config.s3).await?, None),
+    };
+    worker::run(config, InitialModel { engine, snapshot }, store, instruments, shutdown).await?;
     Ok(())
 }
 
-/// The bundle that `model.path` leads to.
-async fn open(config: &Config, model_dir: Option<PathBuf>) -> Result<Bundle> {
+/// Opens the bundle at `model.path`; one in S3 comes with the store and the snapshot that it was
+/// fetched from.
+async fn open(
+    config: &Config,
+    model_dir: Option<PathBuf>,
+) -> Result<(Bundle, Option<(Store, Snapshot)>)> {
     let Some(dir) = config.model.directory()? else {
         let source = Source::new(config, model_dir.unwrap_or_else(std::env::temp_dir));
-        return source.fetch(&Store::connect(&config.s3).await?).await;
+        let store = Store::connect(&config.s3).await?;
+        let (bundle, snapshot) = source.fetch(&store).await?;
+        return Ok((bundle, Some((store, snapshot))));
     };
     let (dir, settings) = (dir.to_path_buf(), config.clone());
     let opening = tokio::task::spawn_blocking(move || {
         Bundle::choose(&dir, settings.model.precision, &settings.runtime)
     });
-    opening.await.map_err(|error| {
+    let bundle = opening.await.map_err(|error| {
         Error::new(ErrorKind::Internal, "opening the model panicked").because(error)
-    })?
+    })??;
+    Ok((bundle, None))
 }
 
 /// Cancels `shutdown` at the first SIGTERM or SIGINT; the second one ends the process as usual.

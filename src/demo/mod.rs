@@ -30,8 +30,9 @@ use crate::demo::report::DemoReport;
 use crate::demo::s3::{Credentials, EmbeddedS3};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::s3::Store;
 use crate::telemetry::{Health, Instruments, Metrics};
-use crate::worker;
+use crate::worker::{self, InitialModel};
 
 /// Longest wait for the worker to join its group.
 const START: Duration = Duration::from_secs(60);
@@ -125,9 +126,12 @@ async fn caption(
     let shutdown = CancellationToken::new();
     let ended = CancellationToken::new();
     let ending = ended.clone().drop_guard();
+    let config = config(settings, kafka, store);
+    let client = Store::connect(&config.s3).await?;
     let work = worker::run(
-        config(settings, kafka, store),
-        engine,
+        config,
+        InitialModel { engine, snapshot: None },
+        client,
         Instruments {
             metrics,
             health: Arc::clone(&health),

@@ -45,6 +45,7 @@ use rdkafka::consumer::BaseConsumer;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::bundle::source::Snapshot;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,6 +67,14 @@ use crate::worker::run::Run;
 use crate::worker::stages::{Connected, Parts, Stages};
 use crate::worker::telemetry::Observer;
 
+/// The model that a worker starts with.
+pub struct InitialModel {
+    pub engine: Engine,
+    /// The source of the bundle, which is checked for changes. None for a bundle in a directory of
+    /// the user.
+    pub snapshot: Option<Snapshot>,
+}
+
 /// What one run of the worker did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -79,14 +88,16 @@ pub struct Report {
     pub stages: Vec<(&'static str, Duration)>,
 }
 
-/// Runs until `shutdown` is cancelled (then drains) or something can't be recovered from.
+/// Runs until `shutdown` is cancelled (then drains) or something can't be recovered from. `store`
+/// serves images and changed models.
 ///
 /// # Errors
 /// `ErrorKind::Config` for settings that a client refuses; `ErrorKind::Kafka` when no broker
 /// answers, a topic is missing, or transactions fail for good; whatever the engine fails with.
 pub async fn run(
     config: Config,
-    engine: Engine,
+    InitialModel { engine, snapshot }: InitialModel,
+    store: Store,
     instruments: Instruments,
     shutdown: CancellationToken,
 ) -> Result<Report> {
@@ -95,7 +106,6 @@ pub async fn run(
     let stop = shutdown.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
     let Instruments { metrics, health, tracer, meter, .. } = instruments;
-    let store = Store::connect(&config.s3).await?;
     let registry = Registry::new(&config.registry)?;
     let encoders = Encoders::settle(&registry, &config.kafka).await?;
     let awaiting_schema = AwaitingSchema::new(registry.decoder(Kind::Request, Handle::current()));
@@ -103,8 +113,6 @@ pub async fn run(
     let deadlines = Deadlines::new(&config, clients.timeouts)?;
 
     let batch_size = config.batch.size.clamp(1, engine.batch_size().max(1));
-    let source = engine.bundle().source();
-    let source = source.map(|(source, state)| (source.clone(), state.clone()));
     let models = Arc::new(Models::new(Model::new(engine, config.decode.mode)?));
     models::announce(&metrics, &models.serving().identity, None);
 
@@ -129,10 +137,9 @@ pub async fn run(
         return Ok(Report { elapsed: started.elapsed(), ..Report::default() });
     };
     context.run.health.set_not_ready("joining the consumer group");
-    let reloader = source.map(|(source, seen)| ModelReloader {
+    let reloader = snapshot.map(|snapshot| ModelReloader {
         config: config.clone(),
-        source,
-        seen,
+        snapshot,
         store: store.clone(),
         models: Arc::clone(&models),
         metrics: Arc::clone(&context.observer.metrics),

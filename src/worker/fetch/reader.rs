@@ -136,7 +136,11 @@ impl ObjectReader {
     }
 
     /// One try, hedged.
-    async fn attempt(&self, id: RequestId, item: &Item<Referenced>) -> Result<(Object, Reservation)> {
+    async fn attempt(
+        &self,
+        id: RequestId,
+        item: &Item<Referenced>,
+    ) -> Result<(Object, Reservation)> {
         let Reference { request, .. } = &item.reference;
         let object = ObjectRef {
             bucket: &request.bucket,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::time::sleep;
 
-use crate::bundle::source::{Source, State};
+use crate::bundle::source::Snapshot;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,9 +20,8 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 pub struct ModelReloader {
     pub config: Config,
-    pub source: Source,
-    /// The objects under the prefix when the serving model was fetched.
-    pub seen: State,
+    /// The source of the serving model, as it was listed when that model was fetched.
+    pub snapshot: Snapshot,
     pub store: Store,
     pub models: Arc<Models>,
     pub metrics: Arc<Metrics>,
@@ -43,32 +42,33 @@ impl ModelReloader {
         if interval.is_zero() {
             return;
         }
-        // The state that is dealt with, and the state at the last check.
-        let (mut settled, mut last) = (self.seen.clone(), self.seen.clone());
+        // The listing that is dealt with, and the listing of the last check.
+        let Snapshot { source, listing } = &self.snapshot;
+        let (mut settled, mut last) = (listing.clone(), listing.clone());
         // Workers that start together need not load together.
         let mut pause = interval.mul_f64(rand::rng().random_range(0.5..1.5));
         let mut digest = self.models.serving().identity.digest.clone();
         loop {
             sleep(pause).await;
             pause = interval;
-            let state = match self.source.state(&self.store).await {
-                Ok(state) => state,
+            let listing = match source.list(&self.store).await {
+                Ok(listing) => listing,
                 Err(error) => {
                     self.unread(&error);
                     continue;
                 }
             };
-            if settled == state {
+            if settled == listing {
                 continue;
             }
-            if last != state {
-                last = state;
+            if last != listing {
+                last = listing;
                 pause = SETTLING.min(interval);
                 continue;
             }
             match self.check(&digest).await {
                 Ok(checked) => {
-                    settled = state;
+                    settled = listing;
                     self.metrics.model_refused.record(0, &[]);
                     if let Checked::Changed(offered) = checked {
                         digest = offered;
@@ -77,10 +77,10 @@ impl ModelReloader {
                 // The store is at fault: check again.
                 Err(error) if !is_the_bundles(&error) => self.unread(&error),
                 Err(error) => {
-                    settled = state;
+                    settled = listing;
                     self.metrics.model_refused.record(1, &[]);
                     tracing::error!(
-                        path = self.source.uri(),
+                        path = source.uri(),
                         model = digest,
                         error = error.chain(),
                         "the changed bundle can't be used; the worker keeps its model"
@@ -92,13 +92,13 @@ impl ModelReloader {
 
     /// Fetches the bundle, and makes it the next model unless its digest is `digest`.
     async fn check(&self, digest: &str) -> Result<Checked> {
-        let bundle = self.source.fetch(&self.store).await?;
+        let (bundle, _) = self.snapshot.source.fetch(&self.store).await?;
         if bundle.digest() == digest {
             return Ok(Checked::Same);
         }
         tracing::info!(
             model = bundle.digest(),
-            path = self.source.uri(),
+            path = self.snapshot.source.uri(),
             "loading a changed model"
         );
         let config = self.config.clone();
@@ -117,7 +117,7 @@ impl ModelReloader {
 
     fn unread(&self, error: &Error) {
         tracing::warn!(
-            path = self.source.uri(),
+            path = self.snapshot.source.uri(),
             error = error.chain(),
             "the bundle can't be checked; the worker keeps its model"
         );
