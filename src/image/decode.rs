@@ -1,7 +1,7 @@
-//! Any supported encoding -> upright 8-bit RGB.
+//! Decodes any supported format to upright 8-bit RGB.
 //!
-//! JPEGs go through libjpeg-turbo ([`super::jpeg`]), everything else through the `image` crate. The
-//! number of pixels is checked against the header before anything is decoded.
+//! libjpeg-turbo (`jpeg`) decodes JPEGs and the `image` crate everything else. The number of pixels
+//! in the header is checked before anything is decoded.
 
 use std::io::Cursor;
 
@@ -15,8 +15,9 @@ use super::limits::check_size;
 use super::workspace::Workspace;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes a decoder may allocate for each pixel that the limit allows.
+/// Bytes that a decoder may allocate for each pixel of the limit.
 const BYTES_PER_PIXEL: u64 = 16;
+
 pub struct Decoded {
     pub rgb: RgbImage,
     /// Width and height of the whole image, upright.
@@ -25,8 +26,8 @@ pub struct Decoded {
     pub content_type: &'static str,
 }
 
-/// Where in the decoded pixels the image lies. A JPEG whose edges are no multiple of what it was
-/// made smaller by fills the last pixels in part only.
+/// The area of the image in the decoded pixels. A scaled JPEG whose edges are not a multiple of the
+/// reduction covers its last pixels only in part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Area {
     pub left: f64,
@@ -35,9 +36,12 @@ pub struct Area {
     pub height: f64,
 }
 
-/// Decodes `bytes` into RGB: orientation applied, alpha laid on white, 16 bits scaled to 8, the
-/// first frame of an animation. By what `reduction` answers for the upright width and height the
-/// image may be made smaller along both axes, where its encoding allows.
+/// Decodes `bytes` to RGB: applies the orientation, blends alpha onto white, scales 16 bits to 8 and
+/// takes the first frame of an animation. A JPEG is scaled down along both axes by `reduction` of
+/// its upright width and height.
+///
+/// # Errors
+/// `ErrorKind::EmptyObject`, `NotAnImage`, `CorruptImage` or `ImageTooLarge`.
 pub fn decode(
     bytes: &[u8],
     max_pixels: u64,
@@ -51,12 +55,13 @@ pub fn decode(
     let content_type = format.to_mime_type();
     if format == ImageFormat::Jpeg {
         let orientation = jpeg::orientation(bytes);
-        let turned = |width, height| reduction(turn((width, height), orientation));
+        let upright_reduction =
+            |width, height| reduction(upright_size((width, height), orientation));
         if let Some(Jpeg { rgb, size, reduction }) =
-            jpeg::decode(bytes, max_pixels, turned, workspace)?
+            jpeg::decode(bytes, max_pixels, upright_reduction, workspace)?
         {
-            let area = area(rgb.dimensions(), size, reduction, orientation);
-            let size = turn(size, orientation);
+            let area = image_area(rgb.dimensions(), size, reduction, orientation);
+            let size = upright_size(size, orientation);
             return Ok(Decoded { rgb: upright(rgb, orientation), size, area, content_type });
         }
     }
@@ -67,15 +72,16 @@ pub fn decode(
     let mut decoder = reader.into_decoder().map_err(|error| undecodable(error, bytes))?;
     let size = decoder.dimensions();
     check_size(size.0, size.1, max_pixels)?;
-    // A broken EXIF block is no reason to lose the image.
+    // An image with a broken EXIF block is used as it is.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let area = area(size, size, 1, orientation);
-    let rgb = upright(flatten(pixels(decoder, bytes)?), orientation);
-    Ok(Decoded { rgb, size: turn(size, orientation), area, content_type })
+    let area = image_area(size, size, 1, orientation);
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| undecodable(error, bytes))?;
+    let rgb = upright(flatten(image), orientation);
+    Ok(Decoded { rgb, size: upright_size(size, orientation), area, content_type })
 }
 
-/// Width and height once the image is upright.
-fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+/// Width and height of the upright image.
+fn upright_size((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     match orientation {
         Orientation::Rotate90
         | Orientation::Rotate270
@@ -85,13 +91,18 @@ fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     }
 }
 
-/// Where an image of `whole` pixels lies in its `reduced` ones when these are upright: decoded it
-/// begins at the first pixel, turned it may end at the last.
-fn area(reduced: (u32, u32), whole: (u32, u32), reduction: u32, orientation: Orientation) -> Area {
+/// The area of an image of `whole` pixels in its `reduced` pixels once these are upright. Before
+/// that it begins at the first pixel; turned or flipped it may end at the last one instead.
+fn image_area(
+    reduced: (u32, u32),
+    whole: (u32, u32),
+    reduction: u32,
+    orientation: Orientation,
+) -> Area {
     use Orientation::{
         FlipHorizontal, FlipVertical, Rotate90, Rotate180, Rotate270, Rotate270FlipH,
     };
-    let (reduced, whole) = (turn(reduced, orientation), turn(whole, orientation));
+    let (reduced, whole) = (upright_size(reduced, orientation), upright_size(whole, orientation));
     let length = |pixels: u32| f64::from(pixels) / f64::from(reduction);
     let (width, height) = (length(whole.0), length(whole.1));
     let from_right = matches!(orientation, FlipHorizontal | Rotate90 | Rotate180 | Rotate270FlipH);
@@ -101,11 +112,7 @@ fn area(reduced: (u32, u32), whole: (u32, u32), reduction: u32, orientation: Ori
     Area { left, top, width, height }
 }
 
-fn pixels(decoder: impl ImageDecoder, bytes: &[u8]) -> Result<DynamicImage> {
-    DynamicImage::from_decoder(decoder).map_err(|error| undecodable(error, bytes))
-}
-
-/// 8-bit RGB of whatever was decoded, alpha laid on white.
+/// Converts to 8-bit RGB and blends alpha onto white.
 fn flatten(decoded: DynamicImage) -> RgbImage {
     if !decoded.color().has_alpha() {
         return decoded.into_rgb8();
@@ -114,12 +121,12 @@ fn flatten(decoded: DynamicImage) -> RgbImage {
     let mut rgb = RgbImage::new(rgba.width(), rgba.height());
     for (target, source) in rgb.pixels_mut().zip(rgba.pixels()) {
         let [red, green, blue, alpha] = source.0;
-        *target = Rgb([red, green, blue].map(|value| on_white(value, alpha)));
+        *target = Rgb([red, green, blue].map(|value| blend_on_white(value, alpha)));
     }
     rgb
 }
 
-fn on_white(value: u8, alpha: u8) -> u8 {
+fn blend_on_white(value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u32::from(value), u32::from(alpha));
     let blended = (value * alpha + 255 * (255 - alpha) + 127) / 255;
     u8::try_from(blended).unwrap_or(u8::MAX)
@@ -137,14 +144,15 @@ fn upright(rgb: RgbImage, orientation: Orientation) -> RgbImage {
 fn undecodable(error: ImageError, bytes: &[u8]) -> Error {
     match error {
         ImageError::Limits(_) => {
-            Error::new(ErrorKind::ImageTooLarge, "the image needs too much memory").because(error)
+            Error::new(ErrorKind::ImageTooLarge, "decoding the image needs too much memory")
+                .because(error)
         }
         ImageError::Unsupported(_) => not_an_image(bytes).because(error),
         _ => Error::new(ErrorKind::CorruptImage, "the image can't be decoded").because(error),
     }
 }
 
-/// Says what the bytes look like instead, as far as a glance tells.
+/// The error names the format that the first bytes suggest.
 fn not_an_image(bytes: &[u8]) -> Error {
     let start = bytes[..bytes.len().min(64)].trim_ascii_start();
     let looks_like = if start.starts_with(b"<") {
@@ -158,7 +166,7 @@ fn not_an_image(bytes: &[u8]) -> Error {
     } else {
         "unknown"
     };
-    Error::new(ErrorKind::NotAnImage, "the object is in no supported image format")
+    Error::new(ErrorKind::NotAnImage, "the object is not in a supported image format")
         .with("looks like", looks_like)
         .with("allowed", "JPEG, PNG, GIF, WebP, BMP, TIFF")
 }
@@ -167,17 +175,18 @@ fn not_an_image(bytes: &[u8]) -> Error {
 mod tests {
     use super::*;
 
-    /// The unfilled part of the last column and row is white here, and must lie outside.
+    /// The part of the last column and row that the image does not cover is white in this test, and
+    /// must be outside of the area.
     #[test]
     fn the_area_follows_the_orientation() {
         for exif in 1..=8 {
             let orientation = Orientation::from_exif(exif).unwrap();
             let reduced =
                 RgbImage::from_fn(5, 3, |x, y| Rgb([255 * u8::from(x == 4 || y == 2); 3]));
-            let area = area((5, 3), (33, 20), 8, orientation);
+            let area = image_area((5, 3), (33, 20), 8, orientation);
             let turned = upright(reduced, orientation);
             let middle = |start: f64, pixels: f64| (start + pixels / 2.0) as u32;
-            // From the area's outer pixels the white ones are those that it holds in part.
+            // The outer pixels that the area covers only in part are white.
             let part = |start: f64| start.fract() > 0.0;
             let (column, row) = (middle(area.left, area.width), middle(area.top, area.height));
             let is_white = |x: u32, y: u32| turned.get_pixel(x, y).0[0] == 255;

@@ -1,10 +1,12 @@
-//! How large an image may be.
+//! Limits on the size of an image.
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest edge in pixels; the filter of a resize takes memory in proportion to it.
+/// Longest edge in pixels: the memory of a resize filter is proportional to it.
 const MAX_EDGE: u32 = 1 << 20;
 
+/// Checks the size in an image's header.
+///
 /// # Errors
 /// `ErrorKind::CorruptImage` for an image without pixels, `ErrorKind::ImageTooLarge` above a limit.
 pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
@@ -17,7 +19,7 @@ pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
     if width.max(height) > MAX_EDGE {
         return Err(Error::new(ErrorKind::ImageTooLarge, "an edge of the image is too long")
             .with("size", size)
-            .with("longest", MAX_EDGE));
+            .with("limit", MAX_EDGE));
     }
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")

@@ -1,11 +1,11 @@
-//! Encoded bytes -> pixels as CLIP's image processor gives them.
+//! Decodes and preprocesses images as CLIP's image processor does.
 //!
-//! [`decode`] turns any supported encoding into upright 8-bit RGB, [`resize`] brings it to the
-//! model's size as Pillow would, [`Preprocessor`] does both as a `preprocessor_config.json` says.
-//! Whatever the bytes are, the answer is pixels or a dead letter's error: nothing here panics.
+//! `decode` turns any supported format into upright 8-bit RGB, `resize` resizes as Pillow does, and
+//! [`Preprocessor`] runs both with the settings of a `preprocessor_config.json`. The result is
+//! pixels or an error that dead-letters: no input makes it panic.
 //!
-//! In the mode `fast` a large JPEG is made smaller by its decoder, which saves most of the work;
-//! enough pixels remain for the resizing that follows. `exact` is CLIP's own arithmetic.
+//! In mode `fast` the JPEG decoder scales large images down, which saves most of the work, and
+//! leaves enough pixels for the resize that follows. Mode `exact` is CLIP's own arithmetic.
 
 mod decode;
 mod jpeg;
@@ -26,45 +26,49 @@ pub struct DecodedPixels {
     /// Size of the source image in pixels, after its EXIF orientation is applied.
     pub source_width: u32,
     pub source_height: u32,
-    /// Media type found from the bytes themselves, such as `image/jpeg`.
+    /// Media type detected from the bytes, for example `image/jpeg`.
     pub content_type: &'static str,
     /// Row-major RGB at the model's input size.
     pub rgb: Vec<u8>,
 }
 
-/// Decodes, resizes, crops and normalises as a `preprocessor_config.json` says.
+/// Decodes, resizes, crops and normalises with the settings of a `preprocessor_config.json`.
 #[derive(Clone, Debug)]
 pub struct Preprocessor {
     filter: resize::Filter,
     resized: Option<Size>,
     /// Height and width of the model's input.
     input: (u32, u32),
-    /// The normalised value of each of a channel's 256.
+    /// The normalised value of each 8-bit value, for each channel.
     normalised: [[f32; 256]; 3],
     mode: DecodeMode,
 }
 
 impl Preprocessor {
     /// # Errors
-    /// `ErrorKind::Bundle` if the configuration asks for what is not supported.
+    /// `ErrorKind::Bundle` for settings that are not supported.
     pub fn new(config: PreprocessorConfig) -> Result<Self> {
         let unsupported = |what: &'static str| {
             Error::new(ErrorKind::Bundle, what).with("file", crate::bundle::PREPROCESSOR_CONFIG)
         };
         let filter = resize::Filter::from_pillow(config.resample)
-            .ok_or_else(|| unsupported("resample is not supported (1, 2 and 3 are)"))?;
+            .ok_or_else(|| unsupported("resample is not supported (allowed: 1, 2, 3)"))?;
         let target = if config.do_center_crop { config.crop_size } else { Some(config.size) };
         let input = match target {
             Some(Size::Exact { height, width }) => (height, width),
             Some(Size::Square(side)) => (side, side),
-            // A shortest edge alone leaves the other edge open.
+            // Without a crop, a shortest edge does not determine the other edge.
             Some(Size::ShortestEdge { shortest_edge }) if config.do_center_crop => {
                 (shortest_edge, shortest_edge)
             }
-            _ => return Err(unsupported("the size of the model's input is not fixed")),
+            _ => {
+                return Err(unsupported(
+                    "the settings do not determine the size of the model's input",
+                ));
+            }
         };
         if !config.do_resize && !config.do_center_crop {
-            return Err(unsupported("without do_resize a centre crop is needed"));
+            return Err(unsupported("without do_resize, do_center_crop is required"));
         }
         let sane = |edge: u32| (1..=8192).contains(&edge);
         if !sane(input.0) || !sane(input.1) || config.image_std.contains(&0.0) {
@@ -76,7 +80,7 @@ impl Preprocessor {
             std::array::from_fn(|value| (value as f32).mul_add(scale, shift))
         });
         let resized = config.do_resize.then_some(match config.size {
-            // Without a crop, one number means both edges.
+            // Without a crop, one number is the length of both edges.
             Size::Square(side) if config.do_center_crop => {
                 Size::ShortestEdge { shortest_edge: side }
             }
@@ -86,7 +90,7 @@ impl Preprocessor {
         Ok(Self { filter, resized, input, normalised, mode: DecodeMode::Exact })
     }
 
-    /// The same in another mode than `exact`, or in that.
+    /// This preprocessor with another decode mode; [`Self::new`] has `exact`.
     #[must_use]
     pub fn in_mode(self, mode: DecodeMode) -> Self {
         Self { mode, ..self }
@@ -97,14 +101,14 @@ impl Preprocessor {
         (self.input.0 as usize, self.input.1 as usize)
     }
 
-    /// Decodes `bytes`, whatever supported format they are in.
+    /// Decodes `bytes` in any supported format and brings them to the model's input size.
     ///
     /// # Errors
-    /// `EmptyObject`, `NotAnImage`, `CorruptImage` or `ImageTooLarge`.
+    /// `ErrorKind::EmptyObject`, `NotAnImage`, `CorruptImage` or `ImageTooLarge`.
     pub fn decode(&self, bytes: &[u8], limits: &Limits) -> Result<DecodedPixels> {
-        // Decoders are fed the world's worst files; one that panics costs its image, no more.
+        // Decoders read untrusted files: a panic must fail only this image.
         catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(bytes, limits))).unwrap_or_else(
-            |_| Err(Error::new(ErrorKind::CorruptImage, "the decoder failed on this image")),
+            |_| Err(Error::new(ErrorKind::CorruptImage, "the decoder panicked on this image")),
         )
     }
 
@@ -121,7 +125,7 @@ impl Preprocessor {
             let (source_width, source_height) = decoded.size;
             let resizer = &mut workspace.resizer;
             let fitted = resize::fit(&decoded, self.resized, self.input, self.filter, resizer)?;
-            workspace.give_back(decoded.rgb.into_raw());
+            workspace.return_buffer(decoded.rgb.into_raw());
             let content_type = decoded.content_type;
             Ok(DecodedPixels { source_width, source_height, content_type, rgb: fitted.into_raw() })
         })

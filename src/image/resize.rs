@@ -1,5 +1,5 @@
-//! Resizing as Pillow does it (a convolution whose support grows with the scale, so that
-//! shrinking does not alias), by SIMD, and the centre crop.
+//! Resizing with SIMD as Pillow does it (a convolution whose support grows with the scale, which
+//! avoids aliasing), and the centre crop.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -19,7 +19,7 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// By Pillow's number, which `preprocessor_config.json` uses.
+    /// The filter of Pillow's number, which `preprocessor_config.json` uses.
     pub fn from_pillow(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Lanczos),
@@ -33,35 +33,38 @@ impl Filter {
         match self {
             Self::Lanczos => FilterType::Lanczos3,
             Self::Bilinear => FilterType::Bilinear,
-            // Pillow's bicubic has a = -0.5: Catmull and Rom's.
+            // Pillow's bicubic filter has a = -0.5, which is Catmull-Rom.
             Self::Bicubic => FilterType::CatmullRom,
         }
     }
 }
 
-/// How many times larger than its resized self an image stays, along each axis, when its decoder
-/// makes it smaller beforehand. Below this the embedding of a photo moves.
+/// Least ratio, along each axis, of a scaled JPEG to the resized image. Below it the embedding of a
+/// photo changes.
 const MARGIN: f64 = 1.5;
 
-/// By what an image of `whole` pixels may be divided along both axes before it is resized to
-/// `size`: 8, 4, 2 or not at all.
+/// The reduction (8, 4, 2 or 1) along both axes that an image of `whole` pixels may get from its
+/// decoder before it is resized to `size`.
 pub fn reduction(whole: (u32, u32), size: Option<Size>) -> u32 {
     let Some(size) = size else { return 1 };
-    let (width, height) = target(whole, size);
-    let remains = |length: u32, pixels: u64, divisor: u32| {
+    let (width, height) = resized_size(whole, size);
+    let enough_left = |length: u32, pixels: u64, divisor: u32| {
         f64::from(length) >= MARGIN * pixels as f64 * f64::from(divisor)
     };
     [8, 4, 2]
         .into_iter()
-        .find(|by| remains(whole.0, width, *by) && remains(whole.1, height, *by))
+        .find(|by| enough_left(whole.0, width, *by) && enough_left(whole.1, height, *by))
         .unwrap_or(1)
 }
 
-/// `decoded` at `size` (as it is without one), and of that the middle `width x height`; what it
-/// lacks is black.
+/// Resizes `decoded` to `size`, if there is one, and crops the centre `width x height`, padded with
+/// black.
 ///
-/// Only the part that the crop keeps is ever computed: resized whole, an image of 60,000 x 1
-/// pixels would have 13 million columns.
+/// Only the cropped part is computed: an image of 60,000 x 1 pixels, resized whole, would have 13
+/// million columns.
+///
+/// # Errors
+/// `ErrorKind::CorruptImage` if it can't be resized.
 pub fn fit(
     decoded: &Decoded,
     size: Option<Size>,
@@ -71,26 +74,26 @@ pub fn fit(
 ) -> Result<RgbImage> {
     let Decoded { rgb, area, .. } = decoded;
     let whole = (u64::from(decoded.size.0), u64::from(decoded.size.1));
-    let resized = size.map_or(whole, |size| target(decoded.size, size));
+    let resized = size.map_or(whole, |size| resized_size(decoded.size, size));
     if resized == (u64::from(rgb.width()), u64::from(rgb.height())) {
         return Ok(centre_crop(rgb, width, height));
     }
-    let across = Span::kept(area.left, area.width, resized.0, width);
-    let down = Span::kept(area.top, area.height, resized.1, height);
-    let kept = if rgb.width() > width && rgb.height() < down.pixels {
-        // Columns first: the other way round, a long and flat image would grow before it shrinks.
-        let narrow = convolve(rgb, across, Span::whole(rgb.height()), filter, resizer)?;
-        convolve(&narrow, Span::whole(narrow.width()), down, filter, resizer)?
+    let columns = Span::cropped(area.left, area.width, resized.0, width);
+    let rows = Span::cropped(area.top, area.height, resized.1, height);
+    let cropped = if rgb.width() > width && rgb.height() < rows.pixels {
+        // Columns first: with rows first, a wide and flat image would grow before it shrinks.
+        let narrow = convolve(rgb, columns, Span::whole(rgb.height()), filter, resizer)?;
+        convolve(&narrow, Span::whole(narrow.width()), rows, filter, resizer)?
     } else {
-        convolve(rgb, across, down, filter, resizer)?
+        convolve(rgb, columns, rows, filter, resizer)?
     };
-    if kept.dimensions() == (width, height) {
-        return Ok(kept);
+    if cropped.dimensions() == (width, height) {
+        return Ok(cropped);
     }
-    Ok(centre_crop(&kept, width, height))
+    Ok(centre_crop(&cropped, width, height))
 }
 
-/// A stretch of one axis of the decoded pixels, and the pixels it becomes.
+/// A span of one axis of the decoded pixels, and the number of pixels it is resized to.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: f64,
@@ -103,16 +106,16 @@ impl Span {
         Self { start: 0.0, length: f64::from(length), pixels: length }
     }
 
-    /// The middle `wanted` of the `resized` pixels that `length` pixels from `start` on become, or
-    /// all of them.
-    fn kept(start: f64, length: f64, resized: u64, wanted: u32) -> Self {
+    /// The span whose resized pixels are the centre `wanted` (or all) of `resized` pixels, which
+    /// stand for `length` pixels from `start` on.
+    fn cropped(start: f64, length: f64, resized: u64, wanted: u32) -> Self {
         match u32::try_from(resized) {
             Ok(pixels) if pixels <= wanted => Self { start, length, pixels },
             _ => {
                 let scale = length / resized as f64;
                 let skipped = ((resized - u64::from(wanted)) / 2) as f64 * scale;
-                let kept = (f64::from(wanted) * scale).min(length - skipped);
-                Self { start: start + skipped, length: kept, pixels: wanted }
+                let cropped = (f64::from(wanted) * scale).min(length - skipped);
+                Self { start: start + skipped, length: cropped, pixels: wanted }
             }
         }
     }
@@ -120,8 +123,8 @@ impl Span {
 
 fn convolve(
     source: &RgbImage,
-    across: Span,
-    down: Span,
+    columns: Span,
+    rows: Span,
     filter: Filter,
     resizer: &mut Resizer,
 ) -> Result<RgbImage> {
@@ -132,21 +135,21 @@ fn convolve(
     };
     let view = ImageRef::new(source.width(), source.height(), source.as_raw(), PixelType::U8x3)
         .map_err(|error| failed(error.to_string()))?;
-    let mut resized = Image::new(across.pixels, down.pixels, PixelType::U8x3);
+    let mut resized = Image::new(columns.pixels, rows.pixels, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter.kernel())).crop(
-        across.start,
-        down.start,
-        across.length,
-        down.length,
+        columns.start,
+        rows.start,
+        columns.length,
+        rows.length,
     );
     resizer.resize(&view, &mut resized, &options).map_err(|error| failed(error.to_string()))?;
-    RgbImage::from_raw(across.pixels, down.pixels, resized.into_vec())
+    RgbImage::from_raw(columns.pixels, rows.pixels, resized.into_vec())
         .ok_or_else(|| Error::new(ErrorKind::Internal, "a resized buffer has the wrong size"))
 }
 
-/// Width and height after resizing; the longer edge is rounded down, as Hugging Face's
-/// `get_resize_output_image_size` does.
-fn target((width, height): (u32, u32), size: Size) -> (u64, u64) {
+/// Width and height after resizing. The longer edge is rounded down, as in Hugging Face's
+/// `get_resize_output_image_size`.
+fn resized_size((width, height): (u32, u32), size: Size) -> (u64, u64) {
     let shortest = match size {
         Size::Exact { height, width } => return (u64::from(width), u64::from(height)),
         Size::Square(edge) | Size::ShortestEdge { shortest_edge: edge } => u64::from(edge),
@@ -159,8 +162,8 @@ fn target((width, height): (u32, u32), size: Size) -> (u64, u64) {
     }
 }
 
-/// The middle `width x height` of `source`; what it lacks is black. Odd pixels are placed as
-/// Hugging Face's `center_crop` places them.
+/// The centre `width x height` of `source`, padded with black. An odd pixel is placed as in Hugging
+/// Face's `center_crop`.
 fn centre_crop(source: &RgbImage, width: u32, height: u32) -> RgbImage {
     let mut canvas = RgbImage::new(width, height);
     let offset = |outer: u32, inner: u32| -(i64::from(inner) - i64::from(outer)).div_euclid(2);
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn enough_remains_along_both_axes() {
+    fn enough_pixels_are_left_along_both_axes() {
         let clip = Some(Size::ShortestEdge { shortest_edge: 224 });
         assert_eq!(reduction((4000, 3000), clip), 8);
         assert_eq!(reduction((3000, 4000), clip), 8);
@@ -199,9 +202,9 @@ mod tests {
     #[test]
     fn the_longer_edge_is_rounded_down() {
         let size = Size::ShortestEdge { shortest_edge: 224 };
-        assert_eq!(target((451, 300), size), (336, 224));
-        assert_eq!(target((300, 451), size), (224, 336));
-        assert_eq!(target((10, 10), Size::Exact { height: 3, width: 5 }), (5, 3));
+        assert_eq!(resized_size((451, 300), size), (336, 224));
+        assert_eq!(resized_size((300, 451), size), (224, 336));
+        assert_eq!(resized_size((10, 10), Size::Exact { height: 3, width: 5 }), (5, 3));
     }
 
     #[test]
@@ -212,10 +215,10 @@ mod tests {
         assert_eq!(cropped.get_pixel(1, 1).0, [255; 3]);
     }
 
-    /// What `transformers.image_transforms.center_crop` gives: the odd pixel of padding comes
-    /// first, the odd pixel that is cut off comes last.
+    /// As in `transformers.image_transforms.center_crop`: an odd pixel of padding comes first, an
+    /// odd pixel that is cut off comes last.
     #[test]
-    fn odd_pixels_lie_where_hugging_face_has_them() {
+    fn odd_pixels_are_placed_as_by_hugging_face() {
         let row = RgbImage::from_fn(3, 1, |x, _| image::Rgb([u8::try_from(x).unwrap() + 1; 3]));
         let reds = |image: RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<u8>>();
         assert_eq!(reds(centre_crop(&row, 4, 1)), [0, 1, 2, 3]);
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn fitting_equals_resizing_then_cropping() {
+    fn fit_equals_resizing_and_cropping() {
         let photo = RgbImage::from_fn(451, 300, |x, y| {
             image::Rgb([x, y, x * y].map(|value| u8::try_from(value * 7 % 251).unwrap()))
         });
@@ -245,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_pixels_costs_no_more_than_it_keeps() {
+    fn a_line_of_pixels_is_resized_only_where_it_is_cropped() {
         let squash = Size::Exact { height: 320, width: 320 };
         for size in [Size::ShortestEdge { shortest_edge: 320 }, squash] {
             for (width, height) in [(1_000_000, 1), (1, 1_000_000)] {

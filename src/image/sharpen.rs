@@ -1,17 +1,18 @@
-//! Undoes what the mean over a square does to fine detail, in part.
+//! Restores some of the detail that a scaled JPEG decode loses.
 //!
-//! A JPEG made smaller by its decoder has the mean of 2 x 2, 4 x 4 or 8 x 8 pixels in each of its
-//! own, and what is resized from that is a little softer than what is resized from the whole
-//! image. The mean over one pixel's width costs a frequency f (in cycles a pixel) about the share
-//! (pi f)^2 / 6; adding a 24th of the difference to the two neighbours gives that back along one
+//! Each pixel of a scaled JPEG is the mean of 2 x 2, 4 x 4 or 8 x 8 pixels of the whole image, so
+//! an image resized from it is slightly softer than one resized from the whole image. The mean
+//! over the width of one pixel attenuates a frequency f (in cycles per pixel) by about
+//! (pi f)^2 / 6. Adding 1/24 of the difference to the two neighbours compensates this along one
 //! axis.
 
 use image::RgbImage;
 
-/// A 24th, in 64ths: sums of this size stay within 16 bits.
+/// About 1/24, in units of 1/64: the sums fit into 16 bits.
 const SHARE: i16 = 3;
 const WHOLE: i16 = 64;
 
+/// Sharpens `image` in place.
 pub fn sharpen(image: &mut RgbImage) {
     let length = 3 * image.width() as usize;
     if length == 0 {
@@ -21,7 +22,7 @@ pub fn sharpen(image: &mut RgbImage) {
     above.copy_from_slice(&image.as_raw()[..length]);
     let mut rest = image.as_flat_samples_mut().samples;
     while let Some((current, below)) = rest.split_at_mut_checked(length) {
-        // At the image's edge a pixel is its own neighbour.
+        // At the edge of the image a pixel is its own neighbour.
         row[..3].copy_from_slice(&current[..3]);
         row[3..length + 3].copy_from_slice(current);
         row[length + 3..].copy_from_slice(&current[length - 3..]);

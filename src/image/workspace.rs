@@ -1,5 +1,5 @@
-//! What a thread that decodes keeps from one image to the next: the JPEG decoder, the resizer and
-//! the buffer of a whole image, whose pages are dear to have anew each time.
+//! The workspace of a decoding thread, reused from image to image: the JPEG decoder, the resizer
+//! and the buffer of a whole image, which is expensive to allocate again.
 
 use std::cell::Cell;
 use std::mem;
@@ -9,8 +9,8 @@ use turbojpeg::Decompressor;
 
 use crate::error::Result;
 
-/// Most bytes of one kind that are kept.
-const LARGEST: usize = 64 << 20;
+/// Largest buffer that is kept, in bytes.
+const MAX_KEPT_BYTES: usize = 64 << 20;
 
 #[derive(Default)]
 pub struct Workspace {
@@ -23,20 +23,20 @@ thread_local! {
     static KEPT: Cell<Option<Workspace>> = const { Cell::new(None) };
 }
 
-/// Does `work` with what this thread has kept. After an error or a panic nothing is kept.
+/// Calls `work` with this thread's workspace. After an error or a panic the workspace is dropped.
 pub fn with<T>(work: impl FnOnce(&mut Workspace) -> Result<T>) -> Result<T> {
     let mut workspace = KEPT.take().unwrap_or_default();
-    let done = work(&mut workspace)?;
-    if workspace.resizer.size_of_internal_buffers() > LARGEST {
+    let result = work(&mut workspace)?;
+    if workspace.resizer.size_of_internal_buffers() > MAX_KEPT_BYTES {
         workspace.resizer.reset_internal_buffers();
     }
     KEPT.set(Some(workspace));
-    Ok(done)
+    Ok(result)
 }
 
 impl Workspace {
-    /// A buffer of `length` bytes, to be overwritten: it may hold an earlier image.
-    pub fn buffer(&mut self, length: usize) -> Vec<u8> {
+    /// A buffer of `length` bytes, which may hold an earlier image.
+    pub fn take_buffer(&mut self, length: usize) -> Vec<u8> {
         let mut kept = mem::take(&mut self.pixels);
         if kept.capacity() < length {
             drop(kept);
@@ -47,8 +47,8 @@ impl Workspace {
     }
 
     /// Keeps `buffer` for the next image.
-    pub fn give_back(&mut self, buffer: Vec<u8>) {
-        if buffer.capacity() <= LARGEST && buffer.capacity() > self.pixels.capacity() {
+    pub fn return_buffer(&mut self, buffer: Vec<u8>) {
+        if buffer.capacity() <= MAX_KEPT_BYTES && buffer.capacity() > self.pixels.capacity() {
             self.pixels = buffer;
         }
     }
@@ -59,21 +59,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_unless_it_is_huge() {
+    fn a_buffer_is_reused_unless_it_is_huge() {
         let mut workspace = Workspace::default();
-        let first = workspace.buffer(1000);
-        let place = first.as_ptr();
-        workspace.give_back(first);
-        let second = workspace.buffer(500);
-        assert_eq!((second.as_ptr(), second.len()), (place, 500));
-        workspace.give_back(vec![0; LARGEST + 1]);
+        let first = workspace.take_buffer(1000);
+        let address = first.as_ptr();
+        workspace.return_buffer(first);
+        let second = workspace.take_buffer(500);
+        assert_eq!((second.as_ptr(), second.len()), (address, 500));
+        workspace.return_buffer(vec![0; MAX_KEPT_BYTES + 1]);
         assert_eq!(workspace.pixels.capacity(), 0);
     }
 
     #[test]
     fn nothing_is_kept_after_an_error() {
         let keep = |workspace: &mut Workspace| {
-            workspace.give_back(vec![1; 100]);
+            workspace.return_buffer(vec![1; 100]);
             Ok(())
         };
         let kept = || with(|workspace| Ok(workspace.pixels.len())).unwrap();
