@@ -1,6 +1,6 @@
-//! What the project's pages share: their look, escaped text, photos as data.
+//! Shared parts of the HTML pages: style, escaped text, embedded photos.
 //!
-//! A page is one self-contained file: nothing is loaded from elsewhere and no script runs.
+//! A page is one self-contained file: it loads nothing and runs no script.
 
 use std::fmt::{self, Display, Write};
 use std::fs;
@@ -13,11 +13,11 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits};
 
 const STYLE: &str = include_str!("page.css");
-/// Longer edge of a photo on a page, in pixels.
+/// Longest edge of a photo on a page, in pixels.
 const EDGE: u32 = 640;
 const QUALITY: u8 = 80;
 
-/// A page up to where its body begins.
+/// The beginning of a page, up to `<body>`.
 pub fn head(title: &str) -> String {
     let mut html = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n");
     html.push_str("<meta charset=\"utf-8\">\n");
@@ -27,18 +27,19 @@ pub fn head(title: &str) -> String {
     html
 }
 
-/// The photo at `path`, small, as the address of an `img`; `None` if it can't be decoded.
+/// The photo at `path`, reduced to `EDGE`, as the data URL of an `img`; None if it can't be decoded.
 pub fn photo(path: &Path) -> Option<String> {
     let jpeg = shrink(&fs::read(path).ok()?).ok()?;
     Some(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg)))
 }
 
-/// Writing to a `String` can't fail.
+/// Appends `text` to `html`.
 pub fn push(html: &mut String, text: fmt::Arguments<'_>) {
+    // Writing to a `String` can't fail.
     let _ = html.write_fmt(text);
 }
 
-/// Text as HTML text or as a quoted attribute's value.
+/// Text that is escaped for HTML text and quoted attribute values.
 pub struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {

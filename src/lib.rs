@@ -1,5 +1,5 @@
 //! FusionCap: image references on Kafka become captions, exactly once, by a captioner that was
-//! trained on text alone. `ARCHITECTURE.md` is the map; the modules below are its rooms.
+//! trained on text alone. `ARCHITECTURE.md` is the map of the modules below.
 
 pub mod bundle;
 pub mod cli;

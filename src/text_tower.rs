@@ -1,4 +1,4 @@
-//! The text tower of an encoder directory, or of a bundle that carries one, run over sentences.
+//! The text tower of an encoder directory or of a bundle: sentences to embeddings.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::bundle::{Bundle, TEXT, TEXT_TOKENIZER, TOKENIZER, read_tokenizer};
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Sentences a run; enough to keep the cores busy, small enough to stay in the cache.
+/// Sentences per run: enough to keep the cores busy, few enough to stay in the cache.
 const BATCH: usize = 64;
 
 pub struct TextTower {
@@ -19,13 +19,19 @@ pub struct TextTower {
 }
 
 impl TextTower {
-    /// Opens the text tower of the encoder in `dir`; longer texts are cut at `max_length` tokens.
+    /// Opens the text tower of the encoder in `dir`. Texts are truncated to `max_length` tokens.
+    ///
+    /// # Errors
+    /// `ErrorKind::Bundle` for the tokenizer; `Runtime` for the graph.
     pub fn open(dir: &Path, max_length: usize, runtime: &Runtime) -> Result<Self> {
         Self::load(&dir.join(TOKENIZER), &dir.join(TEXT), max_length, runtime)
     }
 
-    /// Opens the text tower that `bundle` carries, if it does.
-    pub fn of_bundle(bundle: &Bundle, runtime: &Runtime) -> Result<Option<Self>> {
+    /// Opens the text tower of `bundle`, if it has one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_bundle(bundle: &Bundle, runtime: &Runtime) -> Result<Option<Self>> {
         let Some(max_length) = bundle.config.text_max_length else {
             return Ok(None);
         };
@@ -49,16 +55,16 @@ impl TextTower {
 
     /// Unit-length embeddings of `sentences`, row-major `[sentences, embedding_dim]`.
     pub fn embed(&mut self, sentences: &[String]) -> Result<Vec<f32>> {
-        self.embed_with(sentences, |_| {})
+        self.embed_with_progress(sentences, |_| {})
     }
 
-    /// As [`Self::embed`]; `progress` is told how many sentences are done.
-    pub fn embed_with(
+    /// As [`Self::embed`]; `progress` is called with the number of sentences done.
+    pub fn embed_with_progress(
         &mut self,
         sentences: &[String],
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<f32>> {
-        // Sentences of like length share a batch, so that little is padded.
+        // Sentences of similar length share a batch, which needs little padding.
         let mut order: Vec<usize> = (0..sentences.len()).collect();
         order.sort_by_key(|index| sentences[*index].len());
         let mut embeddings = Vec::new();
@@ -78,8 +84,8 @@ impl TextTower {
         Ok(embeddings)
     }
 
-    /// Unit-length states of the tokens of each of `texts`, `[tokens, embedding_dim]` a text, row-major;
-    /// the tokens that every text has are left out.
+    /// Unit-length states of the tokens of each text, row-major `[tokens, embedding_dim]`, without
+    /// special tokens.
     pub fn token_states(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let encodings = self.tokenize(texts.to_vec())?;
         let columns = encodings.first().map_or(0, |encoding| encoding.len());
@@ -91,7 +97,7 @@ impl TextTower {
             .iter()
             .zip(rows)
             .map(|(encoding, row)| {
-                // Padding is special too.
+                // The mask covers padding too.
                 let special = encoding.get_special_tokens_mask();
                 let own =
                     row.chunks_exact(width).zip(special).filter(|(_, special)| **special == 0);
@@ -103,7 +109,7 @@ impl TextTower {
     fn embed_batch(&mut self, texts: Vec<&str>) -> Result<Vec<f32>> {
         let encodings = self.tokenize(texts)?;
         let mut unit = self.run(&encodings, "text_embeds")?;
-        // A CLIP's embeddings come out of its projection as long as they happen to be.
+        // The embeddings of a CLIP are not normalised.
         let width = (unit.len() / encodings.len().max(1)).max(1);
         unit.chunks_exact_mut(width).for_each(scale_to_unit);
         Ok(unit)
@@ -115,7 +121,7 @@ impl TextTower {
         })
     }
 
-    /// One of the tower's outputs, row-major, for texts of one padded length.
+    /// The values of `output`, row-major, for texts of one padded length.
     fn run(&mut self, encodings: &[Encoding], output: &str) -> Result<Vec<f32>> {
         let rows = encodings.len();
         let columns = encodings.first().map_or(0, |encoding| encoding.len());
@@ -128,16 +134,16 @@ impl TextTower {
         let outputs = self
             .session
             .run(ort::inputs![
-                "input_ids" => Tensor::from_array(([rows, columns], ids)).map_err(failed)?,
-                "attention_mask" => Tensor::from_array(([rows, columns], mask)).map_err(failed)?,
+                "input_ids" => Tensor::from_array(([rows, columns], ids)).map_err(runtime_error)?,
+                "attention_mask" => Tensor::from_array(([rows, columns], mask)).map_err(runtime_error)?,
             ])
-            .map_err(failed)?;
-        let (_, values) = outputs[output].try_extract_tensor::<f32>().map_err(failed)?;
+            .map_err(runtime_error)?;
+        let (_, values) = outputs[output].try_extract_tensor::<f32>().map_err(runtime_error)?;
         Ok(values.to_vec())
     }
 }
 
-/// Scales `row` to unit length; nothing but zeros stays as it is.
+/// Scales `row` to unit length; a row of zeros does not change.
 fn scale_to_unit(row: &mut [f32]) {
     let length = row.iter().map(|entry| entry * entry).sum::<f32>().sqrt();
     if length > 0.0 {
@@ -145,6 +151,6 @@ fn scale_to_unit(row: &mut [f32]) {
     }
 }
 
-fn failed(error: ort::Error) -> Error {
+fn runtime_error(error: ort::Error) -> Error {
     Error::new(ErrorKind::Runtime, "the text tower failed").because(error)
 }

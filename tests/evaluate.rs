@@ -79,7 +79,7 @@ fn metrics_equal_pycocoevalcaps() {
         .iter()
         .map(|image| image.reference_words.iter().map(words).collect())
         .collect();
-    let scores = Scores::of_words(&captions, &references);
+    let scores = Scores::from_words(&captions, &references);
     let bleu = [Metric::Bleu1, Metric::Bleu2, Metric::Bleu3, Metric::Bleu4];
     let all: Vec<usize> = (0..scores.len()).collect();
     for (metric, expected) in bleu.iter().zip(fixture.bleu) {
@@ -273,7 +273,7 @@ fn what_does_not_go_together_is_said_or_refused() {
         (
             json!({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
             "annotations": []}),
-            "an image id is given twice (path: ",
+            "duplicate image id (path: ",
         ),
         (
             json!({"images": [], "annotations": [{"image_id": 9, "caption": "x"}]}),
@@ -281,7 +281,7 @@ fn what_does_not_go_together_is_said_or_refused() {
         ),
         (
             json!({"images": [{"id": 1, "file_name": "cat.jpg"}], "annotations": []}),
-            "--references holds no captions",
+            "--references contains no captions",
         ),
         (json!([]), "--references can't be used"),
     ] {
@@ -294,5 +294,5 @@ fn what_does_not_go_together_is_said_or_refused() {
     let captions = workshop.write("twice.json", &twice);
     let run = ["--captions", captions.to_str().unwrap()];
     let error = refused(&workshop.evaluate(&workshop.path("references.json"), &run));
-    assert!(error.contains("--captions: an image id is given twice"), "{error}");
+    assert!(error.contains("--captions: duplicate image id"), "{error}");
 }

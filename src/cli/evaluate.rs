@@ -15,7 +15,7 @@ use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate::bootstrap::{Bootstrap, Difference, Estimate};
 use crate::evaluate::clipscore::{ClipScores, clip_scores};
-use crate::evaluate::coco::{self, Captioned, Referenced};
+use crate::evaluate::coco::{self, ImageCaption, ReferencedImage};
 use crate::evaluate::report::{self, Page, Photo};
 use crate::evaluate::{Metric, Scores};
 use crate::text_tower::TextTower;
@@ -97,7 +97,7 @@ impl EvaluateArgs {
 pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
     let model = args.model.as_deref().unwrap_or(Path::new(""));
     let folder = args.images.as_deref().unwrap_or(Path::new(""));
-    let images = present(folder, coco::references(&args.references)?.images)?;
+    let images = present(folder, coco::read_references(&args.references)?.images)?;
     Ok(scores(&captioned(args, model, images)?))
 }
 
@@ -106,7 +106,7 @@ pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
 /// among it; others as they happen.
 pub fn run(args: EvaluateArgs) -> Result<()> {
     let bootstrap = Bootstrap { resamples: args.resamples as usize, seed: args.seed };
-    let found = coco::references(&args.references)?;
+    let found = coco::read_references(&args.references)?;
     if found.without_references > 0 {
         warn(&format!("{} images have no references and are left out", found.without_references));
     }
@@ -127,17 +127,17 @@ pub fn run(args: EvaluateArgs) -> Result<()> {
 /// A photo with its caption.
 #[derive(Clone)]
 struct Answered {
-    image: Referenced,
+    image: ReferencedImage,
     caption: Caption,
     /// CLIPScore and RefCLIPScore, if the bundle carries the text tower.
     clip: Option<(f64, f64)>,
 }
 
 /// Captions of a results file; images without one are left out, and said.
-fn from_results(path: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
-    let mut captions = coco::results(path)?;
+fn from_results(path: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Answered>> {
+    let mut captions = coco::read_results(path)?;
     let listed = images.len();
-    let answered = |image: Referenced| {
+    let answered = |image: ReferencedImage| {
         let text = captions.remove(&image.id)?;
         let caption = Caption { text, score: 0.0, embedding: Vec::new(), attention: Vec::new() };
         Some(Answered { image, caption, clip: None })
@@ -157,7 +157,7 @@ fn from_results(path: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
 }
 
 /// The images whose photo is in `folder`; others are left out, and said.
-fn present(folder: &Path, images: Vec<Referenced>) -> Result<Vec<Referenced>> {
+fn present(folder: &Path, images: Vec<ReferencedImage>) -> Result<Vec<ReferencedImage>> {
     let listed = images.len();
     let (there, missing): (Vec<_>, Vec<_>) =
         images.into_iter().partition(|image| photo(folder, image).is_file());
@@ -180,14 +180,18 @@ fn present(folder: &Path, images: Vec<Referenced>) -> Result<Vec<Referenced>> {
 }
 
 /// Where a photo is; a name that leads out of the folder leads nowhere.
-fn photo(folder: &Path, image: &Referenced) -> PathBuf {
+fn photo(folder: &Path, image: &ReferencedImage) -> PathBuf {
     let name = Path::new(&image.file_name);
     let inside = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if inside { folder.join(name) } else { PathBuf::new() }
 }
 
 /// Captions `images` with the bundle `model`; photos that can't be read are left out, and said.
-fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Result<Vec<Answered>> {
+fn captioned(
+    args: &EvaluateArgs,
+    model: &Path,
+    images: Vec<ReferencedImage>,
+) -> Result<Vec<Answered>> {
     let settings =
         Model { path: model.display().to_string(), num_beams: args.beams, ..Model::default() };
     settings.directory()?;
@@ -217,7 +221,7 @@ fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Resu
         }
     })?;
     bar.finish_and_clear();
-    let answered = |image: Referenced| {
+    let answered = |image: ReferencedImage| {
         let caption = by_name.get(&photo(folder, &image).display().to_string())?.clone();
         Some(Answered { image, caption, clip: None })
     };
@@ -225,7 +229,7 @@ fn captioned(args: &EvaluateArgs, model: &Path, images: Vec<Referenced>) -> Resu
     if answers.is_empty() {
         return Err(Error::new(ErrorKind::Io, "no photo could be captioned"));
     }
-    if let Some(mut tower) = TextTower::of_bundle(engine.bundle(), &Runtime::default())? {
+    if let Some(mut tower) = TextTower::open_bundle(engine.bundle(), &Runtime::default())? {
         look(&mut answers, &mut tower)?;
     }
     Ok(answers)
@@ -263,9 +267,9 @@ fn scores(photos: &[Answered]) -> Scores {
 fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Result<()> {
     let scores = scores(photos);
     if let Some(path) = &args.results {
-        let results: Vec<Captioned> = photos
+        let results: Vec<ImageCaption> = photos
             .iter()
-            .map(|photo| Captioned {
+            .map(|photo| ImageCaption {
                 image_id: photo.image.id,
                 caption: photo.caption.text.clone(),
             })
@@ -378,7 +382,7 @@ fn page(
         .iter()
         .map(|(metric, estimate)| format!("{metric} {}", text(estimate).trim()))
         .collect();
-    let html = report::html(&Page { figures, photos: shown })?;
+    let html = report::render(&Page { figures, photos: shown })?;
     fs::write(path, html).map_err(|error| {
         Error::new(ErrorKind::Io, "can't write the page")
             .with("path", path.display())

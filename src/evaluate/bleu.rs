@@ -1,32 +1,32 @@
-//! BLEU-1 to BLEU-4 (Papineni et al. 2002), as `pycocoevalcap` computes them: over the whole
-//! corpus, with the reference length closest to each caption's.
+//! BLEU-1 to BLEU-4 (Papineni et al. 2002) as `pycocoevalcap` computes them: over the whole corpus,
+//! with the reference whose length is closest to the caption's.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
 
-use super::ngrams::{LONGEST, Words, counts};
+use super::ngrams::{MAX_N, Words, ngram_counts};
 
-/// Keep quotients finite, as `pycocoevalcap` does.
+/// Keep quotients finite; the values are those of `pycocoevalcap`.
 const TINY: f64 = 1e-15;
 const SMALL: f64 = 1e-9;
 
-/// What a caption adds to its corpus's BLEU; statistics of captions add up.
+/// One caption's contribution to the BLEU of the corpus; contributions are summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistics {
-    /// For each n, n-grams of the caption that stand in a reference, clipped.
-    matches: [f64; LONGEST],
-    /// For each n, n-grams of the caption.
-    ngrams: [f64; LONGEST],
+    /// For each n, the caption's n-grams that occur in a reference, clipped.
+    matches: [f64; MAX_N],
+    /// For each n, the caption's n-grams.
+    ngrams: [f64; MAX_N],
     length: f64,
     reference_length: f64,
 }
 
 impl Statistics {
     pub fn new(caption: &Words, references: &[Words]) -> Self {
-        let found = counts(caption);
+        let found = ngram_counts(caption);
         let mut most: HashMap<&[String], usize> = HashMap::new();
         for reference in references {
-            for (ngram, count) in counts(reference) {
+            for (ngram, count) in ngram_counts(reference) {
                 let entry = most.entry(ngram).or_default();
                 *entry = count.max(*entry);
             }
@@ -44,7 +44,7 @@ impl Statistics {
     }
 
     /// BLEU-1 to BLEU-4, each from 0 to 1.
-    pub fn bleu(&self) -> [f64; LONGEST] {
+    pub fn bleu(&self) -> [f64; MAX_N] {
         let ratio = (self.length + TINY) / (self.reference_length + SMALL);
         let brevity = if ratio < 1.0 { (1.0 - 1.0 / ratio).exp() } else { 1.0 };
         let mut product = 1.0;
@@ -57,7 +57,7 @@ impl Statistics {
 
 impl AddAssign<&Self> for Statistics {
     fn add_assign(&mut self, other: &Self) {
-        for n in 0..LONGEST {
+        for n in 0..MAX_N {
             self.matches[n] += other.matches[n];
             self.ngrams[n] += other.ngrams[n];
         }

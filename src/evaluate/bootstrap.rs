@@ -1,20 +1,20 @@
-//! How sure a figure is: percentile intervals by resampling the images (Efron 1979), and paired
+//! Confidence intervals: percentile intervals by resampling the images (Efron 1979), and paired
 //! comparison of two captioners on the same images (Koehn 2004).
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Share of the resampled values that an interval holds.
+/// Share of the resampled values inside an interval.
 const CONFIDENCE: f64 = 0.95;
 
-/// Draws images with replacement, the same ones for the same seed.
+/// Draws images with replacement, reproducibly for a seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Bootstrap {
     pub resamples: usize,
     pub seed: u64,
 }
 
-/// What a statistic is worth.
+/// A statistic with its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub value: f64,
@@ -23,34 +23,36 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// How much better one captioner is than another.
+/// The difference of two captioners, with its significance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
     pub estimate: Estimate,
-    /// Two-sided: twice the share of resamples in which the difference has the other sign.
+    /// Two-sided p value: twice the share of resamples in which the difference has the other sign.
     pub p: f64,
 }
 
 impl Bootstrap {
-    /// `statistic` of all of `count` images, and its interval; it is given their indices.
+    /// `statistic`, a function of image indices, over all `count` images, with its interval.
     pub fn estimate(&self, count: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
         let whole: Vec<usize> = (0..count).collect();
-        let values = self.values(count, &statistic);
+        let values = self.resampled_values(count, &statistic);
         Estimate { value: statistic(&whole), ..interval(&values) }
     }
 
-    /// `difference` of all of `count` images, its interval, and how likely it is by chance.
+    /// `difference`, a function of image indices, over all `count` images, with its interval and p
+    /// value.
     pub fn compare(&self, count: usize, difference: impl Fn(&[usize]) -> f64) -> Difference {
         let whole: Vec<usize> = (0..count).collect();
         let value = difference(&whole);
-        let values = self.values(count, &difference);
-        let other = values.iter().filter(|resampled| **resampled * value.signum() <= 0.0).count();
-        let p = (2.0 * other as f64 / values.len().max(1) as f64).min(1.0);
+        let values = self.resampled_values(count, &difference);
+        let opposite =
+            values.iter().filter(|resampled| **resampled * value.signum() <= 0.0).count();
+        let p = (2.0 * opposite as f64 / values.len().max(1) as f64).min(1.0);
         Difference { estimate: Estimate { value, ..interval(&values) }, p }
     }
 
     /// The statistic of each resample, in ascending order.
-    fn values(&self, count: usize, statistic: &impl Fn(&[usize]) -> f64) -> Vec<f64> {
+    fn resampled_values(&self, count: usize, statistic: &impl Fn(&[usize]) -> f64) -> Vec<f64> {
         let mut generator = StdRng::seed_from_u64(self.seed);
         let mut values: Vec<f64> = (0..self.resamples)
             .map(|_| {
@@ -67,8 +69,8 @@ impl Bootstrap {
 fn interval(values: &[f64]) -> Estimate {
     let tail = (1.0 - CONFIDENCE) / 2.0;
     let at = |share: f64| {
-        let place = (share * values.len().saturating_sub(1) as f64).round() as usize;
-        values.get(place).copied().unwrap_or(f64::NAN)
+        let index = (share * values.len().saturating_sub(1) as f64).round() as usize;
+        values.get(index).copied().unwrap_or(f64::NAN)
     };
     Estimate { value: f64::NAN, low: at(tail), high: at(1.0 - tail) }
 }
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_counts_only_if_it_is_no_chance() {
+    fn the_p_value_separates_differences_from_chance() {
         let sure = vec![0.1; 50];
         assert_eq!(BOOTSTRAP.compare(50, mean(&sure)).p, 0.0);
         let none = vec![0.0; 50];

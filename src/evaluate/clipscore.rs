@@ -1,10 +1,10 @@
-//! CLIPScore and RefCLIPScore (Hessel et al. 2021, arXiv:2104.08718): how near a caption is to its
-//! image in the joint space, and to the references as well.
+//! CLIPScore and RefCLIPScore (Hessel et al. 2021, arXiv:2104.08718): the similarity of a caption to
+//! its image in the joint space, without and with the references.
 
 use crate::error::Result;
 use crate::text_tower::TextTower;
 
-/// Put before every text that is embedded.
+/// Prompt before every embedded text.
 const PREFIX: &str = "A photo depicts ";
 const WEIGHT: f64 = 2.5;
 
@@ -15,7 +15,7 @@ pub struct ClipScores {
     pub ref_clip_score: Vec<f64>,
 }
 
-/// Scores `captions` against `images`, unit-length embeddings, and `references`.
+/// Scores `captions` against the unit-length embeddings `images` and against `references`.
 ///
 /// # Errors
 /// `ErrorKind::Runtime` if the text tower fails.
@@ -32,11 +32,11 @@ pub fn clip_scores(
         Ok(rows.chunks_exact(width).map(<[f32]>::to_vec).collect())
     };
     let candidates = embed(captions.iter().collect())?;
-    let mut written = embed(references.iter().flatten().collect())?.into_iter();
+    let mut reference_rows = embed(references.iter().flatten().collect())?.into_iter();
     let mut scores = ClipScores::default();
     for ((candidate, image), references) in candidates.iter().zip(images).zip(references) {
         let clip_score = WEIGHT * cosine(candidate, image).max(0.0);
-        let nearest = written
+        let nearest = reference_rows
             .by_ref()
             .take(references.len())
             .map(|reference| cosine(candidate, &reference))

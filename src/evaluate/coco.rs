@@ -1,4 +1,4 @@
-//! References and results in COCO's layout (Chen et al. 2015, arXiv:1504.00325).
+//! Files in COCO's format (Chen et al. 2015, arXiv:1504.00325): references and results.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// An image and what people wrote of it.
+/// An image with its reference captions.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Referenced {
+pub struct ReferencedImage {
     pub id: u64,
     pub file_name: String,
     /// At least one.
     pub references: Vec<String>,
 }
 
-/// A caption by its image's id: one entry of a results file.
+/// A caption of an image: one entry of a results file.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Captioned {
+pub struct ImageCaption {
     pub image_id: u64,
     pub caption: String,
 }
@@ -28,7 +28,7 @@ pub struct Captioned {
 #[derive(Deserialize)]
 struct Annotations {
     images: Vec<Image>,
-    annotations: Vec<Captioned>,
+    annotations: Vec<ImageCaption>,
 }
 
 #[derive(Deserialize)]
@@ -37,33 +37,34 @@ struct Image {
     file_name: String,
 }
 
-/// Images with their references, in the file's order, and how many images have none.
+/// Images with their references, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct References {
-    pub images: Vec<Referenced>,
+    pub images: Vec<ReferencedImage>,
+    /// Number of listed images without references.
     pub without_references: usize,
 }
 
-/// Reads references: `images` with `id` and `file_name`, `annotations` with `image_id` and
-/// `caption`.
+/// Reads a file of references: `images` with `id` and `file_name`, `annotations` with `image_id`
+/// and `caption`.
 ///
 /// # Errors
-/// `ErrorKind::Config` for a file that can't be read or is laid out otherwise, an id given twice,
-/// a caption of an unknown image, or no reference at all.
-pub fn references(path: &Path) -> Result<References> {
+/// `ErrorKind::Config` for a file that can't be read or has another format, a duplicate id, a
+/// caption of an unknown image, or no references.
+pub fn read_references(path: &Path) -> Result<References> {
     let wrong =
         |message: &'static str| Error::new(ErrorKind::Config, message).with("path", path.display());
-    let annotations: Annotations = read(path, "--references")?;
+    let annotations: Annotations = read_json(path, "--references")?;
     let mut by_image: HashMap<u64, Vec<String>> = HashMap::new();
     let mut ids = HashSet::new();
     for image in &annotations.images {
         if !ids.insert(image.id) {
-            return Err(wrong("--references: an image id is given twice").with("id", image.id));
+            return Err(wrong("--references: duplicate image id").with("id", image.id));
         }
     }
-    for Captioned { image_id, caption } in annotations.annotations {
+    for ImageCaption { image_id, caption } in annotations.annotations {
         if !ids.contains(&image_id) {
-            return Err(wrong("--references: a caption of an image that is not listed")
+            return Err(wrong("--references: caption of an image that is not listed")
                 .with("image_id", image_id));
         }
         if !caption.trim().is_empty() {
@@ -71,13 +72,14 @@ pub fn references(path: &Path) -> Result<References> {
         }
     }
     let listed = annotations.images.len();
-    let referenced = |image: Image| {
+    let with_references = |image: Image| {
         let references = by_image.remove(&image.id)?;
-        Some(Referenced { id: image.id, file_name: image.file_name, references })
+        Some(ReferencedImage { id: image.id, file_name: image.file_name, references })
     };
-    let images: Vec<Referenced> = annotations.images.into_iter().filter_map(referenced).collect();
+    let images: Vec<ReferencedImage> =
+        annotations.images.into_iter().filter_map(with_references).collect();
     if images.is_empty() {
-        return Err(wrong("--references holds no captions"));
+        return Err(wrong("--references contains no captions"));
     }
     Ok(References { without_references: listed - images.len(), images })
 }
@@ -85,13 +87,13 @@ pub fn references(path: &Path) -> Result<References> {
 /// Reads a results file: captions by image id.
 ///
 /// # Errors
-/// `ErrorKind::Config` as above.
-pub fn results(path: &Path) -> Result<BTreeMap<u64, String>> {
-    let captioned: Vec<Captioned> = read(path, "--captions")?;
+/// `ErrorKind::Config` for a file that can't be read or has another format, or a duplicate id.
+pub fn read_results(path: &Path) -> Result<BTreeMap<u64, String>> {
+    let captioned: Vec<ImageCaption> = read_json(path, "--captions")?;
     let mut captions = BTreeMap::new();
-    for Captioned { image_id, caption } in captioned {
+    for ImageCaption { image_id, caption } in captioned {
         if captions.insert(image_id, caption).is_some() {
-            return Err(Error::new(ErrorKind::Config, "--captions: an image id is given twice")
+            return Err(Error::new(ErrorKind::Config, "--captions: duplicate image id")
                 .with("path", path.display())
                 .with("image_id", image_id));
         }
@@ -99,7 +101,7 @@ pub fn results(path: &Path) -> Result<BTreeMap<u64, String>> {
     Ok(captions)
 }
 
-fn read<T: DeserializeOwned>(path: &Path, option: &'static str) -> Result<T> {
+fn read_json<T: DeserializeOwned>(path: &Path, option: &'static str) -> Result<T> {
     let unusable = || {
         Error::new(ErrorKind::Config, format!("{option} can't be used"))
             .with("path", path.display())

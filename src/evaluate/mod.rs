@@ -1,7 +1,8 @@
-//! Measuring captions against what people wrote: BLEU, ROUGE-L, CIDEr-D, with intervals.
+//! Caption metrics against human references: BLEU, ROUGE-L, CIDEr-D and CLIPScore, with confidence
+//! intervals.
 //!
-//! The metrics equal `pycocoevalcap`'s on the same words. They are pure functions of captions and
-//! references; who wrote the captions does not matter here.
+//! The metrics are pure functions of captions and references, and equal those of `pycocoevalcap` on
+//! the same words.
 
 pub mod bleu;
 pub mod bootstrap;
@@ -19,7 +20,7 @@ use bootstrap::{Bootstrap, Difference, Estimate};
 use clipscore::ClipScores;
 use ngrams::Words;
 
-/// A figure that tells how good captions are; all are printed times 100.
+/// A caption metric. All are printed times 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     Bleu1,
@@ -28,16 +29,16 @@ pub enum Metric {
     Bleu4,
     RougeL,
     CiderD,
-    /// Only of bundles that carry the text tower.
+    /// Only for bundles with a text tower.
     ClipScore,
-    /// Likewise.
+    /// Only for bundles with a text tower.
     RefClipScore,
 }
 
 impl Metric {
-    const OF_WORDS: [Self; 6] =
+    const ON_WORDS: [Self; 6] =
         [Self::Bleu1, Self::Bleu2, Self::Bleu3, Self::Bleu4, Self::RougeL, Self::CiderD];
-    const OF_EMBEDDINGS: [Self; 2] = [Self::ClipScore, Self::RefClipScore];
+    const ON_EMBEDDINGS: [Self; 2] = [Self::ClipScore, Self::RefClipScore];
 }
 
 impl fmt::Display for Metric {
@@ -55,7 +56,7 @@ impl fmt::Display for Metric {
     }
 }
 
-/// What each image adds to the metrics.
+/// Each image's contribution to the metrics.
 pub struct Scores {
     bleu: Vec<bleu::Statistics>,
     rouge_l: Vec<f64>,
@@ -69,17 +70,17 @@ impl Scores {
         let captions: Vec<Words> = captions.iter().map(|caption| tokens::words(caption)).collect();
         let split = |texts: &Vec<String>| texts.iter().map(|text| tokens::words(text)).collect();
         let references: Vec<Vec<Words>> = references.iter().map(split).collect();
-        Self::of_words(&captions, &references)
+        Self::from_words(&captions, &references)
     }
 
-    /// As [`Self::new`], of captions in words.
-    pub fn of_words(captions: &[Words], references: &[Vec<Words>]) -> Self {
-        let each = || captions.iter().zip(references);
+    /// As [`Self::new`], for captions that are split into words.
+    pub fn from_words(captions: &[Words], references: &[Vec<Words>]) -> Self {
+        let pairs = || captions.iter().zip(references);
         Self {
-            bleu: each()
+            bleu: pairs()
                 .map(|(caption, references)| bleu::Statistics::new(caption, references))
                 .collect(),
-            rouge_l: each()
+            rouge_l: pairs()
                 .map(|(caption, references)| rouge::rouge_l(caption, references))
                 .collect(),
             cider_d: cider::cider_d(captions, references),
@@ -87,16 +88,16 @@ impl Scores {
         }
     }
 
-    /// Adds what the joint space says of the same captions.
+    /// Adds the CLIP scores of the same captions.
     pub fn with_clip(mut self, scores: ClipScores) -> Self {
         self.clip = Some(scores);
         self
     }
 
-    /// The metrics that are known.
+    /// The metrics that can be computed.
     pub fn metrics(&self) -> Vec<Metric> {
-        let more = self.clip.as_ref().map(|_| Metric::OF_EMBEDDINGS);
-        Metric::OF_WORDS.into_iter().chain(more.into_iter().flatten()).collect()
+        let on_embeddings = self.clip.as_ref().map(|_| Metric::ON_EMBEDDINGS);
+        Metric::ON_WORDS.into_iter().chain(on_embeddings.into_iter().flatten()).collect()
     }
 
     /// Images scored.
@@ -113,8 +114,8 @@ impl Scores {
         &self.cider_d
     }
 
-    /// `metric`, no number if it is unknown, over the images at `indices`, which may repeat. CIDEr-D keeps the document
-    /// frequencies of all images.
+    /// `metric` over the images at `indices`, which may repeat; NaN if it can't be computed. CIDEr-D
+    /// uses the document frequencies of all images.
     pub fn value(&self, metric: Metric, indices: &[usize]) -> f64 {
         let mean = |values: &[f64]| {
             indices.iter().map(|index| values[*index]).sum::<f64>() / indices.len().max(1) as f64
@@ -138,12 +139,12 @@ impl Scores {
         }
     }
 
-    /// `metric` over all images, with its interval.
+    /// `metric` over all images, with its confidence interval.
     pub fn estimate(&self, metric: Metric, bootstrap: &Bootstrap) -> Estimate {
         bootstrap.estimate(self.len(), |indices| self.value(metric, indices))
     }
 
-    /// By how much these captions are better than the `others` of the same images.
+    /// The difference in `metric` between these captions and `others` of the same images.
     pub fn compare(&self, others: &Self, metric: Metric, bootstrap: &Bootstrap) -> Difference {
         bootstrap.compare(self.len(), |indices| {
             self.value(metric, indices) - others.value(metric, indices)

@@ -1,17 +1,17 @@
-//! Runs of words and how often they occur.
+//! Counts of n-grams.
 
 use std::collections::HashMap;
 
 /// A caption's words.
 pub type Words = Vec<String>;
 
-/// The longest n-gram that BLEU and CIDEr count.
-pub const LONGEST: usize = 4;
+/// Length of the longest n-grams of BLEU and CIDEr.
+pub const MAX_N: usize = 4;
 
-/// The n-grams of `words` with `n` from 1 to [`LONGEST`], and how often each occurs.
-pub fn counts(words: &[String]) -> HashMap<&[String], usize> {
+/// The number of times that each n-gram of `words` occurs, for n from 1 to [`MAX_N`].
+pub fn ngram_counts(words: &[String]) -> HashMap<&[String], usize> {
     let mut counts = HashMap::new();
-    for n in 1..=LONGEST {
+    for n in 1..=MAX_N {
         for ngram in words.windows(n) {
             *counts.entry(ngram).or_default() += 1;
         }

@@ -1,4 +1,4 @@
-//! A page of photos with their captions and references, and where the local queries looked.
+//! An HTML page of photos with their captions, references and attention maps.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,17 @@ use crate::engine::Caption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::html::{self, Escaped, push};
 
-/// Most photos on the page: browsers grow slow beyond.
-const MOST: usize = 500;
+/// Most photos on a page: more make browsers slow.
+const MAX_PHOTOS: usize = 500;
 
-/// What the page shows.
+/// The content of the page.
 pub struct Page<'a> {
-    /// The metrics, each as a line.
+    /// One line per metric.
     pub figures: Vec<String>,
     pub photos: Vec<Photo<'a>>,
 }
 
-/// A photo, what the model says of it and what people say.
+/// A photo with the model's caption and the human references.
 pub struct Photo<'a> {
     pub path: PathBuf,
     pub caption: &'a Caption,
@@ -24,11 +24,11 @@ pub struct Photo<'a> {
     pub cider_d: f64,
 }
 
-/// The page as one HTML file.
+/// Renders the page as one HTML file.
 ///
 /// # Errors
-/// `ErrorKind::Bundle` if the bundle's patches are no square grid.
-pub fn html(page: &Page<'_>) -> Result<String> {
+/// `ErrorKind::Bundle` if the bundle's patches are not a square grid.
+pub fn render(page: &Page<'_>) -> Result<String> {
     let mut html = html::head("FusionCap: evaluation");
     html.push_str("<div class=\"top\"><header>\n<h1>FusionCap</h1>\n");
     push(
@@ -40,11 +40,11 @@ pub fn html(page: &Page<'_>) -> Result<String> {
         push(&mut html, format_args!("<li>{}</li>\n", Escaped(figure)));
     }
     html.push_str("</ul>\n</div>\n<main>\n");
-    for photo in page.photos.iter().take(MOST) {
-        figure(&mut html, photo)?;
+    for photo in page.photos.iter().take(MAX_PHOTOS) {
+        push_figure(&mut html, photo)?;
     }
     html.push_str("</main>\n");
-    let left_out = page.photos.len().saturating_sub(MOST);
+    let left_out = page.photos.len().saturating_sub(MAX_PHOTOS);
     if left_out > 0 {
         push(&mut html, format_args!("<footer><p>{left_out} more are not shown.</p></footer>\n"));
     }
@@ -52,7 +52,7 @@ pub fn html(page: &Page<'_>) -> Result<String> {
     Ok(html)
 }
 
-fn figure(html: &mut String, photo: &Photo<'_>) -> Result<()> {
+fn push_figure(html: &mut String, photo: &Photo<'_>) -> Result<()> {
     html.push_str("<figure>");
     let address = html::photo(&photo.path);
     match &address {
@@ -68,7 +68,7 @@ fn figure(html: &mut String, photo: &Photo<'_>) -> Result<()> {
     }
     html.push_str("</ul>");
     if !photo.caption.attention.is_empty() {
-        looks(html, &photo.caption.attention)?;
+        push_attention(html, &photo.caption.attention)?;
     }
     let name = photo.path.file_name().unwrap_or_default().to_string_lossy();
     push(
@@ -83,15 +83,15 @@ fn figure(html: &mut String, photo: &Photo<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Where each query looked, as a grid of heat.
-fn looks(html: &mut String, attention: &[Vec<f32>]) -> Result<()> {
+/// Appends the attention map of each local query.
+fn push_attention(html: &mut String, attention: &[Vec<f32>]) -> Result<()> {
     let patches = attention.first().map_or(0, Vec::len);
     let grid = patches.isqrt();
     if grid * grid != patches {
-        return Err(Error::new(ErrorKind::Bundle, "the patches are no square grid")
+        return Err(Error::new(ErrorKind::Bundle, "the patches are not a square grid")
             .with("patches", patches));
     }
-    html.push_str("<div class=\"looks\" title=\"where each local query looked\">");
+    html.push_str("<div class=\"looks\" title=\"attention of each local query\">");
     for query in attention {
         let most = query.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
         push(html, format_args!("<svg viewBox=\"0 0 {grid} {grid}\">"));

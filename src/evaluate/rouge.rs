@@ -1,12 +1,12 @@
-//! ROUGE-L (Lin 2004), as `pycocoevalcap` computes it: an F-measure of the longest common
-//! subsequence that weighs recall more, the best precision and recall over the references.
+//! ROUGE-L (Lin 2004) as `pycocoevalcap` computes it: the F-measure of the longest common
+//! subsequence, from the best precision and the best recall over the references.
 
 use super::ngrams::Words;
 
-/// Recall counts this much more than precision.
+/// Weight of recall relative to precision.
 const BETA: f64 = 1.2;
 
-/// From 0 to 1.
+/// ROUGE-L of one caption, from 0 to 1.
 pub fn rouge_l(caption: &Words, references: &[Words]) -> f64 {
     let share = |common: usize, length: usize| common as f64 / length.max(1) as f64;
     let (mut precision, mut recall) = (0.0_f64, 0.0_f64);

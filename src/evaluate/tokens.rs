@@ -1,22 +1,21 @@
-//! Captions as the words that metrics count, the way `pycocoevalcap` has them from Stanford's
-//! PTBTokenizer: lower case, contractions apart ("isn't" is "is n't"), hyphens kept inside words,
-//! punctuation dropped.
+//! Splits captions into words as `pycocoevalcap` does with Stanford's PTBTokenizer: lower case,
+//! contractions split ("isn't" is "is n't"), hyphens kept inside words, punctuation dropped.
 //!
-//! These are rules for captions, not for every text: of 72,054 captions of COCO and Flickr, all
-//! but 22 get the tokenizer's own words.
+//! The rules cover captions, not all text: they give PTBTokenizer's words for all but 22 of 72,054
+//! captions from COCO and Flickr.
 
-/// What PTBTokenizer splits off a word's end.
+/// Endings that are split off.
 const ENDINGS: [&str; 7] = ["n't", "'s", "'m", "'d", "'re", "'ve", "'ll"];
-/// Words it splits though they have no apostrophe, and where.
+/// Words without an apostrophe that are split, and the position of the split.
 const JOINED: [(&str, usize); 5] =
     [("cannot", 3), ("gonna", 3), ("gotta", 3), ("lemme", 3), ("wanna", 3)];
-/// Abbreviations that keep their stop, beside single letters and what has stops inside.
+/// Abbreviations that keep their full stop. Single letters and words with inner stops keep it too.
 const ABBREVIATIONS: [&str; 18] = [
     "mr", "mrs", "ms", "dr", "st", "jr", "sr", "vs", "etc", "inc", "co", "no", "mt", "ave", "blvd",
     "prof", "rd", "ft",
 ];
-/// Marks that are words of their own and stay, as the words that they become.
-const KEPT: [(char, &str); 13] = [
+/// Punctuation marks that are kept, and the word that each becomes.
+const KEPT_MARKS: [(char, &str); 13] = [
     ('&', "&"),
     ('$', "$"),
     ('%', "%"),
@@ -43,24 +42,24 @@ pub fn words(caption: &str) -> Vec<String> {
         }
         let mut word = String::new();
         let letters: Vec<char> = chunk.chars().collect();
-        for (place, &letter) in letters.iter().enumerate() {
-            let (before, after) = (place.checked_sub(1), letters.get(place + 1));
-            if belongs(letter, before.and_then(|before| letters.get(before)), after) {
+        for (position, &letter) in letters.iter().enumerate() {
+            let (before, after) = (position.checked_sub(1), letters.get(position + 1));
+            if continues_word(letter, before.and_then(|before| letters.get(before)), after) {
                 word.push(letter);
                 continue;
             }
-            finish(&mut word, letter == '.', &mut words);
-            if let Some((_, kept)) = KEPT.iter().find(|(mark, _)| *mark == letter) {
+            push_word(&mut word, letter == '.', &mut words);
+            if let Some((_, kept)) = KEPT_MARKS.iter().find(|(mark, _)| *mark == letter) {
                 words.push((*kept).to_owned());
             }
         }
-        finish(&mut word, false, &mut words);
+        push_word(&mut word, false, &mut words);
     }
     words
 }
 
-/// Whether a character goes on with the word between its neighbours.
-fn belongs(letter: char, before: Option<&char>, after: Option<&char>) -> bool {
+/// Whether `letter` is part of the word of its neighbours.
+fn continues_word(letter: char, before: Option<&char>, after: Option<&char>) -> bool {
     if letter.is_alphanumeric() {
         return true;
     }
@@ -75,8 +74,8 @@ fn belongs(letter: char, before: Option<&char>, after: Option<&char>) -> bool {
     }
 }
 
-/// Adds a finished word, its contraction apart.
-fn finish(word: &mut String, stop_follows: bool, words: &mut Vec<String>) {
+/// Moves a finished `word` to `words` and splits its contraction.
+fn push_word(word: &mut String, stop_follows: bool, words: &mut Vec<String>) {
     if word.is_empty() {
         return;
     }
@@ -89,10 +88,10 @@ fn finish(word: &mut String, stop_follows: bool, words: &mut Vec<String>) {
     }
     let ending =
         ENDINGS.iter().find(|ending| whole.len() > ending.len() && whole.ends_with(**ending));
-    let joined = JOINED.iter().find(|(joined, _)| *joined == whole).map(|(_, place)| *place);
+    let joined = JOINED.iter().find(|(joined, _)| *joined == whole).map(|(_, position)| *position);
     match ending.map(|ending| whole.len() - ending.len()).or(joined) {
-        Some(place) => {
-            let (first, last) = whole.split_at(place);
+        Some(position) => {
+            let (first, last) = whole.split_at(position);
             words.extend([first.to_owned(), last.to_owned()]);
         }
         None => words.push(whole),

@@ -48,7 +48,7 @@ pub fn embed(
     }
     let mut tower = TextTower::open(encoder_dir, encoder.text_max_length, runtime)?;
     let mut progress = Progress::new(label, captions.len());
-    let embeddings = tower.embed_with(captions, |done| progress.update(done, ""))?;
+    let embeddings = tower.embed_with_progress(captions, |done| progress.update(done, ""))?;
     progress.finish();
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     // Renamed when complete: a killed run leaves no partial cache.
