@@ -1,9 +1,10 @@
-//! The one error type: what went wrong (`ErrorKind`), with what (`context`), because of what
-//! (`source`), and therefore what the worker does next (`Disposition`).
+//! The error type of the crate: a kind, a message, named context and a source. The kind decides
+//! what the worker does ([`Disposition`]).
 //!
-//! Every kind has a stable code. The codes of kinds that dead-letter are a public contract:
-//! they stand in `images.dlq` records and in `schemas/dead-letter.v1.schema.json`.
+//! Every kind has a stable code. The codes of kinds that dead-letter are a public contract: they
+//! are in the records of `images.dlq` and in `schemas/dead-letter.v1.schema.json`.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,25 +12,25 @@ use std::sync::Arc;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What the worker does about an error.
+/// The worker's reaction to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Transient: the same call may succeed later. Retried with backoff, then dead-lettered.
+    /// Transient: the same call may succeed later. It is retried with backoff, then dead-lettered.
     Retry,
-    /// Permanent for this message: it goes to the dead-letter topic.
+    /// Permanent for this message, which goes to the dead-letter topic.
     DeadLetter,
-    /// Not the message's fault: the process can't go on with it.
+    /// Not caused by the message: the process ends.
     Abort,
 }
 
-/// What went wrong.
+/// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The message is no JSON, or none of the three accepted shapes.
+    /// The message is not JSON, or does not have one of the three accepted formats.
     InvalidMessage,
-    /// The reference is no `s3://bucket/key` URI, or names what no request is made for.
+    /// The reference is not an `s3://bucket/key` URI, or its bucket or key is not supported.
     UnsupportedUri,
-    /// The bucket, or the key's place in it, is not on the allow-list.
+    /// The bucket, or the prefix of the key, is not on the allow-list.
     BucketNotAllowed,
     /// The object, its version or its bucket does not exist.
     ObjectNotFound,
@@ -41,11 +42,11 @@ pub enum ErrorKind {
     EmptyObject,
     /// The object has more bytes than `limits.max_object_bytes`.
     ObjectTooLarge,
-    /// The bytes are in no supported image format.
+    /// The bytes are not in a supported image format.
     NotAnImage,
-    /// The bytes begin as an image but can't be decoded to the end.
+    /// The bytes begin like an image but can't be decoded to the end.
     CorruptImage,
-    /// The image claims more pixels than `limits.max_pixels`.
+    /// The image has more pixels than `limits.max_pixels`.
     ImageTooLarge,
     /// Decoding took longer than `limits.decode_timeout_ms`.
     DecodeTimeout,
@@ -55,28 +56,28 @@ pub enum ErrorKind {
     FetchThrottled,
     /// The object store answered 5xx, or could not be reached.
     FetchUnavailable,
-    /// The object store does not know the credentials, or no longer.
+    /// The object store rejects the credentials, or they have expired.
     CredentialsRefused,
     /// The caption does not fit into a message of the output topic.
     RecordTooLarge,
-    /// The configuration or the command line is wrong: exit code 2.
+    /// The configuration or the command line is wrong (exit code 2).
     Config,
     /// The model bundle is missing, damaged or of an unknown kind.
     Bundle,
     /// ONNX Runtime is missing or failed.
     Runtime,
-    /// Kafka failed in a way the worker can't recover from by itself.
+    /// Kafka failed and the worker can't recover by itself.
     Kafka,
-    /// The schema registry did not answer, or refuses to. Never a message's fault.
+    /// The schema registry did not answer or refused the request. Never caused by a message.
     Registry,
     /// A file could not be read or written.
     Io,
-    /// Anything else: a broken invariant.
+    /// A broken invariant, or anything else.
     Internal,
 }
 
 impl ErrorKind {
-    /// Kinds that can end as a dead letter, in the order of the pipeline's stages.
+    /// Kinds that can dead-letter, in the order of the pipeline's stages.
     pub const DEAD_LETTERS: [ErrorKind; 17] = [
         Self::InvalidMessage,
         Self::UnsupportedUri,
@@ -127,7 +128,7 @@ impl ErrorKind {
         }
     }
 
-    /// What the worker does about it.
+    /// The worker's reaction.
     pub const fn disposition(self) -> Disposition {
         match self {
             Self::FetchTimeout
@@ -152,29 +153,43 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// An error with its kind, a one-line message, named context and a source. A clone shares the
-/// source.
+/// An error with a kind, a one-line message, named context and a source. A clone shares the source.
+///
+/// `Display` is the message with its context, [`Error::chain`] adds the sources, and `Debug` has
+/// every field:
+///
+/// ```text
+/// can't read the file (path: config.json)
+/// can't read the file (path: config.json): No such file or directory (os error 2)
+/// Error { kind: Io, message: "can't read the file", context: [("path", "config.json")],
+///     source: Some(Os { code: 2, .. }), backtrace: None }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: Cow<'static, str>,
     context: Vec<(&'static str, String)>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
+    /// For [`ErrorKind::Internal`], if `RUST_BACKTRACE` asks for it.
+    backtrace: Option<Arc<Backtrace>>,
 }
 
 impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), context: Vec::new(), source: None }
+        let backtrace = (kind == ErrorKind::Internal).then(Backtrace::capture);
+        let backtrace =
+            backtrace.filter(|taken| taken.status() == BacktraceStatus::Captured).map(Arc::new);
+        Self { kind, message: message.into(), context: Vec::new(), source: None, backtrace }
     }
 
-    /// Adds a named value, such as `("path", "/models/tiny")`.
+    /// Adds a named value, for example `("path", "/models/tiny")`.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.context.push((name, value.to_string()));
         self
     }
 
-    /// Sets the cause.
+    /// Sets the error that caused this one.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
@@ -194,7 +209,12 @@ impl Error {
         if self.kind == ErrorKind::Config { 2 } else { 1 }
     }
 
-    /// The message with its context and the whole chain of causes, on one line.
+    /// The backtrace of an internal error, if `RUST_BACKTRACE` asks for it.
+    pub fn backtrace(&self) -> Option<&Backtrace> {
+        self.backtrace.as_deref()
+    }
+
+    /// The message with its context and the whole chain of sources, on one line.
     pub fn chain(&self) -> String {
         let mut line = self.to_string();
         let mut cause = self.source();
@@ -225,5 +245,22 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_formatted_with_its_context_and_sources() {
+        let source = Error::new(ErrorKind::Io, "not found").because("gone");
+        let error = Error::new(ErrorKind::Bundle, "can't read the file")
+            .with("path", "config.json")
+            .with("bytes", 3)
+            .because(source);
+        assert_eq!(error.to_string(), "can't read the file (path: config.json, bytes: 3)");
+        assert_eq!(error.chain(), format!("{error}: not found: gone"));
+        assert!(format!("{error:?}").starts_with("Error { kind: Bundle, message: \"can't read"));
     }
 }

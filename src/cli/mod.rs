@@ -155,6 +155,9 @@ fn report(error: &Error, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  caused by: {}", one_line(&reason.to_string()))?;
         cause = reason.source();
     }
+    if let Some(backtrace) = error.backtrace() {
+        writeln!(out, "{backtrace}")?;
+    }
     Ok(())
 }
 
