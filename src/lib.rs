@@ -14,6 +14,7 @@ pub mod kafka;
 pub mod message;
 pub mod object_name;
 pub mod plan;
+pub mod progress;
 pub mod reader;
 pub mod redrive;
 pub mod registry;

@@ -6,12 +6,13 @@
 //! that is not available is an error; there is no silent fallback to the CPU.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use ort::environment::Environment;
 use ort::ep::ExecutionProviderDispatch;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use parking_lot::Mutex;
 
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,7 +33,7 @@ static LOADING: Mutex<()> = Mutex::new(());
 /// # Errors
 /// `ErrorKind::Runtime`, which names the file that was tried and how to get the library.
 pub fn environment(settings: &Runtime) -> Result<&'static Environment> {
-    let _guard = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = LOADING.lock();
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }

@@ -72,7 +72,7 @@ fn every_method_gets_its_row() {
         let figures = [" to ", ") ", ".."];
         assert!(row.starts_with(method) && figures.iter().all(|part| row.contains(part)), "{row}");
     }
-    assert!(rows.len() == 7 && rows[6].starts_with("Seeds a method: 2."), "{table}");
+    assert!(rows.len() == 7 && rows[6].starts_with("Seeds per method: 2."), "{table}");
 
     // Only FusionCap uses patches, and only CapDec has no memory of captions.
     let inputs = |name: &str| {

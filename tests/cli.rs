@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use fusioncap::telemetry::{Health, Metrics, http};
+use fusioncap::telemetry::{Health, http};
 use prometheus::{Counter, Registry};
 use tempfile::TempDir;
 
@@ -253,7 +253,7 @@ fn a_plan_needs_nothing_but_its_arguments() {
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     assert!(text.contains("11,574 images/s"), "{text}");
-    assert!(text.contains("no GPU's was measured"), "{text}");
+    assert!(text.contains("come from other machines than yours"), "{text}");
 
     let output = fusioncap(&["plan", "--rate", "20000", "--json"]).output().unwrap();
     let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
@@ -276,6 +276,69 @@ fn the_plan_in_the_documentation_is_current() {
     assert_eq!(stdout(&output), shown, "docs/sizing.md is old: `fusioncap {line}`");
 }
 
+/// Each row of the GPU tables of docs/performance.md: the arguments of `plan`, and the measured images
+/// per second of the engine alone.
+fn measured_engines() -> Vec<(Vec<String>, f64)> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let (_, section) = text.split_once("\n## On a GPU\n").unwrap();
+    let (mut batches, mut model) = (Vec::new(), "");
+    let mut engines = Vec::new();
+    for line in section.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let (name, rest) = (cells[0], &cells[1..]);
+        let figures: Vec<(&str, &str)> = match name {
+            "batch" => {
+                batches = rest.to_vec();
+                continue;
+            }
+            // The second table has the batch and the engine alone in its columns.
+            "" => {
+                batches.clear();
+                continue;
+            }
+            _ if batches.is_empty() => vec![(rest[0], rest[1])],
+            _ => batches.iter().copied().zip(rest.iter().copied()).collect(),
+        };
+        model = match name {
+            _ if name.starts_with("models/tiny") => "tiny",
+            _ if name.starts_with("ViT-B/32") => "vit-b-32",
+            _ => model,
+        };
+        let gpu = match name {
+            _ if name.contains("no GPU") => "none",
+            _ if name.contains("H200") => "h200",
+            _ => "h100",
+        };
+        let precision = if name.contains("16 bits") { "fp16" } else { "fp32" };
+        for (batch, rate) in figures.into_iter().filter(|(_, rate)| !rate.is_empty()) {
+            let arguments =
+                ["--gpu", gpu, "--model", model, "--precision", precision, "--batch", batch];
+            let arguments = arguments.map(str::to_owned).to_vec();
+            engines.push((arguments, rate.replace(',', "").parse().unwrap()));
+        }
+    }
+    engines
+}
+
+#[test]
+fn a_plan_knows_the_engines_that_were_measured() {
+    let engines = measured_engines();
+    assert!(engines.len() > 20, "the tables were not read: {engines:?}");
+    for (arguments, measured) in engines {
+        let output =
+            fusioncap(&["plan", "--rate", "1", "--json"]).args(&arguments).output().unwrap();
+        let plan: serde_json::Value = serde_json::from_str(&stdout(&output))
+            .unwrap_or_else(|_| panic!("{arguments:?}: {}", stderr(&output)));
+        let stages = plan["pod"]["stages"].as_array().unwrap();
+        let engine = stages.iter().find(|stage| stage["name"] == "the engine").unwrap();
+        assert_eq!(engine["source"], "measured", "{arguments:?}");
+        let planned = engine["images_per_second"].as_f64().unwrap();
+        let off = planned / measured - 1.0;
+        assert!(off.abs() <= 0.25, "{arguments:?}: {planned} is off {measured} by {off:.2}");
+    }
+}
+
 /// A worker's port, as the worker itself serves it.
 struct Port {
     runtime: tokio::runtime::Runtime,
@@ -290,9 +353,8 @@ impl Port {
     }
 
     fn serve(&self, listen: &str) -> http::Server {
-        let metrics = Arc::new(Metrics::new(&opentelemetry::global::meter("test")));
-        let scraped = http::Scraped { registry: self.registry.clone(), metrics };
-        let serve = http::serve(listen.parse().unwrap(), Arc::clone(&self.health), scraped);
+        let (health, registry) = (Arc::clone(&self.health), self.registry.clone());
+        let serve = http::serve(listen.parse().unwrap(), health, registry);
         self.runtime.block_on(serve).unwrap()
     }
 }
@@ -314,8 +376,8 @@ fn the_health_check_of_a_worker_that_listens_everywhere() {
     assert_eq!(output.status.code(), Some(1), "{errors}");
     let at = format!("127.0.0.1:{}", server.address().port());
     let told = format!(
-        "error: the worker's answer is no (url: http://{at}/readyz, status: 503, answer: not \
-         ready: no broker)\n"
+        "error: the worker answers with an error (url: http://{at}/readyz, status: 503, answer: \
+         not ready: no broker)\n"
     );
     assert_eq!(errors, told);
 
@@ -349,7 +411,11 @@ fn the_health_check_of_a_worker_elsewhere_waits_and_reads_metrics() {
     port.health.set_ready(true);
     let output = waiting.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("its metrics are not a worker's"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the metrics are not those of a worker"),
+        "{}",
+        stderr(&output)
+    );
 
     let counter = Counter::new("fusioncap_captions_total", "captions").unwrap();
     port.registry.register(Box::new(counter)).unwrap();

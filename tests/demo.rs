@@ -90,7 +90,7 @@ fn without_a_model_it_says_what_to_do() {
     let cat = sample("cat.jpg");
     let output = demo(folder.path(), &[&cat]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("no model bundle; name one with --model"));
+    assert!(stderr(&output).contains("no model bundle: name one with --model"));
     assert!(!folder.path().join("fusioncap-demo.html").exists());
 }
 

@@ -1,4 +1,4 @@
-//! `fusioncap ablate`: what each part of FusionCap is worth, in one table.
+//! `fusioncap ablate`: measures the effect of each part of FusionCap, in one table.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,40 +19,40 @@ use crate::train::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct AblateArgs {
-    /// Encoder directory (`fusioncap encoder` or `fusioncap clip` makes one)
+    /// Encoder directory (made by `fusioncap encoder` or `fusioncap clip`)
     #[arg(long, value_name = "DIR")]
     encoder: PathBuf,
-    /// Captions in image order, about five an image; may be given several times
+    /// Captions in the order of their images, about five per image; may be repeated
     #[arg(long, value_name = "FILE", required = true)]
     corpus: Vec<PathBuf>,
-    /// Hyper-parameters of every training as TOML, laid over the defaults
+    /// TOML file with hyper-parameters for every training, which override the defaults
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// Where to compute
+    /// Device for the training
     #[arg(long, value_enum, default_value_t)]
     device: DeviceKind,
-    /// Where to write the bundles; those of the same study that are there are not trained again
+    /// Directory for the bundles; existing ones of the same study are not trained again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Trainings a method
+    /// Trainings per method
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Images at the end of the corpus that are held out; a caption stands for each
+    /// Images at the end of the corpus to hold out; one caption stands for each
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     proxies: u32,
-    /// Standard deviation of the noise on a proxy's embeddings: the encoder's gap
+    /// Standard deviation of the noise on the proxies' embeddings: the encoder's modality gap
     #[arg(long, value_name = "SIGMA", default_value_t = 0.06)]
     proxy_sigma: f32,
-    /// Photos to measure on as well
+    /// Folder of photos to measure on as well
     #[arg(long, value_name = "DIR", requires = "references")]
     images: Option<PathBuf>,
-    /// What people wrote of the photos, in COCO's layout
+    /// Reference captions of the photos in COCO's layout
     #[arg(long, value_name = "FILE", requires = "images")]
     references: Option<PathBuf>,
 }
 
 /// # Errors
-/// `ErrorKind::Config` for what was asked wrongly; others as they happen.
+/// `ErrorKind::Config` for wrong arguments; others as they happen.
 pub fn run(args: AblateArgs) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     super::train::listen(Arc::clone(&stop))?;
@@ -103,17 +103,17 @@ pub fn run(args: AblateArgs) -> Result<()> {
             row.push_str(&format!(" {:>28}", text(&photos, &bootstrap)));
         }
         row.push('\n');
-        // Rows take a while: each is shown when it is there.
+        // A row takes a while: each is printed as soon as it is complete.
         super::print(&if table.is_empty() { row } else { std::mem::take(&mut table) + &row })?;
     }
     super::print(&format!(
-        "\nSeeds a method: {}. Shown is the mean over them, in brackets its 95 % interval over \
-         images, then the lowest and the highest seed.\n",
+        "\nSeeds per method: {}. Each cell has the mean over the seeds, its 95 % interval over images \
+         in brackets, then the lowest and the highest seed.\n",
         args.seeds
     ))
 }
 
-/// The mean, its interval, the seeds' range.
+/// Formats the mean, its interval and the range of the seeds.
 fn text(seeds: &[Scores], bootstrap: &Bootstrap) -> String {
     let found = estimate(seeds, Metric::CiderD, bootstrap);
     let (least, most) = spread(seeds, Metric::CiderD);

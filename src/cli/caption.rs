@@ -1,10 +1,9 @@
 //! `fusioncap caption`: captions images on this machine or in S3, without Kafka.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::images::{self, Ahead, Answer, SCHEME};
@@ -12,6 +11,7 @@ use crate::bundle::Bundle;
 use crate::config::{Config, DecodeMode, Model, Precision, S3};
 use crate::engine::{Caption, Engine};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
 use crate::s3::Store;
 
 #[derive(Debug, Args)]
@@ -19,19 +19,19 @@ pub struct CaptionArgs {
     /// Model bundle: a directory
     #[arg(long, value_name = "DIR", default_value = "models/tiny")]
     model: PathBuf,
-    /// Which of the bundle's variants captions (model.precision)
+    /// Variant of the bundle to use (model.precision)
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     precision: Precision,
-    /// JSON objects (path, caption, score), one a line, or text
+    /// One JSON object per line (path, caption, score), or text
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
-    /// Beam width; the bundle's own by default
+    /// Beam width [default: the bundle's]
     #[arg(long, value_name = "N")]
     beams: Option<usize>,
-    /// S3 endpoint for s3:// paths; credentials come from AWS's usual places
+    /// S3 endpoint for s3:// paths; credentials come from the AWS defaults
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     /// Files, folders and s3://bucket/prefix
@@ -45,7 +45,7 @@ enum Format {
     Text,
 }
 
-/// One line of the JSON format: a caption, or why there is none.
+/// One line of the JSON format: a caption, or the reason why there is none.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     path: &'a str,
@@ -58,7 +58,7 @@ struct Line<'a> {
 }
 
 /// # Errors
-/// `ErrorKind::Config` for what was asked wrongly; `Io` at the end if an image has no caption.
+/// `ErrorKind::Config` for wrong arguments; `Io` at the end if an image has no caption.
 pub fn run(args: CaptionArgs) -> Result<()> {
     images::runtime()?.block_on(caption(args))
 }
@@ -80,7 +80,11 @@ async fn caption(args: CaptionArgs) -> Result<()> {
         false => None,
     };
     let found = images::find(&args.paths, store.as_ref()).await?;
-    let bar = progress(found.len());
+    // On a terminal the captions themselves show the progress.
+    let progress = match io::stdout().is_terminal() {
+        true => Progress::hidden(),
+        false => Progress::new("captioning", "images", found.len() as u64),
+    };
     let mut missing = 0;
     let preprocessor = engine.preprocessor().clone().in_mode(DecodeMode::Fast);
     let mut ahead = Ahead::new(found, preprocessor, store, 2 * size);
@@ -91,10 +95,10 @@ async fn caption(args: CaptionArgs) -> Result<()> {
         }
         let answers = images::answer(&mut engine, batch)?;
         missing += answers.iter().filter(|(_, outcome)| outcome.is_err()).count();
-        bar.inc(answers.len() as u64);
-        bar.suspend(|| report(&answers, args.format))?;
+        progress.advance(answers.len() as u64);
+        report(&answers, args.format, &progress)?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     if missing > 0 {
         return Err(
             Error::new(ErrorKind::Io, "some images have no caption").with("images", missing)
@@ -103,8 +107,8 @@ async fn caption(args: CaptionArgs) -> Result<()> {
     Ok(())
 }
 
-/// JSON lines hold the failures too; of text, they go to stderr.
-fn report(answers: &[Answer], format: Format) -> Result<()> {
+/// Prints `answers`. Failures are JSON lines too; in the text format they go to stderr.
+fn report(answers: &[Answer], format: Format, progress: &Progress) -> Result<()> {
     let mut lines = String::new();
     for (path, outcome) in answers {
         match (outcome, format) {
@@ -113,8 +117,7 @@ fn report(answers: &[Answer], format: Format) -> Result<()> {
                 lines.push_str(&format!("{path}: {} ({:.2})", caption.text, caption.score));
             }
             (Err(error), Format::Text) => {
-                // When stderr is closed, the exit code is all that is left to say.
-                let _ = writeln!(std::io::stderr(), "{path}: no caption: {}", error.chain());
+                progress.note(&format!("{path}: no caption: {}", error.chain()));
                 continue;
             }
         }
@@ -133,15 +136,4 @@ fn json(path: &str, outcome: &Result<Caption>) -> Result<String> {
     };
     serde_json::to_string(&record)
         .map_err(|error| Error::new(ErrorKind::Internal, "can't write a line").because(error))
-}
-
-/// A bar on a terminal whose lines go elsewhere; nothing where it would be in the way.
-fn progress(total: usize) -> ProgressBar {
-    let stderr = std::io::stderr();
-    if stderr.is_terminal() && !std::io::stdout().is_terminal() {
-        return ProgressBar::new(total as u64);
-    }
-    // Flushed, so that what came before stands above the first line.
-    let _ = stderr.lock().flush();
-    ProgressBar::hidden()
 }

@@ -1,4 +1,4 @@
-//! `fusioncap clip`: one's own CLIP as the encoder that training starts from.
+//! `fusioncap clip`: imports a CLIP as the encoder that training starts from.
 
 use std::path::PathBuf;
 
@@ -24,13 +24,13 @@ enum Action {
         /// tokenizer.json
         #[arg(value_name = "DIR")]
         source: PathBuf,
-        /// Where to write the encoder
+        /// Directory for the encoder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// How the weights are stored; it is computed in 32 bits in any case
+        /// Storage of the weights; the arithmetic is in 32 bits in any case
         #[arg(long, value_enum, default_value_t = Dtype::Source)]
         dtype: Dtype,
-        /// What to call the encoder, instead of its folder's name
+        /// Name of the encoder [default: the name of its folder]
         #[arg(long)]
         name: Option<String>,
     },
@@ -38,7 +38,7 @@ enum Action {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dtype {
-    /// As they came
+    /// As in the source
     Source,
     Fp32,
     /// Half as large as fp32

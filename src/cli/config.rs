@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct ConfigArgs {
     #[command(flatten)]
     settings: Settings,
-    /// Print the description of every field instead, as Markdown (docs/configuration.md)
+    /// Print a description of every field as Markdown instead (docs/configuration.md)
     #[arg(long)]
     reference: bool,
 }
@@ -19,7 +19,7 @@ pub fn run(args: ConfigArgs) -> Result<()> {
     }
     let config = args.settings.load()?;
     let yaml = serde_yaml_ng::to_string(&config).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the configuration can't be written").because(error)
+        Error::new(ErrorKind::Internal, "can't write the configuration").because(error)
     })?;
     super::print(&yaml)
 }

@@ -1,13 +1,12 @@
-//! `fusioncap demo`: everything embedded.
+//! `fusioncap demo`: Kafka, S3 and the worker in one process.
 //!
-//! Results go to stdout, progress and logs to stderr. The exit code is 0 only if every photo came
-//! back as exactly one caption.
+//! Results go to stdout, progress and logs to stderr. The exit code is 0 only if every photo has
+//! exactly one caption.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::demo::progress::Progress;
 use crate::demo::{self, Settings, html};
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::logs::{self, Level};
@@ -17,19 +16,19 @@ const SAMPLES: &str = "samples";
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Photos to caption, and folders of photos [default: samples]
+    /// Photos and folders of photos to caption [default: samples]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// A real Kafka instead of the embedded one; its topics are made for this run and deleted
+    /// A real Kafka instead of the embedded one; the demo creates its topics and deletes them
     #[arg(long, value_name = "HOST:PORT,...")]
     brokers: Option<String>,
     /// Model bundle [default: models/tiny]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Where to write the page of photos and captions
+    /// File for the page of photos and captions
     #[arg(long, value_name = "FILE", default_value = "fusioncap-demo.html")]
     html: PathBuf,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     batch_size: u16,
 }
@@ -44,7 +43,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     };
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
-    let report = runtime.block_on(demo::run(&settings, &Progress::on_stderr()))?;
+    let report = runtime.block_on(demo::run(&settings))?;
     html::write(&report, &args.html)?;
     super::print(&report.text())?;
     super::print(&format!("page: {}\n", args.html.display()))?;
@@ -60,7 +59,7 @@ fn model() -> Result<PathBuf> {
     installed(MODEL).ok_or_else(|| {
         Error::new(
             ErrorKind::Bundle,
-            "no model bundle; name one with --model, or run this where models/tiny is",
+            "no model bundle: name one with --model, or run this beside models/tiny",
         )
         .with("tried", format!("{MODEL} here and beside the executable"))
     })
@@ -68,12 +67,12 @@ fn model() -> Result<PathBuf> {
 
 fn samples() -> Result<PathBuf> {
     installed(SAMPLES).ok_or_else(|| {
-        Error::new(ErrorKind::Config, "no sample photos; name photos or folders to caption")
+        Error::new(ErrorKind::Config, "no sample photos: name photos or folders to caption")
             .with("tried", format!("{SAMPLES} here and beside the executable"))
     })
 }
 
-/// The folder `name` of the current folder, or beside the executable.
+/// Finds the folder `name` in the current folder or beside the executable.
 fn installed(name: &str) -> Option<PathBuf> {
     let executable = std::env::current_exe().ok();
     let beside = executable.as_deref().and_then(Path::parent).map(|folder| folder.join(name));

@@ -1,4 +1,4 @@
-//! `fusioncap encoder`: joint image-text encoders as directories that training starts from.
+//! `fusioncap encoder`: builds the encoder directories that training starts from.
 
 use std::path::PathBuf;
 
@@ -21,22 +21,22 @@ pub struct EncoderArgs {
 enum Kind {
     /// Join EfficientNet-Lite0 and all-MiniLM-L6-v2, as Python packages carry them, by ConSE
     Standin {
-        /// Folder with the packages' wheels
+        /// Folder with the wheels of the packages
         #[arg(long, value_name = "DIR")]
         packages: PathBuf,
-        /// Captions in whose nouns the encoder says what it sees; may be given several times
+        /// Captions whose nouns are the encoder's classes; may be repeated
         #[arg(long, value_name = "FILE", required = true)]
         corpus: Vec<PathBuf>,
-        /// Where to write the encoder
+        /// Directory for the encoder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Draw a very small encoder at random, for tests in which the encoder is not the point
+    /// Create a very small random encoder, for tests
     Random {
-        /// Where to write the encoder
+        /// Directory for the encoder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// The same number gives the same encoder
+        /// Seed: the same number gives the same encoder
         #[arg(long, value_name = "NUMBER", default_value_t = 1)]
         seed: u64,
     },

@@ -1,4 +1,4 @@
-//! `fusioncap evaluate`: how good a bundle's captions are, with intervals.
+//! `fusioncap evaluate`: scores a bundle's captions against references, with intervals.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 
 use super::images::{self, Ahead, Image};
 use crate::bundle::{Bundle, write_json};
@@ -18,9 +17,10 @@ use crate::evaluate::clipscore::{ClipScores, clip_scores};
 use crate::evaluate::coco::{self, ImageCaption, ReferencedImage};
 use crate::evaluate::report::{self, Page, Photo};
 use crate::evaluate::{Metric, Scores};
+use crate::progress::Progress;
 use crate::text_tower::TextTower;
 
-/// File names of missing photos that are named.
+/// Missing photos that a warning names.
 const NAMED: usize = 3;
 
 #[derive(Debug, Args)]
@@ -31,33 +31,34 @@ pub struct EvaluateArgs {
     /// Folder of the photos that the references name
     #[arg(long, value_name = "DIR", required_unless_present = "captions")]
     images: Option<PathBuf>,
-    /// What people wrote, in COCO's layout: images (id, file_name), annotations (image_id, caption)
+    /// Reference captions in COCO's layout: images (id, file_name), annotations (image_id, caption)
     #[arg(long, value_name = "FILE")]
     references: PathBuf,
     /// Score the captions of a COCO results file instead of running a model
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "compare", "html"])]
     captions: Option<PathBuf>,
-    /// Two bundles, the second against the first
+    /// Compare two bundles, the second against the first
     #[arg(long, value_name = "DIR", num_args = 2, conflicts_with = "model")]
     compare: Vec<PathBuf>,
     /// Write the captions as a COCO results file
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     results: Option<PathBuf>,
-    /// Write a page of photos, captions, references and where the local queries looked
+    /// Write a page with photos, captions, references and the attention of the local queries
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     html: Option<PathBuf>,
+    /// Table or one JSON object
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
-    /// Beam width; the bundle's own by default
+    /// Beam width [default: the bundle's]
     #[arg(long, value_name = "N")]
     beams: Option<usize>,
-    /// Times the images are drawn anew for the 95 % intervals
+    /// Bootstrap resamples for the 95 % intervals
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(20..=1_000_000))]
     resamples: u32,
-    /// The same number draws the same images
+    /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
@@ -70,7 +71,7 @@ enum Format {
 
 #[cfg(feature = "train")]
 impl EvaluateArgs {
-    /// Measures the bundle `model` on photos.
+    /// Returns the arguments that measure the bundle `model` on photos.
     pub fn new(model: &Path, images: &Path, references: &Path) -> Self {
         Self {
             model: Some(model.to_path_buf()),
@@ -89,7 +90,7 @@ impl EvaluateArgs {
     }
 }
 
-/// Captions the photos and scores them, without a word on stdout.
+/// Captions the photos and scores the captions, without output on stdout.
 ///
 /// # Errors
 /// As [`run`].
@@ -102,8 +103,8 @@ pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
 }
 
 /// # Errors
-/// `ErrorKind::Config` for what was asked wrongly, references and photos that don't go together
-/// among it; others as they happen.
+/// `ErrorKind::Config` for wrong arguments, such as references and photos that do not match; others as
+/// they happen.
 pub fn run(args: EvaluateArgs) -> Result<()> {
     let bootstrap = Bootstrap { resamples: args.resamples as usize, seed: args.seed };
     let found = coco::read_references(&args.references)?;
@@ -133,7 +134,7 @@ struct Answered {
     clip: Option<(f64, f64)>,
 }
 
-/// Captions of a results file; images without one are left out, and said.
+/// Reads the captions of a results file; leaves out images without one, with a warning.
 fn from_results(path: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Answered>> {
     let mut captions = coco::read_results(path)?;
     let listed = images.len();
@@ -144,8 +145,11 @@ fn from_results(path: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Answere
     };
     let answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
     if answers.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "--captions has none of the referenced images")
-            .with("path", path.display()));
+        return Err(Error::new(
+            ErrorKind::Config,
+            "--captions has no caption of a referenced image",
+        )
+        .with("path", path.display()));
     }
     if answers.len() < listed {
         warn(&format!(
@@ -156,13 +160,13 @@ fn from_results(path: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Answere
     Ok(answers)
 }
 
-/// The images whose photo is in `folder`; others are left out, and said.
+/// Returns the images whose photo is in `folder`; leaves out the others, with a warning.
 fn present(folder: &Path, images: Vec<ReferencedImage>) -> Result<Vec<ReferencedImage>> {
     let listed = images.len();
     let (there, missing): (Vec<_>, Vec<_>) =
         images.into_iter().partition(|image| photo(folder, image).is_file());
     if there.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "--images holds none of the referenced photos")
+        return Err(Error::new(ErrorKind::Config, "--images has none of the referenced photos")
             .with("path", folder.display())
             .with("photos", listed));
     }
@@ -179,14 +183,14 @@ fn present(folder: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Referenced
     Ok(there)
 }
 
-/// Where a photo is; a name that leads out of the folder leads nowhere.
+/// Returns the path of a photo; empty if its name leads out of the folder.
 fn photo(folder: &Path, image: &ReferencedImage) -> PathBuf {
     let name = Path::new(&image.file_name);
     let inside = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if inside { folder.join(name) } else { PathBuf::new() }
 }
 
-/// Captions `images` with the bundle `model`; photos that can't be read are left out, and said.
+/// Captions `images` with the bundle `model`; leaves out photos that can't be read, with a warning.
 fn captioned(
     args: &EvaluateArgs,
     model: &Path,
@@ -202,7 +206,7 @@ fn captioned(
     }
     let folder = args.images.as_deref().unwrap_or(Path::new(""));
     let files = images.iter().map(|image| Image::File(photo(folder, image))).collect();
-    let bar = ProgressBar::new(images.len() as u64);
+    let progress = Progress::new("captioning", "images", images.len() as u64);
     let mut by_name: HashMap<String, Caption> = HashMap::new();
     images::runtime()?.block_on(async {
         let mut ahead = Ahead::new(files, engine.preprocessor().clone(), None, 2 * size);
@@ -211,32 +215,32 @@ fn captioned(
             if batch.is_empty() {
                 return Ok::<(), Error>(());
             }
-            bar.inc(batch.len() as u64);
+            progress.advance(batch.len() as u64);
             for (name, outcome) in images::answer(&mut engine, batch)? {
                 match outcome {
                     Ok(caption) => drop(by_name.insert(name, caption)),
-                    Err(error) => bar.suspend(|| warn(&format!("{name}: {}", error.chain()))),
+                    Err(error) => progress.note(&format!("warning: {name}: {}", error.chain())),
                 }
             }
         }
     })?;
-    bar.finish_and_clear();
+    progress.finish();
     let answered = |image: ReferencedImage| {
         let caption = by_name.get(&photo(folder, &image).display().to_string())?.clone();
         Some(Answered { image, caption, clip: None })
     };
     let mut answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
     if answers.is_empty() {
-        return Err(Error::new(ErrorKind::Io, "no photo could be captioned"));
+        return Err(Error::new(ErrorKind::Io, "no photo has a caption"));
     }
     if let Some(mut tower) = TextTower::open_bundle(engine.bundle(), &Runtime::default())? {
-        look(&mut answers, &mut tower)?;
+        add_clip_scores(&mut answers, &mut tower)?;
     }
     Ok(answers)
 }
 
-/// Adds what the joint space says of the captions.
-fn look(answers: &mut [Answered], tower: &mut TextTower) -> Result<()> {
+/// Adds CLIPScore and RefCLIPScore.
+fn add_clip_scores(answers: &mut [Answered], tower: &mut TextTower) -> Result<()> {
     let (captions, references) = texts(answers);
     let images: Vec<&[f32]> =
         answers.iter().map(|answer| answer.caption.embedding.as_slice()).collect();
@@ -305,7 +309,7 @@ fn compare(
     second: &[Answered],
     bootstrap: &Bootstrap,
 ) -> Result<()> {
-    // A photo that one of them could not read counts for neither.
+    // A photo that one bundle could not caption counts for neither.
     let ids: Vec<u64> = second.iter().map(|photo| photo.image.id).collect();
     let both: Vec<Answered> =
         first.iter().filter(|photo| ids.contains(&photo.image.id)).cloned().collect();
@@ -358,7 +362,7 @@ fn json(estimate: &Estimate) -> serde_json::Value {
     serde_json::json!({ "value": 100.0 * value, "low": 100.0 * low, "high": 100.0 * high })
 }
 
-/// The worst caption first.
+/// Writes the page, with the worst caption first.
 fn page(
     args: &EvaluateArgs,
     photos: &[Answered],
@@ -391,6 +395,6 @@ fn page(
 }
 
 fn warn(line: &str) {
-    // When stderr is closed there is nobody to warn.
+    // Nobody reads a closed stderr.
     let _ = writeln!(std::io::stderr(), "warning: {line}");
 }

@@ -1,5 +1,5 @@
-//! `fusioncap healthcheck`: one question to a worker's port, for whoever has neither a shell nor a
-//! client for HTTP: the image's HEALTHCHECK, and the pod of `helm test`.
+//! `fusioncap healthcheck`: asks a worker's port, in containers without a shell and an HTTP client:
+//! the image's HEALTHCHECK and the pod of `helm test`.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use super::settings::HttpSettings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::probe;
 
-/// How long one answer may take. A worker answers its probes from memory.
+/// Time limit of one request. A worker answers its probes from memory.
 const DEADLINE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_secs(1);
-/// A counter that every worker has from the start.
+/// A counter that every worker shows from the start.
 const COUNTER: &str = "fusioncap_captions_total";
 
 #[derive(Debug, Args)]
@@ -22,13 +22,13 @@ pub struct HealthcheckArgs {
     /// Ask this worker [default: the one on this machine, at http.listen]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
-    /// Ask /readyz, and not /livez
+    /// Ask /readyz instead of /livez
     #[arg(long)]
     ready: bool,
-    /// Its metrics must be readable as well
+    /// Check that its metrics can be read, too
     #[arg(long)]
     metrics: bool,
-    /// Ask again for so many seconds until the answer is yes
+    /// Ask again until the worker is healthy, for at most this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     wait: u32,
 }
@@ -47,7 +47,7 @@ pub fn run(args: HealthcheckArgs) -> Result<()> {
         }
     };
     if args.metrics && !probe::get(&address, "/metrics", DEADLINE)?.contains(COUNTER) {
-        return Err(Error::new(ErrorKind::Io, "its metrics are not a worker's")
+        return Err(Error::new(ErrorKind::Io, "the metrics are not those of a worker")
             .with("address", address)
             .with("missing", COUNTER));
     }

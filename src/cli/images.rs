@@ -1,4 +1,4 @@
-//! Images on this machine or in S3, decoded ahead of the engine: what the subcommands share that
+//! Images on this machine or in S3, decoded ahead of the engine: shared by the subcommands that
 //! caption without Kafka.
 
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use crate::image::{DecodedPixels, Preprocessor};
 use crate::s3::{Location, ObjectRef, Store};
 
 pub const SCHEME: &str = "s3://";
-/// File names that a folder's images end in.
+/// Extensions of the images in a folder.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff"];
 
 /// An image to caption.
@@ -31,7 +31,7 @@ impl Image {
     }
 }
 
-/// Decoded images ahead of the engine, in the order asked for.
+/// Decodes images ahead of the engine, in the given order.
 pub struct Ahead {
     waiting: VecDeque<Image>,
     running: VecDeque<(String, tokio::task::JoinHandle<Result<DecodedPixels>>)>,
@@ -50,7 +50,7 @@ impl Ahead {
         Self { waiting: images.into(), running: VecDeque::new(), preprocessor, store, depth }
     }
 
-    /// The next images, `count` of them while they last.
+    /// Returns the next `count` images, fewer at the end.
     pub async fn next(&mut self, count: usize) -> Vec<(String, Result<DecodedPixels>)> {
         let mut batch = Vec::with_capacity(count);
         while batch.len() < count {
@@ -63,7 +63,7 @@ impl Ahead {
             }
             let Some((name, task)) = self.running.pop_front() else { break };
             let decoded = task.await.unwrap_or_else(|error| {
-                Err(Error::new(ErrorKind::Internal, "decoding was cut off").because(error))
+                Err(Error::new(ErrorKind::Internal, "decoding did not end").because(error))
             });
             batch.push((name, decoded));
         }
@@ -91,14 +91,14 @@ async fn decode(
     };
     let decoding = tokio::task::spawn_blocking(move || preprocessor.decode(&bytes, &limits));
     decoding.await.unwrap_or_else(|error| {
-        Err(Error::new(ErrorKind::Internal, "decoding was cut off").because(error))
+        Err(Error::new(ErrorKind::Internal, "decoding did not end").because(error))
     })
 }
 
-/// What became of an image, by the name it was asked for with.
+/// The caption of an image or the error, with the name by which the image was given.
 pub type Answer = (String, Result<Caption>);
 
-/// Captions what was decoded; the order stays.
+/// Captions the decoded images of `batch`, in its order.
 pub fn answer(
     engine: &mut Engine,
     batch: Vec<(String, Result<DecodedPixels>)>,
@@ -112,7 +112,7 @@ pub fn answer(
     Ok(batch.into_iter().map(|(path, decoded)| (path, decoded.and_then(|_| next()))).collect())
 }
 
-/// Every image that `paths` name: files as given, folders and prefixes searched.
+/// Finds the images of `paths`: files as given, folders and prefixes searched.
 pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for path in paths {
@@ -121,7 +121,7 @@ pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>>
                 Error::new(ErrorKind::Config, "PATH is wrong").with("value", path).because(error)
             })?;
             for entry in store.list(&location.bucket, &location.key).await? {
-                // What is named in full needs no extension.
+                // An object named in full needs no extension.
                 if entry.key == location.key || is_image(Path::new(&entry.key)) {
                     let bucket = location.bucket.clone();
                     images.push(Image::Object(Location { bucket, key: entry.key }));
@@ -144,7 +144,7 @@ pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>>
     Ok(images)
 }
 
-/// The images below `folder`, in name order.
+/// Finds the images below `folder`, in the order of their names.
 fn search(folder: &Path, images: &mut Vec<Image>) -> Result<()> {
     let failed = |error| {
         Error::new(ErrorKind::Io, "can't list").with("path", folder.display()).because(error)
@@ -152,7 +152,7 @@ fn search(folder: &Path, images: &mut Vec<Image>) -> Result<()> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // A link to a folder is no folder here: links can go in circles.
+        // Links to folders are not followed: they can form cycles.
         found.push((entry.path(), entry.file_type().map_err(failed)?.is_dir()));
     }
     found.sort();
@@ -172,8 +172,8 @@ fn is_image(path: &Path) -> bool {
     })
 }
 
-/// A tokio runtime whose blocking threads, which read and decode files, are no more than cores:
-/// more would only cost memory.
+/// Builds a tokio runtime with at most one blocking thread per core: these threads read and decode
+/// files, and more of them would only cost memory.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()

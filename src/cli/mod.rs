@@ -1,8 +1,9 @@
-//! The command line: one file a subcommand, raw arguments to validated settings to a library call.
+//! The command line: one file per subcommand, from raw arguments to checked settings to a library
+//! call.
 //!
-//! A subcommand is `NameArgs` (what clap reads) and `run(NameArgs)`, which builds the tokio
-//! runtime it needs, if any, and returns the crate's error. Only this module turns errors into
-//! exit codes: 0, 1 for a failure at run time, 2 for a wrong command line or configuration.
+//! A subcommand is `NameArgs`, which clap reads, and `run(NameArgs)`, which builds the tokio runtime
+//! it needs, if any, and returns the crate's error. Only this module turns errors into exit codes:
+//! 0, 1 for a failure at run time, 2 for a wrong command line or configuration.
 
 #[cfg(feature = "train")]
 pub mod ablate;
@@ -53,13 +54,13 @@ pub enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Check that every reference has exactly one answer: a caption or a dead letter
     Verify(verify::VerifyArgs),
-    /// Put dead letters back on the input topic, exactly once
+    /// Send dead letters back to the input topic, exactly once
     Redrive(redrive::RedriveArgs),
     /// Estimate the workers, cores, requests and partitions that a stream of images needs
     Plan(plan::PlanArgs),
-    /// Ask a worker whether it lives, or is ready: for health checks of a container without a shell
+    /// Check that a worker is alive or ready, in containers without a shell
     Healthcheck(healthcheck::HealthcheckArgs),
-    /// Print the effective configuration with secrets masked
+    /// Print the effective configuration, with secrets masked
     Config(config::ConfigArgs),
     /// Caption sample photos with everything embedded: Kafka, S3 and the worker
     #[cfg(feature = "demo")]
@@ -67,23 +68,23 @@ pub enum Command {
     /// Train a captioner from text alone and write its bundle
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
-    /// Train the methods that FusionCap follows on one corpus and compare them
+    /// Train the methods that FusionCap builds on, on one corpus, and compare them
     #[cfg(feature = "train")]
     Ablate(ablate::AblateArgs),
     /// Build the joint image-text encoder that training starts from
     #[cfg(feature = "train")]
     Encoder(encoder::EncoderArgs),
-    /// Make one's own CLIP the encoder that training starts from
+    /// Import your own CLIP as the encoder that training starts from
     #[cfg(feature = "train")]
     Clip(clip::ClipArgs),
-    /// Write a bundle's variant in 16 or 8 bits, and measure what that changes
+    /// Write a bundle's variant in 16 or 8 bits, and measure the difference
     #[cfg(feature = "train")]
     Variant(variant::VariantArgs),
 }
 
 impl Command {
-    /// What is logged by default; nothing is set up for the worker, which exports its spans too
-    /// and sets up both at once, nor for what only prints.
+    /// Returns the default log level. `None` sets up no logs here: the worker does so together with
+    /// its exporters, and the others only print.
     fn log_level(&self) -> Option<Level> {
         match self {
             Self::Worker(_) | Self::Healthcheck(_) | Self::Config(_) | Self::Plan(_) => None,
@@ -110,12 +111,12 @@ pub fn main() -> u8 {
     let Err(error) = run(Cli::parse()) else {
         return 0;
     };
-    // When stderr is closed, the exit code is all that is left to say.
+    // With stderr closed, the exit code is the only report.
     let _ = report(&error, &mut io::stderr().lock());
     error.exit_code()
 }
 
-/// Runs one subcommand to its end.
+/// Runs one subcommand.
 pub fn run(cli: Cli) -> Result<()> {
     if let Some(level) = cli.command.log_level() {
         logs::init(level)?;
@@ -144,7 +145,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Writes a wrong configuration as exactly one line, anything else with its causes below it.
+/// Writes a configuration error as exactly one line, any other error with its causes below it.
 fn report(error: &Error, out: &mut impl Write) -> io::Result<()> {
     if error.kind() == ErrorKind::Config {
         return writeln!(out, "error: {}", one_line(&error.chain()));
@@ -165,7 +166,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Writes to stdout; a reader that stopped early (`| head`) is no error.
+/// Writes to stdout; a reader that stopped early (`| head`) is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -179,7 +180,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Prints `value` as one JSON object on one line.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the report can't be written").because(error)
+        Error::new(ErrorKind::Internal, "can't write the report").because(error)
     })?;
     print(&format!("{text}\n"))
 }
@@ -204,8 +205,8 @@ mod tests {
     #[test]
     fn a_wrong_configuration_is_one_line() {
         let error =
-            Error::new(ErrorKind::Config, "the file is no YAML").because("line one\n  line two\n");
-        assert_eq!(reported(&error), "error: the file is no YAML: line one line two\n");
+            Error::new(ErrorKind::Config, "the file is not YAML").because("line one\n  line two\n");
+        assert_eq!(reported(&error), "error: the file is not YAML: line one line two\n");
         assert_eq!(error.exit_code(), 2);
     }
 

@@ -1,69 +1,63 @@
-//! `fusioncap plan`: how many workers a stream of images needs, on paper.
+//! `fusioncap plan`: calculates how many workers a stream of images needs.
 
 use std::ops::RangeInclusive;
 
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::costs::{Model, Precision};
-use crate::plan::{Engine, Load};
+use crate::plan::measured::{self, Gpu, Model, Precision, Setup};
+use crate::plan::{Engine, Load, Source};
 
 const SECONDS_A_DAY: f64 = 86_400.0;
-/// Of a photo as a camera writes it.
+/// Pixels per byte of a photo as a camera writes it.
 const PIXELS_A_BYTE: f64 = 6.0;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Gpu {
-    H100,
-    None,
-}
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Images a second
+    /// Images per second
     #[arg(long, value_name = "N", required_unless_present = "day", conflicts_with = "day")]
     rate: Option<String>,
-    /// Images a day, such as 1e9, spread evenly
+    /// Images per day, such as 1e9, spread evenly
     #[arg(long, value_name = "N")]
     day: Option<String>,
-    /// An image in the store, such as 2MB
+    /// Size of an image in the store, such as 2MB
     #[arg(long, value_name = "SIZE", default_value = "2MB")]
     image_size: String,
-    /// An image's pixels, such as 12MP or 4000x3000 [default: 6 a byte]
+    /// Pixels of an image, such as 12MP or 4000x3000 [default: 6 per byte]
     #[arg(long, value_name = "PIXELS")]
     pixels: Option<String>,
-    /// Images a second of one worker's engine, as measured; instead of --model and --gpu
-    #[arg(long, value_name = "N", conflicts_with_all = ["model", "gpu", "precision"])]
+    /// Images per second of one worker's engine, as you measured it with `cargo bench --bench engine`
+    #[arg(long, value_name = "N", conflicts_with = "precision")]
     per_pod_engine: Option<String>,
-    /// The vision tower, with a FusionCap decoder of 4 million parameters
+    /// The model: its input size, and with --gpu the engine's rate where it was measured
     #[arg(long, value_enum, default_value_t = Model::VitB32)]
     model: Model,
-    /// One worker's GPU
+    /// GPU of one worker
     #[arg(long, value_enum, default_value_t = Gpu::H100)]
     gpu: Gpu,
-    /// What the GPU multiplies in
-    #[arg(long, value_enum, default_value_t = Precision::Tf32)]
+    /// Arithmetic of the model
+    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     precision: Precision,
-    /// One worker's cores
+    /// Cores of one worker
     #[arg(long, value_name = "N", default_value = "16")]
     cores: String,
-    /// One core's milliseconds to decode an image [default: by its pixels]
+    /// Milliseconds of one core to decode an image [default: by its pixels]
     #[arg(long, value_name = "MS")]
     decode_ms_per_image: Option<String>,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value = "256")]
     batch: String,
-    /// One worker's network, in Gbit/s
+    /// Network of one worker, in Gbit/s
     #[arg(long, value_name = "N", default_value = "100")]
     network: String,
-    /// A record on the captions' topic
+    /// Size of a record on the captions topic
     #[arg(long, value_name = "SIZE", default_value = "900B")]
     record_bytes: String,
-    /// The part of each worker that stays unused on a usual day
+    /// Part of each worker that stays unused on a usual day
     #[arg(long, value_name = "PART", default_value = "0.3")]
     headroom: String,
-    /// References that wait, to be drained beside the usual load
+    /// Waiting references to drain besides the usual load
     #[arg(long, value_name = "N", default_value = "0")]
     backlog: String,
     /// Print one JSON object instead of a table
@@ -84,19 +78,16 @@ impl PlanArgs {
         };
         let bytes = size("--image-size", &self.image_size, 1..=10_000_000_000)?;
         let pixels = self.pixels.as_deref().map(pixels).transpose()?;
-        let engine = match (&self.per_pod_engine, self.gpu) {
-            (Some(rate), _) => Engine::Rate(number("--per-pod-engine", rate, 1e-3..=1e7)?),
-            (None, Gpu::H100) => Engine::Gpu(self.model, self.precision),
-            (None, Gpu::None) => Engine::Cpu(self.model),
-        };
+        let cores = count("--cores", &self.cores, 1..=1024)?;
+        let batch = count("--batch", &self.batch, 1..=1024)?;
         let decode = self.decode_ms_per_image.as_deref();
         Ok(Load {
             rate,
             bytes,
             pixels: pixels.unwrap_or(bytes * PIXELS_A_BYTE),
-            engine,
-            batch: count("--batch", &self.batch, 1..=1024)?,
-            cores: count("--cores", &self.cores, 1..=1024)?,
+            engine: self.engine(cores, batch)?,
+            batch,
+            cores,
             decode_ms: decode
                 .map(|text| number("--decode-ms-per-image", text, 1e-3..=1e6))
                 .transpose()?,
@@ -105,6 +96,28 @@ impl PlanArgs {
             headroom: number("--headroom", &self.headroom, 0.0..=0.95)?,
             backlog: number("--backlog", &self.backlog, 0.0..=1e15)?,
         })
+    }
+
+    /// Returns the engine with the given rate, else with the measured one.
+    ///
+    /// # Errors
+    /// `ErrorKind::Config` if there is neither: a plan does not estimate an engine.
+    fn engine(&self, cores: u32, batch: u32) -> Result<Engine> {
+        let setup = Setup { gpu: self.gpu, model: self.model, precision: self.precision };
+        let (rate, source) = match (&self.per_pod_engine, measured::rate(setup, cores, batch)) {
+            (Some(rate), _) => (number("--per-pod-engine", rate, 1e-3..=1e7)?, Source::Given),
+            (None, Some(rate)) => (rate, Source::Measured),
+            (None, None) => {
+                let advice = "--per-pod-engine with the images per second that \
+                              `cargo bench --bench engine` shows on your machine";
+                return Err(Error::new(ErrorKind::Config, "this engine was not measured")
+                    .with("engine", format!("{setup} on {cores} cores, batch {batch}"))
+                    .with("measured", measured::list())
+                    .with("allowed", advice));
+            }
+        };
+        let on_cores = self.gpu == Gpu::None;
+        Ok(Engine { rate, source, on_cores, input: self.model.input() })
     }
 }
 
@@ -144,7 +157,7 @@ fn size(flag: &str, text: &str, allowed: RangeInclusive<u64>) -> Result<f64> {
     }
 }
 
-/// `12MP`, or width and height.
+/// Reads `12MP`, or width and height.
 fn pixels(text: &str) -> Result<f64> {
     let allowed = "megapixels such as 12MP, or width and height such as 4000x3000; at most 10000MP";
     let refused = || wrong("--pixels", text, allowed);
@@ -183,10 +196,30 @@ mod tests {
         assert!((load.rate - 11_574.074).abs() < 1e-3);
         assert_eq!(load.bytes, 2e6);
         assert_eq!(load.pixels, 12e6);
-        assert_eq!(load.engine, Engine::Gpu(Model::VitB32, Precision::Tf32));
+        assert_eq!((load.engine.rate, load.engine.source), (1_970.0, Source::Measured));
     }
 
-    /// A plan is made on paper and does not look at the configuration.
+    #[test]
+    fn an_engine_that_was_not_measured_needs_its_rate() {
+        let unknown: [&[&str]; 4] =
+            [&["--gpu=h200"], &["--batch=64"], &["--gpu=none"], &["--precision=fp16"]];
+        for flags in unknown {
+            let error = load(&[&["--rate=5"], flags].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flags:?}");
+            let text = error.to_string();
+            assert!(text.contains("h200 vit-b-32 fp32: batch 64;"), "{text}");
+            assert!(text.contains("--per-pod-engine"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_given_rate_holds_for_any_engine() {
+        let given = load(&["--rate=5", "--gpu=none", "--batch=64", "--per-pod-engine=700"]);
+        let engine = given.unwrap().engine;
+        assert_eq!((engine.rate, engine.source, engine.on_cores), (700.0, Source::Given, true));
+    }
+
+    /// `plan` does not read the configuration.
     #[test]
     fn a_plan_knows_the_default_that_it_leaves_out() {
         let limits = crate::config::Limits::default();

@@ -1,4 +1,4 @@
-//! `fusioncap redrive`: dead letters back onto the input topic, exactly once.
+//! `fusioncap redrive`: sends dead letters back to the input topic, exactly once.
 
 use jiff::Timestamp;
 
@@ -25,10 +25,10 @@ pub struct RedriveArgs {
     /// Every dead letter
     #[arg(long)]
     all: bool,
-    /// Count what would be put back, by code, and change nothing
+    /// Count the dead letters by code and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Dead letters a transaction
+    /// Dead letters per transaction
     #[arg(long, value_name = "N", default_value = "500")]
     batch: String,
     /// Print one JSON object instead of a summary
@@ -47,7 +47,7 @@ pub fn run(args: RedriveArgs) -> Result<()> {
     if summary.not_redrivable() == 0 {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Internal, "some dead letters can't be put back")
+    Err(Error::new(ErrorKind::Internal, "some dead letters can't be redriven")
         .with("not redrivable", summary.not_redrivable()))
 }
 
@@ -57,7 +57,11 @@ fn choice(args: &RedriveArgs) -> Result<Choice> {
         || args.since.is_some()
         || args.until.is_some();
     if args.all == chosen {
-        let message = if chosen { "--all can't be narrowed" } else { "no dead letter is chosen" };
+        let message = if chosen {
+            "--all can't be combined with a filter"
+        } else {
+            "no dead letters are selected"
+        };
         return Err(Error::new(ErrorKind::Config, message)
             .with("allowed", "--all, or any of --code, --id, --since and --until"));
     }
@@ -78,7 +82,7 @@ fn time(flag: &'static str, text: Option<&str>) -> Result<Option<Timestamp>> {
     let read = |text: &str| {
         text.parse().map_err(|_| {
             Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'"))
-                .with("allowed", "a time of RFC 3339, such as 2026-11-23T12:00:00Z")
+                .with("allowed", "an RFC 3339 time, such as 2026-11-23T12:00:00Z")
         })
     };
     text.map(read).transpose()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::config::{Config, Http, Overrides, Topics};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where the configuration comes from: a file, below the environment, below these flags.
+/// The sources of the configuration: a file, overridden by the environment, overridden by these flags.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Settings {
     /// Configuration file (YAML); every field can also be set in the environment
@@ -20,7 +20,7 @@ pub struct Settings {
     /// Model bundle: a directory or s3://bucket/prefix (model.path)
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
-    /// Images a batch (batch.size)
+    /// Images per batch (batch.size)
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
     /// Address of /livez, /readyz and /metrics (http.listen)
@@ -52,8 +52,8 @@ impl Settings {
     }
 }
 
-/// The same for what needs Kafka and the schema registry alone: other sections may stand in the
-/// file, and none is needed.
+/// The same for commands that need only Kafka and the schema registry. The file may have other
+/// sections; none is required.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct KafkaSettings {
     /// Configuration file (YAML), the worker's own; every field can also be set in the environment
@@ -84,7 +84,7 @@ impl KafkaSettings {
     }
 }
 
-/// The same for what asks a worker and is none: nothing is required.
+/// The same for commands that ask a worker: nothing is required.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct HttpSettings {
     /// Configuration file (YAML), the worker's own; every field can also be set in the environment

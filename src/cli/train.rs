@@ -1,4 +1,4 @@
-//! `fusioncap train`: a captioner from text alone.
+//! `fusioncap train`: trains a captioner from text alone.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,35 +18,35 @@ pub struct TrainArgs {
     /// Encoder directory (`fusioncap clip import` and `fusioncap encoder` make them)
     #[arg(long, value_name = "DIR", required_unless_present = "print_settings")]
     encoder: Option<PathBuf>,
-    /// Captions, one a line, or JSON Lines (`.jsonl`) with a `caption`; `.zst` is decompressed; may
-    /// be given several times
+    /// Captions, one per line, or JSON Lines (`.jsonl`) with a `caption`; `.zst` is decompressed; may
+    /// be repeated
     #[arg(long, value_name = "FILE", required_unless_present = "print_settings")]
     corpus: Vec<PathBuf>,
-    /// Where to write the bundle
+    /// Directory for the bundle
     #[arg(long, value_name = "DIR", required_unless_present = "print_settings")]
     out: Option<PathBuf>,
-    /// Bundle to begin with: its weights and vocabulary, for a corpus of one's own
+    /// Bundle to start from, with its weights and vocabulary: for fine-tuning on your corpus
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Put the encoder's text tower into the bundle, for CLIPScore
     #[arg(long)]
     with_text_tower: bool,
-    /// Hyper-parameters as TOML, laid over the defaults
+    /// TOML file with hyper-parameters, which override the defaults
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// Text for the model card, such as what was measured
+    /// Text for the model card, such as your measurements
     #[arg(long, value_name = "FILE")]
     notes: Option<PathBuf>,
-    /// Where to compute
+    /// Device for the training
     #[arg(long, value_enum, default_value_t)]
     device: DeviceKind,
-    /// Embeddings and checkpoints, kept between runs
+    /// Directory of embeddings and checkpoints, kept between runs
     #[arg(long, value_name = "DIR", default_value = ".cache/train")]
     cache: PathBuf,
     /// Continue from the newest checkpoint in the cache
     #[arg(long)]
     resume: bool,
-    /// Print the default settings with their comments, and stop
+    /// Print the default settings with their comments and exit
     #[arg(long)]
     print_settings: bool,
 }
@@ -88,7 +88,7 @@ pub(super) fn listen(stop: Arc<AtomicBool>) -> Result<()> {
                     crate::exit(130);
                 }
                 eprintln!(
-                    "interrupted: ending after the step under way; interrupt again to stop at once"
+                    "interrupted: stopping after the current step; interrupt again to stop at once"
                 );
             }
         });

@@ -1,4 +1,4 @@
-//! `fusioncap variant`: a bundle in less precise arithmetic, and what that changes.
+//! `fusioncap variant`: writes a bundle in less precise arithmetic and measures the difference.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,38 +17,40 @@ use crate::evaluate::Metric;
 use crate::evaluate::bootstrap::Bootstrap;
 use crate::onnx::variant;
 
-/// Images a batch, for what is measured.
+/// Images per batch in the measurement.
 const BATCH: usize = 8;
-/// Times that the images are captioned by each model; the fastest counts.
+/// How often each model captions the images; the fastest round counts.
 const ROUNDS: usize = 4;
-/// The card of a variant that nobody has looked at.
-const UNMEASURED: &str = "What that changes was not measured: `--images` names photos to look at.";
+/// Text in the card of a variant that was not measured.
+const UNMEASURED: &str =
+    "The difference was not measured: `--images` names photos to measure it on.";
 
 #[derive(Debug, Args)]
 pub struct VariantArgs {
-    /// Model bundle: a directory; the variant is written to variants/PRECISION in it
+    /// Directory of the model bundle; the variant is written to variants/PRECISION in it
     #[arg(value_name = "MODEL_DIR")]
     model: PathBuf,
+    /// Arithmetic of the variant
     #[arg(long, value_enum)]
     precision: Precision,
-    /// Photos to caption with both: what changes is printed and written into the model card
+    /// Photos to caption with both models: the difference is printed and written into the model card
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// What people wrote about the photos, in COCO's layout: CIDEr-D is compared too
+    /// Reference captions of the photos in COCO's layout, to compare CIDEr-D
     #[arg(long, value_name = "FILE", requires = "images")]
     references: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Precision {
-    /// For GPUs: computes in 16-bit floats
+    /// For GPUs: 16-bit floats
     Fp16,
-    /// For CPUs: matrix products in 8 bits
+    /// For CPUs: 8-bit matrix products
     Int8,
 }
 
 /// # Errors
-/// `ErrorKind::Config` for what was asked wrongly; others as they happen.
+/// `ErrorKind::Config` for wrong arguments; others as they happen.
 pub fn run(args: VariantArgs) -> Result<()> {
     let precision = match args.precision {
         Precision::Fp16 => Reduced::Fp16,
@@ -67,11 +69,11 @@ pub fn run(args: VariantArgs) -> Result<()> {
     super::print(&format!("wrote {}: {}\n{report}", made.dir().display(), made.digest()))
 }
 
-/// The report as a part of the model card.
+/// Formats the report as a part of the model card.
 fn card(report: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let lines: String = report.lines().map(|line| format!("- {line}\n")).collect();
-    format!("Measured when it was made, on the CPU ({cores} cores):\n\n{lines}")
+    format!("Measured when the variant was made, on the CPU ({cores} cores):\n\n{lines}")
 }
 
 fn sizes(origin: &Bundle, made: &Bundle) -> Result<String> {
@@ -87,7 +89,7 @@ fn sizes(origin: &Bundle, made: &Bundle) -> Result<String> {
     ))
 }
 
-/// What both say of the photos in `folder`, and how fast.
+/// Captions the photos in `folder` with both models and compares captions and speed.
 fn measure(
     origin: &Bundle,
     made: &Bundle,
@@ -96,7 +98,7 @@ fn measure(
 ) -> Result<String> {
     let photos = decode(origin, folder)?;
     let (mut before, mut after) = (Captioner::load(origin)?, Captioner::load(made)?);
-    // In turns: whatever else the machine does, it does to both.
+    // In turns, so that other load on the machine meets both.
     for _ in 0..ROUNDS {
         before.caption(&photos)?;
         after.caption(&photos)?;
@@ -135,7 +137,7 @@ fn measure(
     Ok(report)
 }
 
-/// The photos in `folder` at the bundle's input size; those that can't be read are left out.
+/// Decodes the photos in `folder` to the bundle's input size; leaves out photos that can't be read.
 fn decode(bundle: &Bundle, folder: &Path) -> Result<Vec<Vec<u8>>> {
     let preprocessor = crate::image::Preprocessor::new(bundle.preprocessor.clone())?;
     let preprocessor = preprocessor.in_mode(DecodeMode::Fast);
@@ -148,21 +150,23 @@ fn decode(bundle: &Bundle, folder: &Path) -> Result<Vec<Vec<u8>>> {
     for (name, photo) in decoded {
         match photo {
             Ok(photo) => photos.push(photo.rgb),
-            Err(error) => tracing::warn!(name, error = error.chain(), "a photo is left out"),
+            Err(error) => {
+                tracing::warn!(name, error = error.chain(), "a photo can't be read and is left out")
+            }
         }
     }
     if photos.is_empty() {
-        return Err(Error::new(ErrorKind::Io, "--images holds no photo that can be read")
+        return Err(Error::new(ErrorKind::Io, "--images has no readable photo")
             .with("path", folder.display()));
     }
     Ok(photos)
 }
 
-/// A model at work on the photos.
+/// A model with its captions of the photos.
 struct Captioner {
     engine: Engine,
     captions: Vec<Caption>,
-    /// The shortest time that captioning all of them took.
+    /// Time of the fastest round.
     shortest: Duration,
 }
 
@@ -184,7 +188,7 @@ impl Captioner {
         Ok(())
     }
 
-    /// Images a second.
+    /// Returns the images per second.
     fn speed(&self) -> f64 {
         self.captions.len() as f64 / self.shortest.as_secs_f64()
     }

@@ -1,4 +1,4 @@
-//! `fusioncap verify`: does every reference have exactly one answer?
+//! `fusioncap verify`: checks that every reference has exactly one answer.
 
 use crate::cli::settings::KafkaSettings;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,13 +9,14 @@ use crate::verify::{self, Scope, Until};
 pub struct VerifyArgs {
     #[command(flatten)]
     settings: KafkaSettings,
-    /// Account up to what the group has committed, not up to the end: for workers at work
+    /// Check up to the group's committed offsets instead of the end: for running workers
     #[arg(long, conflicts_with = "to")]
     committed: bool,
-    /// First offset of a partition of the input topic [default: its log start]; may be repeated
+    /// First offset to check in a partition of the input topic [default: its log start]; may be repeated
     #[arg(long, value_name = "PARTITION=OFFSET")]
     from: Vec<String>,
-    /// Offset before which a partition's account ends [default: its end]; may be repeated
+    /// Offset at which to stop, exclusive, in a partition of the input topic [default: its end]; may be
+    /// repeated
     #[arg(long, value_name = "PARTITION=OFFSET")]
     to: Vec<String>,
     /// Print one JSON object instead of a table

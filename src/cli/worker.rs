@@ -1,4 +1,4 @@
-//! `fusioncap worker`: the worker, run in the foreground until SIGTERM or SIGINT.
+//! `fusioncap worker`: runs the worker in the foreground until SIGTERM or SIGINT.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,45 +14,39 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::s3::Store;
-use crate::telemetry::http::{self, Scraped};
-use crate::telemetry::{self, Health, Instruments, Profile};
+use crate::telemetry::{self, Health, Instruments, http};
 use crate::worker::{self, InitialModel};
 
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
     #[command(flatten)]
     settings: Settings,
-    /// Where a model from s3:// is kept while the worker runs [default: the temporary directory]
+    /// Directory for a model from s3:// while the worker runs [default: the temporary directory]
     #[arg(long, value_name = "DIR", env = "FUSIONCAP_MODEL_DIR")]
     model_dir: Option<PathBuf>,
-    /// Write what each stage does when to FILE, in Chrome's trace format
-    #[arg(long, value_name = "FILE", env = "FUSIONCAP_PROFILE")]
-    profile: Option<PathBuf>,
 }
 
 pub fn run(args: WorkerArgs) -> Result<()> {
     let config = args.settings.load()?;
-    let profile = args.profile.as_deref().map(Profile::create).transpose()?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
-    let outcome = runtime.block_on(serve(config, args.model_dir, profile));
-    // A decoder that hangs would keep the process for ever.
+    let outcome = runtime.block_on(serve(config, args.model_dir));
+    // Waiting for a hung decoder would never end.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, model_dir: Option<PathBuf>, profile: Option<Profile>) -> Result<()> {
+async fn serve(config: Config, model_dir: Option<PathBuf>) -> Result<()> {
     let telemetry = telemetry::init()?;
     let health = Arc::new(Health::default());
     health.set_not_ready("loading the model");
-    let scraped = Scraped { registry: telemetry.registry(), metrics: telemetry.metrics() };
-    let probes = http::serve(config.http.listen, Arc::clone(&health), scraped).await?;
+    let registry = telemetry.registry();
+    let probes = http::serve(config.http.listen, Arc::clone(&health), registry).await?;
     let shutdown = CancellationToken::new();
     let signals = stop_on_signals(shutdown.clone())?;
     let instruments = Instruments {
         metrics: telemetry.metrics(),
         health,
-        profile,
         tracer: telemetry.tracer(),
         meter: telemetry.meter(),
     };
@@ -108,7 +102,7 @@ async fn open(
     Ok((bundle, None))
 }
 
-/// Cancels `shutdown` at the first SIGTERM or SIGINT; the second one ends the process as usual.
+/// Cancels `shutdown` at the first SIGTERM or SIGINT; the second one ends the process at once.
 fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandle<()>> {
     let listen = |kind| {
         signal(kind).map_err(|error| {
@@ -128,7 +122,7 @@ fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandl
         tracing::info!(signal = name, "shutting down");
         shutdown.cancel();
         let name = next().await;
-        tracing::warn!(signal = name, "ending at once: unfinished work is left to a successor");
+        tracing::warn!(signal = name, "ending at once: unfinished work is left to the next worker");
         crate::exit(1);
     }))
 }

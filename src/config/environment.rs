@@ -5,13 +5,8 @@ use super::field::{Field, SCHEMA, ValueType, nearest};
 use crate::error::{Error, ErrorKind};
 
 /// Variables with the prefix that are not fields: flags and log settings.
-const RESERVED: [&str; 5] = [
-    "FUSIONCAP_CONFIG",
-    "FUSIONCAP_MODEL_DIR",
-    "FUSIONCAP_PROFILE",
-    "FUSIONCAP_LOG",
-    "FUSIONCAP_LOG_FORMAT",
-];
+const RESERVED: [&str; 4] =
+    ["FUSIONCAP_CONFIG", "FUSIONCAP_MODEL_DIR", "FUSIONCAP_LOG", "FUSIONCAP_LOG_FORMAT"];
 const TEST_PREFIX: &str = "FUSIONCAP_TEST_";
 
 /// The error for a variable that sets no field.
@@ -92,7 +87,6 @@ mod tests {
             "FUSIONCAP_TEST_KAFKA",
             "FUSIONCAP_LOG",
             "FUSIONCAP_MODEL_DIR",
-            "FUSIONCAP_PROFILE",
         ] {
             assert!(is_reserved(variable), "{variable}");
         }

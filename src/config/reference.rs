@@ -35,7 +35,6 @@ const TAIL: &str = "
 |---|---|
 | `FUSIONCAP_CONFIG` | Configuration file, as `--config`. |
 | `FUSIONCAP_MODEL_DIR` | Directory for a model from `s3://` while the worker runs, as `--model-dir`. |
-| `FUSIONCAP_PROFILE` | Where the worker writes what each stage does when, in Chrome's trace format, as `--profile`. |
 | `FUSIONCAP_LOG` | Log filter in the syntax of `tracing-subscriber`: `info` (default), `debug`, `fusioncap::worker=debug,warn`. |
 | `FUSIONCAP_LOG_FORMAT` | `text` (default on a terminal) or `json` (default elsewhere). |
 | `ORT_DYLIB_PATH` | ONNX Runtime's shared library, unless `runtime.library` is set. |

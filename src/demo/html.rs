@@ -1,7 +1,7 @@
-//! The page of a demonstration: one self-contained HTML file, photos and all.
+//! The page of a demonstration: one self-contained HTML file with its photos.
 //!
-//! Everything that comes from outside (file names, captions, reasons) is escaped; nothing is
-//! loaded from elsewhere and no script runs.
+//! Everything from outside (file names, captions, reasons) is escaped. The page loads nothing and
+//! runs no script.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::demo::report::{Answered, DemoReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::html::{self, Escaped, push};
 
-/// Most photos on the page: browsers grow slow beyond.
+/// Upper limit of photos on the page: browsers get slow with more.
 const MOST: usize = 500;
 
 /// Writes the page of `report` to `path`.

@@ -10,7 +10,6 @@ mod files;
 pub mod html;
 pub mod kafka;
 pub mod photos;
-pub mod progress;
 pub mod report;
 pub mod s3;
 
@@ -25,11 +24,11 @@ use crate::bundle::Bundle;
 use crate::config::{Batch, Config, Decode, Http, Limits, Model, Registry, Runtime};
 use crate::demo::kafka::{Answer, DemoKafka};
 use crate::demo::photos::Photo;
-use crate::demo::progress::Progress;
 use crate::demo::report::DemoReport;
 use crate::demo::s3::{Credentials, EmbeddedS3};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Progress, announce};
 use crate::s3::Store;
 use crate::telemetry::{Health, Instruments, Metrics};
 use crate::worker::{self, InitialModel};
@@ -61,7 +60,7 @@ pub struct Settings {
 /// # Errors
 /// If a part can't be started or the worker fails. A photo that is not captioned is no error:
 /// the report says so.
-pub async fn run(settings: &Settings, progress: &Progress) -> Result<DemoReport> {
+pub async fn run(settings: &Settings) -> Result<DemoReport> {
     let photos = photos::find(&settings.paths)?;
     if settings.brokers.is_none() && photos.len() > MOST_EMBEDDED {
         return Err(Error::new(
@@ -71,7 +70,7 @@ pub async fn run(settings: &Settings, progress: &Progress) -> Result<DemoReport>
         .with("value", photos.len())
         .with("allowed", MOST_EMBEDDED));
     }
-    progress.step(format!("loading the model {}", settings.model.display()));
+    announce(&format!("loading the model {}", settings.model.display()));
     let bundle = Bundle::open(&settings.model)?;
     let model = format!("{} {}", bundle.config.name, bundle.config.version);
     let digest = bundle.digest().to_owned();
@@ -81,13 +80,13 @@ pub async fn run(settings: &Settings, progress: &Progress) -> Result<DemoReport>
         Error::new(ErrorKind::Io, "can't make a temporary folder").because(error)
     })?;
     let store = EmbeddedS3::start(folder.path(), Credentials::random())?;
-    progress.step(format!("uploading {} photos to s3 at {}", photos.len(), store.endpoint()));
+    announce(&format!("uploading {} photos to s3 at {}", photos.len(), store.endpoint()));
     photos::upload(&photos, &store).await?;
 
     // Eight hexadecimal digits tell the runs on one Kafka apart.
     let run = uuid::Uuid::new_v4().simple().to_string().split_off(24);
     let kafka = DemoKafka::start(settings.brokers.as_deref(), &run).await?;
-    let captioned = caption(&photos, &kafka, &store, engine, settings, progress).await;
+    let captioned = caption(&photos, &kafka, &store, engine, settings).await;
     kafka.remove().await;
     let Captioned { answers, elapsed, stages } = captioned?;
     let (sorted, strangers) = DemoReport::sort(photos, answers);
@@ -117,10 +116,9 @@ async fn caption(
     store: &EmbeddedS3,
     engine: Engine,
     settings: &Settings,
-    progress: &Progress,
 ) -> Result<Captioned> {
     let place = if kafka.is_embedded() { "embedded kafka" } else { "kafka" };
-    progress.step(format!("starting the worker on the {place} at {}", kafka.brokers()));
+    announce(&format!("starting the worker on the {place} at {}", kafka.brokers()));
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::new(&opentelemetry::global::meter("fusioncap")));
     let shutdown = CancellationToken::new();
@@ -132,13 +130,7 @@ async fn caption(
         config,
         InitialModel { engine, snapshot: None },
         client,
-        Instruments {
-            metrics,
-            health: Arc::clone(&health),
-            profile: None,
-            tracer: None,
-            meter: None,
-        },
+        Instruments { metrics, health: Arc::clone(&health), tracer: None, meter: None },
         shutdown.clone(),
     );
     let worker = tokio::spawn(async move {
@@ -147,7 +139,7 @@ async fn caption(
     });
 
     let followed = tokio::select! {
-        elapsed = follow(photos, kafka, &health, progress) => elapsed,
+        elapsed = follow(photos, kafka, &health) => elapsed,
         () = ended.cancelled() => Err(Error::new(ErrorKind::Internal, "the worker ended early")),
         _ = tokio::signal::ctrl_c() => Err(Error::new(ErrorKind::Internal, "interrupted")),
     };
@@ -158,17 +150,12 @@ async fn caption(
     // The worker's own error first: it is what made the follower give up.
     let report = worked?;
     let elapsed = followed?;
-    progress.step("counting what came back");
+    announce("counting what came back");
     Ok(Captioned { answers: recount(kafka).await?, elapsed, stages: report.stages })
 }
 
 /// Sends the references and waits for the answers; returns how long that took.
-async fn follow(
-    photos: &[Photo],
-    kafka: &DemoKafka,
-    health: &Health,
-    progress: &Progress,
-) -> Result<Duration> {
+async fn follow(photos: &[Photo], kafka: &DemoKafka, health: &Health) -> Result<Duration> {
     let references: Vec<_> =
         photos.iter().map(|photo| (photo.id.clone(), photo.reference())).collect();
     let mut waiting: HashSet<_> = photos.iter().map(|photo| photo.id.as_str()).collect();
@@ -176,7 +163,7 @@ async fn follow(
     let mut answers = kafka.answers()?;
     ready(health).await?;
 
-    let counter = progress.count(photos.len());
+    let progress = Progress::new("captioning", "images", photos.len() as u64);
     let started = Instant::now();
     producer.send(&references).await?;
     while !waiting.is_empty() {
@@ -185,7 +172,7 @@ async fn follow(
             break;
         };
         if waiting.remove(answer?.id.as_str()) {
-            counter.advance();
+            progress.advance(1);
         }
     }
     Ok(started.elapsed())

@@ -1,4 +1,4 @@
-//! What a demonstration found, and how a terminal shows it.
+//! The result of a demonstration, and its text for a terminal.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::demo::kafka::{Answer, Outcome};
 use crate::demo::photos::Photo;
 
-/// Columns of the longest bar of the stages' table.
+/// Columns of the longest bar in the table of stages.
 const BAR: f64 = 24.0;
-/// Longest file name that is shown whole.
+/// Length of the longest file name that is shown whole.
 const NAME: usize = 32;
 
-/// One photo and everything that came back for it.
+/// One photo and all its answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answered {
     pub photo: Photo,
@@ -20,22 +20,22 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Exactly one caption, and nothing else.
+    /// Whether there is exactly one caption, and nothing else.
     pub fn is_captioned_once(&self) -> bool {
         matches!(self.outcomes.as_slice(), [Outcome::Caption { .. }])
     }
 }
 
-/// One run.
+/// The result of one run.
 #[derive(Clone, Debug)]
 pub struct DemoReport {
-    /// Name and version.
+    /// Name and version of the model.
     pub model: String,
-    /// Digest of the bundle's manifest, as on every caption.
+    /// Digest of the bundle's manifest, which every caption carries.
     pub digest: String,
-    /// In the order the photos were given.
+    /// In the given order.
     pub photos: Vec<Answered>,
-    /// Answers that belong to no photo of this run.
+    /// Answers without a photo of this run.
     pub strangers: usize,
     /// From the first reference sent to the last answer received.
     pub elapsed: Duration,
@@ -44,7 +44,7 @@ pub struct DemoReport {
 }
 
 impl DemoReport {
-    /// Groups `answers` by photo.
+    /// Groups `answers` by photo; also returns the number of answers without one.
     pub fn sort(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
         let places: HashMap<_, _> =
             photos.iter().enumerate().map(|(index, photo)| (photo.id.clone(), index)).collect();
@@ -64,7 +64,7 @@ impl DemoReport {
         self.photos.iter().filter(|answered| answered.is_captioned_once()).count()
     }
 
-    /// Every photo came back as one caption, and nothing else did.
+    /// Whether every photo has one caption, and there is no other answer.
     pub fn is_complete(&self) -> bool {
         self.strangers == 0 && self.captioned() == self.photos.len()
     }
@@ -84,7 +84,7 @@ impl DemoReport {
         self.stages.iter().map(|(_, busy)| *busy).max().unwrap_or_default()
     }
 
-    /// One line a photo, the summary, and where the time went.
+    /// Returns one line per photo, the summary, and the table of stages.
     pub fn text(&self) -> String {
         let mut text = self.lines();
         // Writing to a String can't fail.
@@ -99,7 +99,7 @@ impl DemoReport {
         let width = self.photos.iter().map(|shown| shorten(&shown.photo.name).chars().count());
         let names = width.max().unwrap_or_default();
         let said: Vec<_> = self.photos.iter().map(said).collect();
-        // A reason may be long; only captions, which have a score beside them, make the column.
+        // Only captions set the width: they have a score beside them, and a reason may be long.
         let captions = said.iter().filter(|(_, score)| !score.is_empty());
         let words = captions.map(|(words, _)| words.chars().count()).max().unwrap_or_default();
         let mut lines = String::new();
@@ -112,7 +112,7 @@ impl DemoReport {
         lines
     }
 
-    /// One line: exactly once, or what is wrong with that.
+    /// Returns one line: exactly once, or the numbers of what differs.
     pub fn verdict(&self) -> String {
         if self.is_complete() {
             return "every photo came back exactly once".into();
@@ -145,7 +145,7 @@ impl DemoReport {
     }
 }
 
-/// What a line says of a photo, and its score.
+/// Returns the text for a photo, and its score.
 fn said(answered: &Answered) -> (String, String) {
     match answered.outcomes.as_slice() {
         [] => ("(nothing came back)".into(), String::new()),
@@ -155,7 +155,7 @@ fn said(answered: &Answered) -> (String, String) {
     }
 }
 
-/// The end of a long name tells files apart, and shows what they are.
+/// Cuts the front of a long name: its end, with the extension, tells files apart.
 fn shorten(name: &str) -> String {
     let letters = name.chars().count();
     if letters <= NAME {

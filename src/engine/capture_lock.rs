@@ -5,17 +5,17 @@
 //! The first batch of an engine is the one that is captured, also when a changed model is loaded
 //! beside the model in use.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static LOCK: RwLock<()> = RwLock::new(());
 
 /// Taken for a run that may capture a graph: no other thread uses the GPU until it is dropped.
 pub fn exclusive() -> RwLockWriteGuard<'static, ()> {
-    LOCK.write().unwrap_or_else(PoisonError::into_inner)
+    LOCK.write()
 }
 
 /// Taken to load or run a graph without a capture. A thread must not take it twice: a waiting
 /// [`exclusive`] would deadlock it.
 pub fn shared() -> RwLockReadGuard<'static, ()> {
-    LOCK.read().unwrap_or_else(PoisonError::into_inner)
+    LOCK.read()
 }

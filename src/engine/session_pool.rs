@@ -4,10 +4,12 @@
 //! threads, which wait for each other at every node. All graphs of an engine use the same threads,
 //! so that no more of them run than there are cores.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rayon::ThreadPool;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -79,7 +81,7 @@ impl<S: Send> SessionPool<S> {
         };
         let sessions: Vec<Mutex<&mut S>> = self.sessions.iter_mut().map(Mutex::new).collect();
         let results = threads.broadcast(|context| match sessions.get(context.index()) {
-            Some(session) => work(&mut session.lock().unwrap_or_else(PoisonError::into_inner)),
+            Some(session) => work(&mut session.lock()),
             None => Ok(()),
         });
         results.into_iter().collect()
@@ -106,7 +108,7 @@ impl<S: Send> SessionPool<S> {
             let session = sessions.get(thread.unwrap_or(0));
             let session =
                 session.ok_or_else(|| Error::new(ErrorKind::Internal, "too few sessions"))?;
-            work(&mut session.lock().unwrap_or_else(PoisonError::into_inner), job)
+            work(&mut session.lock(), job)
         };
         match threads {
             Some(pool) => {

@@ -9,12 +9,13 @@
 //! version that they were read from.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -69,7 +70,7 @@ impl PolledProducer {
 
     /// Takes every event that librdkafka has emitted so far: the transaction is over.
     pub fn drain_events(&self) {
-        let polling = self.poll_loop.polling.lock().unwrap_or_else(PoisonError::into_inner);
+        let polling = self.poll_loop.polling.lock();
         // Its records are delivered: the rest are events.
         let mut left = self.producer.in_flight_count();
         while left > 0 {
@@ -132,7 +133,7 @@ impl Drop for PolledProducer {
 impl PollLoop {
     fn run(&self, producer: &BaseProducer<ProducerEvents>) {
         while !self.is_stopped.load(Ordering::Relaxed) {
-            let polling = self.polling.lock().unwrap_or_else(PoisonError::into_inner);
+            let polling = self.polling.lock();
             for _ in 0..producer.in_flight_count().clamp(1, BURST) {
                 producer.poll(Duration::ZERO);
             }
@@ -171,21 +172,21 @@ pub struct DeliveryFailure {
 
 impl ProducerEvents {
     fn clear(&self) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.failure.lock() = None;
+        self.too_large.lock().clear();
+        *self.last_error.lock() = None;
     }
 
     pub fn failure(&self) -> Option<DeliveryFailure> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure.lock().clone()
     }
 
     pub fn too_large(&self) -> Vec<usize> {
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.too_large.lock().clone()
     }
 
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 
     pub fn disconnects(&self) -> u64 {
@@ -210,7 +211,7 @@ impl ClientContext for ProducerEvents {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self.last_error.lock() = Some(reason.to_owned());
         tracing::warn!(%error, reason, client = "producer", "kafka client error");
     }
 }
@@ -225,7 +226,7 @@ impl ProducerContext for ProducerEvents {
         };
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            self.too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+            self.too_large.lock().push(index);
         }
         let failure = DeliveryFailure {
             reason: format!(
@@ -235,7 +236,7 @@ impl ProducerContext for ProducerEvents {
             ),
             timed_out: code == Some(RDKafkaErrorCode::MessageTimedOut),
         };
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        self.failure.lock().get_or_insert(failure);
     }
 }
 

@@ -8,9 +8,11 @@
 //! is back, and a new process could do no more.
 
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::Health;
@@ -67,7 +69,7 @@ impl Watchdog {
             .spawn(move || {
                 let mut patient_since = Instant::now();
                 while let Some(call) = watched.upgrade() {
-                    let now = *call.lock().unwrap_or_else(PoisonError::into_inner);
+                    let now = *call.lock();
                     drop(call);
                     if let Some(Call { name, since }) = now
                         && since.max(patient_since).elapsed() > limit
@@ -95,7 +97,7 @@ impl Watchdog {
     }
 
     fn set_call(&self, call: Option<Call>) {
-        *self.call.lock().unwrap_or_else(PoisonError::into_inner) = call;
+        *self.call.lock() = call;
     }
 }
 

@@ -1,63 +1,78 @@
-//! How many workers a stream of images needs: arithmetic over the costs of [`costs`], and a
-//! [`simulation`] of one worker that checks it. Nothing is measured here, no service is asked.
+//! How many workers a stream of images needs: arithmetic over the costs of [`costs`] and the engines
+//! of [`measured`]. Nothing is measured here, no service is asked.
 //!
-//! An image passes stages side by side: the requests under way, the network, the cores, the engine.
-//! Each alone would do so many images a second; the least of these is what a worker does.
+//! Images pass stages side by side: the requests under way, the network, the cores, the engine. Each
+//! stage alone has a rate; the lowest of them is the worker's.
 
 pub mod costs;
+pub mod measured;
 mod report;
-pub mod simulation;
 
-use costs::{Model, Precision};
 use serde::Serialize;
-use simulation::Simulated;
 
-/// `s3.concurrency` goes no higher.
+/// Upper limit of `s3.concurrency`.
 const MOST_REQUESTS: f64 = 1024.0;
 /// Requests under way beyond those that the mean latency asks for.
 const REQUEST_SLACK: f64 = 1.25;
-/// Partitions a worker: a dead one's are shared out evenly among several.
+/// Partitions per worker: those of a dead worker go to several others.
 const PARTITIONS: u64 = 4;
 /// Bytes of a reference on the input topic.
 const REFERENCE_BYTES: f64 = 150.0;
-/// What a worker keeps of a reference beside its bytes, about.
+/// Memory that a worker takes for a reference in flight besides the reference's bytes, about.
 const IN_FLIGHT_BYTES: f64 = 1000.0;
-/// What the Kafka consumer has read ahead: `queued.max.messages.kbytes` as the worker sets it.
+/// Memory of the Kafka consumer's prefetched messages: `queued.max.messages.kbytes` as the worker
+/// sets it.
 const READ_AHEAD_BYTES: f64 = 8192.0 * 1024.0;
-/// `limits.fetch_bytes` where nothing is set, and the most that it may be.
+/// Default of `limits.fetch_bytes`, and its upper limit.
 pub const DEFAULT_FETCH_BYTES: u64 = 256 << 20;
 const MOST_FETCH_BYTES: u64 = 1 << 40;
-/// Batches of pixels that go round: one fills, one waits, one is encoded.
+/// Batches of pixels in memory: one fills, one waits, one is encoded.
 const BATCHES: f64 = 3.0;
-/// The engine's input has room for a multiple of so many images.
+/// The engine's input has room for a multiple of this number of images.
 const SLICE: u32 = 4;
 
-/// What captions an image.
+/// The engine of one worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Engine {
-    Gpu(Model, Precision),
-    /// On the same cores as all else.
-    Cpu(Model),
-    /// Images a second, as measured elsewhere.
-    Rate(f64),
+pub struct Engine {
+    /// Images per second of the engine alone.
+    pub rate: f64,
+    pub source: Source,
+    /// It computes on the worker's cores, all of which `rate` takes.
+    pub on_cores: bool,
+    /// Numbers in the model's input.
+    pub input: f64,
 }
 
-/// What is asked: every field is positive, but for `headroom` (0 to 1, exclusive) and `backlog`.
+/// Where a figure comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// On the command line.
+    Given,
+    /// In this project, on other hardware than the reader's: docs/performance.md.
+    Measured,
+    /// By Amazon, about S3.
+    Published,
+}
+
+/// The question. Every field is positive, but `headroom` (0 to 1, exclusive) and `backlog` may be 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Images a second.
+    /// Images per second.
     pub rate: f64,
-    /// Of an image in the store.
+    /// Size of an image in the store.
     pub bytes: f64,
     pub pixels: f64,
     pub engine: Engine,
+    /// Images per batch.
     pub batch: u32,
-    /// Of one worker.
+    /// Cores of one worker.
     pub cores: u32,
-    /// ms of one core; by the image's pixels without it.
+    /// ms of one core to decode an image; without it, the time goes by the image's pixels.
     pub decode_ms: Option<f64>,
-    /// Of one worker, bits a second.
+    /// Network of one worker, bits per second.
     pub network: f64,
+    /// Size of a caption record.
     pub record_bytes: f64,
     /// The part of a worker that stays unused on a usual day.
     pub headroom: f64,
@@ -65,11 +80,12 @@ pub struct Load {
     pub backlog: f64,
 }
 
-/// What one worker could do if nothing but this stage were in its way.
+/// The rate of one worker if this stage alone limits it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stage {
     pub name: &'static str,
     pub images_per_second: f64,
+    pub source: Source,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -79,7 +95,7 @@ pub struct Plan {
     pub partitions: u64,
     pub partitions_per_pod: u64,
     pub pod: Pod,
-    /// Of all workers, busy at the rate asked.
+    /// Busy cores of all workers together.
     pub cores_busy: f64,
     pub s3: Store,
     pub kafka: Kafka,
@@ -93,7 +109,6 @@ pub struct Pod {
     pub images_per_second: f64,
     pub binds: &'static str,
     pub stages: Vec<Stage>,
-    pub simulated: Simulated,
     pub cores: u32,
     pub core_ms_per_image: f64,
     /// `batch.size`
@@ -102,7 +117,7 @@ pub struct Pod {
     pub s3_concurrency: u32,
     /// `limits.max_in_flight`
     pub max_in_flight: u64,
-    /// `limits.fetch_bytes`; absent where its default is enough.
+    /// `limits.fetch_bytes`; absent if its default is enough.
     pub fetch_bytes: Option<u64>,
     pub memory_bytes: f64,
 }
@@ -120,12 +135,12 @@ pub struct Kafka {
     pub out_bytes_per_second: f64,
 }
 
-/// What is left when a worker dies.
+/// The state after a worker died.
 #[derive(Clone, Debug, Serialize)]
 pub struct Death {
-    /// How busy the others are, 1 for all they can; absent without others.
+    /// Utilisation of the others, 1 when they are full; absent if there are none.
     pub others_busy: Option<f64>,
-    /// References that pile up a second until it is replaced.
+    /// References per second that pile up until it is replaced.
     pub piles_up_per_second: f64,
 }
 
@@ -145,7 +160,6 @@ impl Load {
             slowest.map_or((0.0, "nothing"), |stage| (stage.images_per_second, stage.name));
         let pods = whole(self.rate / (capacity * (1.0 - self.headroom)));
         let requests = self.requests(capacity);
-        let simulated = simulation::run(&self.simulation(requests));
         let all = pods as f64 * capacity;
         let others = (pods - 1) as f64 * capacity;
         Plan {
@@ -175,7 +189,6 @@ impl Load {
                 images_per_second: capacity,
                 binds,
                 stages,
-                simulated,
                 cores: self.cores,
                 core_ms_per_image: self.core_ms(),
                 batch_size: self.batch,
@@ -187,22 +200,16 @@ impl Load {
         }
     }
 
-    /// In the order of the flow.
+    /// The stages in the order of the flow.
     fn stages(&self) -> Vec<Stage> {
-        let stage = |name, images_per_second| Stage { name, images_per_second };
-        let mut stages = vec![
-            stage("requests to S3", MOST_REQUESTS / self.latency()),
-            stage("the network", self.network / 8.0 / self.bytes),
-            stage("the cores", f64::from(self.cores) * 1e3 / self.core_ms()),
-        ];
-        match self.engine {
-            // Counted among what the cores do.
-            Engine::Cpu(_) => {}
-            Engine::Gpu(..) | Engine::Rate(_) => {
-                stages.push(stage("the engine", f64::from(self.batch) / self.batch_seconds()));
-            }
-        }
-        stages
+        let stage = |name, images_per_second, source| Stage { name, images_per_second, source };
+        let cores = f64::from(self.cores) * 1e3 / self.core_ms();
+        vec![
+            stage("requests to S3", MOST_REQUESTS / self.latency(), Source::Published),
+            stage("the network", self.network / 8.0 / self.bytes, Source::Given),
+            stage("the cores", cores, Source::Measured),
+            stage("the engine", self.engine.rate, self.engine.source),
+        ]
     }
 
     /// Seconds from a GET to the object's last byte.
@@ -210,64 +217,34 @@ impl Load {
         costs::FIRST_BYTE_SECONDS + self.bytes / costs::CONNECTION_RATE
     }
 
-    /// ms of one core that decoding and all that surrounds it take an image.
-    fn handling_ms(&self) -> f64 {
-        let decode = self.decode_ms.unwrap_or_else(|| costs::decode_ms(self.pixels));
-        decode + costs::transport_ms(self.bytes)
-    }
-
-    fn engine_ms(&self) -> f64 {
-        match self.engine {
-            Engine::Cpu(model) => model.core_ms(),
-            Engine::Gpu(..) | Engine::Rate(_) => 0.0,
-        }
-    }
-
+    /// ms of one core per image: decoding, everything around it, and the model if it has no GPU.
     fn core_ms(&self) -> f64 {
-        self.handling_ms() + self.engine_ms()
-    }
-
-    /// Seconds that the engine takes for a batch. On a CPU it has the part of the cores that it
-    /// gets when all are busy.
-    fn batch_seconds(&self) -> f64 {
-        let batch = f64::from(self.batch);
-        match self.engine {
-            Engine::Gpu(model, precision) => model.batch_seconds(batch, precision),
-            Engine::Rate(rate) => batch / rate,
-            Engine::Cpu(_) => batch * self.core_ms() / 1e3 / f64::from(self.cores),
-        }
+        let decode = self.decode_ms.unwrap_or_else(|| costs::decode_ms(self.pixels));
+        let engine = match self.engine.on_cores {
+            true => f64::from(self.cores) * 1e3 / self.engine.rate,
+            false => 0.0,
+        };
+        decode + costs::OVERHEAD_MS + engine
     }
 
     fn requests(&self, capacity: f64) -> u32 {
         (capacity * self.latency() * REQUEST_SLACK).ceil().clamp(1.0, MOST_REQUESTS) as u32
     }
 
-    fn simulation(&self, requests: u32) -> simulation::Pod {
-        let shared = self.core_ms() / self.handling_ms();
-        simulation::Pod {
-            requests,
-            latency: self.latency(),
-            transfer: self.bytes * 8.0 / self.network,
-            cores: self.cores,
-            handling: self.handling_ms() / 1e3 * shared,
-            batch: self.batch,
-            batch_seconds: self.batch_seconds(),
-        }
-    }
-
-    /// What is fetched, waits for a core, is decoded, waits for the engine, is captioned, and is
-    /// committed.
+    /// References that are fetched, wait for a core, are decoded, wait for the engine, are captioned
+    /// or are committed.
     fn in_flight(&self, requests: u32) -> u64 {
         u64::from(requests) + 3 * u64::from(self.cores) + 4 * u64::from(self.batch)
     }
 
-    /// Objects in memory: those under way; those read, of which one a core waits and one has the
-    /// next turn; and one a core that is decoded.
+    /// Objects in memory: those under way; one waiting for each core and one that is next; and one
+    /// that is decoded on each core.
     fn bodies(&self, requests: u32) -> u64 {
         u64::from(requests) + 2 * u64::from(self.cores) + 1
     }
 
-    /// With less, requests would wait for one another's bytes. The worker counts whole KiB.
+    /// Returns the `limits.fetch_bytes` at which no request waits for another's bytes. The worker counts
+    /// whole KiB.
     fn fetch_bytes(&self, requests: u32) -> Option<u64> {
         let each = (self.bytes / 1024.0).ceil() as u64 * 1024;
         let needed = (self.bodies(requests) * each).min(MOST_FETCH_BYTES);
@@ -276,14 +253,11 @@ impl Load {
 
     fn memory(&self, requests: u32) -> f64 {
         let (cores, batch) = (f64::from(self.cores), f64::from(self.batch));
-        let input = match self.engine {
-            Engine::Gpu(model, _) | Engine::Cpu(model) => model.input(),
-            Engine::Rate(_) => Model::VitB32.input(),
-        };
+        let input = self.engine.input;
         let encoded = self.bodies(requests) as f64 * self.bytes;
         let decoding = cores * self.pixels * 3.0;
-        // Floats once they have a place in a batch, bytes on their way there: a batch that waits,
-        // one a core that is handed over, one that has its turn.
+        // Pixels are floats in a batch, and bytes before: a batch that waits, an image that each core
+        // hands over, and one that is next.
         let batched = BATCHES * f64::from(self.batch.next_multiple_of(SLICE)) * input * 4.0;
         let decoded = (batch + cores + 1.0) * input;
         let message = REFERENCE_BYTES + IN_FLIGHT_BYTES + self.record_bytes;

@@ -1,10 +1,10 @@
-//! A plan as a table to read. It is an estimate, and says so.
+//! A plan as a table. Each figure of a stage says where it comes from.
 
 use std::fmt;
 
 use bytesize::ByteSize;
 
-use super::{Plan, Pod};
+use super::{Plan, Pod, Source};
 
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,18 +56,9 @@ impl fmt::Display for Plan {
             format!("{} images/s, bound by {}", number(pod.images_per_second), pod.binds),
         )?;
         for stage in &pod.stages {
-            line("", format!("{:<16}{:>9} images/s", stage.name, number(stage.images_per_second)))?;
+            let (name, rate) = (stage.name, number(stage.images_per_second));
+            line("", format!("{name:<16}{rate:>9} images/s, {}", source(stage.source)))?;
         }
-        let simulated = &pod.simulated;
-        line(
-            "simulated",
-            format!(
-                "{} images/s, the engine busy {:.0} %, the cores {:.0} %",
-                number(simulated.images_per_second),
-                simulated.engine_busy * 100.0,
-                simulated.cores_busy * 100.0
-            ),
-        )?;
         line("its settings", settings(pod))?;
         line(
             "its memory",
@@ -76,7 +67,7 @@ impl fmt::Display for Plan {
                 ByteSize::b(pod.memory_bytes as u64).display().si()
             ),
         )?;
-        line("when one dies", left(death.others_busy, death.piles_up_per_second))?;
+        line("when one dies", remaining(death.others_busy, death.piles_up_per_second))?;
         if backlog.references > 0.0 {
             line(
                 "backlog",
@@ -87,11 +78,22 @@ impl fmt::Display for Plan {
                 ),
             )?;
         }
-        writeln!(out, "An estimate from cost figures, of which no GPU's was measured.")
+        writeln!(
+            out,
+            "The measured figures come from other machines than yours: measure one worker."
+        )
     }
 }
 
-/// `limits.fetch_bytes` only where its default is too little.
+fn source(source: Source) -> &'static str {
+    match source {
+        Source::Given => "given",
+        Source::Measured => "measured",
+        Source::Published => "published by Amazon",
+    }
+}
+
+/// Names `limits.fetch_bytes` only if its default is too low.
 fn settings(pod: &Pod) -> String {
     let Pod { batch_size, s3_concurrency, max_in_flight, .. } = pod;
     let always = format!(
@@ -104,7 +106,7 @@ fn settings(pod: &Pod) -> String {
     }
 }
 
-fn left(others_busy: Option<f64>, piles_up: f64) -> String {
+fn remaining(others_busy: Option<f64>, piles_up: f64) -> String {
     let piling = format!("{} references/s pile up until it is replaced", number(piles_up));
     match others_busy {
         Some(busy) if busy <= 1.0 => format!("the others are {:.0} % busy", busy * 100.0),
@@ -113,7 +115,7 @@ fn left(others_busy: Option<f64>, piles_up: f64) -> String {
     }
 }
 
-/// Rounded to a whole, with commas; small ones keep a decimal.
+/// Writes `value` as a whole number with commas, below 10 with one decimal.
 fn number(value: f64) -> String {
     if value < 10.0 && value.fract() != 0.0 {
         return format!("{value:.1}");

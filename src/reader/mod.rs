@@ -6,25 +6,22 @@
 //! Kafka says that nothing stable is left; so what is read must be stable first
 //! ([`Reader::await_stable`]).
 
-mod progress;
-
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-pub use progress::Progress;
-
 use crate::config::Kafka;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::error::kafka_error;
 use crate::kafka::settings::Clients;
+use crate::progress::Progress;
 
 /// For one request to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -193,7 +190,7 @@ impl Reader {
         }
         self.stable.assign(&list).map_err(unreadable)?;
         let total = left.values().map(|range| range.end.abs_diff(range.start)).sum();
-        let mut progress = Progress::new(topic, total);
+        let progress = Progress::new(topic.to_owned(), "offsets", total);
         let mut last = Instant::now();
         let mut paused = TopicPartitionList::new();
         while !left.is_empty() {
@@ -278,7 +275,7 @@ struct Listener {
 
 impl Listener {
     fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 }
 
@@ -289,7 +286,7 @@ impl ClientContext for Listener {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, client = "reader", "kafka client error");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self.last_error.lock() = Some(reason.to_owned());
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use apache_avro::Schema as Avro;
+use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 
 use super::client::{AVRO, Client, Schema};
@@ -91,7 +92,7 @@ impl Decoder {
             return;
         };
         if cache.find(id).is_none() {
-            cache.lock().insert(id, Entry::Asked);
+            cache.entries.lock().insert(id, Entry::Asked);
             self.tasks.spawn(ask(Arc::downgrade(cache), id));
         }
     }
@@ -131,7 +132,7 @@ impl Reader {
             Some(entry) => entry,
             None => {
                 let entry = self.runtime.block_on(patiently(cache, id))?;
-                cache.lock().insert(id, entry.clone());
+                cache.entries.lock().insert(id, entry.clone());
                 entry
             }
         };
@@ -151,12 +152,8 @@ impl Reader {
 }
 
 impl Cache {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn find(&self, id: u32) -> Option<Entry> {
-        let mut entries = self.lock();
+        let mut entries = self.entries.lock();
         match entries.get(&id) {
             Some(Entry::Unknown(since)) if since.elapsed() > UNKNOWN => {
                 // All such ones, so that they are not gathered without bound.
@@ -208,7 +205,7 @@ async fn ask(cache: Weak<Cache>, id: u32) {
                     tracing::info!(id, down = ?began.elapsed(), "the schema registry answers again");
                 }
                 if let Some(cache) = cache.upgrade() {
-                    cache.lock().insert(id, entry);
+                    cache.entries.lock().insert(id, entry);
                 }
                 return;
             }

@@ -1,33 +1,34 @@
-//! What the probes read: is the process alive, and does it work.
+//! The state that the probes read: is the process alive, and is it ready.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-/// What the probes read.
+use parking_lot::Mutex;
+
+/// Liveness and readiness of the worker.
 #[derive(Debug, Default)]
 pub struct Health {
     ready: AtomicBool,
     failed: AtomicBool,
-    /// Not ready for something outside, which may pass.
+    /// Not ready because of something outside that may recover.
     troubled: AtomicBool,
-    /// Why the worker is not ready; empty: it starts.
+    /// Why the worker is not ready; empty while it starts.
     reason: Mutex<&'static str>,
 }
 
 impl Health {
-    /// The model is loaded and the consumer has joined its group.
+    /// Ready means: the model is loaded and the consumer has joined its group.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
     }
 
-    /// Not ready, and why: "loading the model", "draining".
+    /// Makes the worker not ready for `reason`: "loading the model", "draining".
     pub fn set_not_ready(&self, reason: &'static str) {
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *self.reason.lock() = reason;
         self.troubled.store(false, Ordering::Relaxed);
         self.set_ready(false);
     }
 
-    /// Not ready until [`Health::set_recovered`], if it was ready.
+    /// Makes a ready worker not ready until [`Health::set_recovered`].
     pub fn set_troubled(&self, reason: &'static str) {
         if self.is_ready() {
             self.set_not_ready(reason);
@@ -35,14 +36,14 @@ impl Health {
         }
     }
 
-    /// The trouble has passed; does nothing where there was none.
+    /// Makes the worker ready again after [`Health::set_troubled`]; else does nothing.
     pub fn set_recovered(&self) {
         if self.troubled.swap(false, Ordering::Relaxed) {
             self.set_ready(true);
         }
     }
 
-    /// The worker can't go on: the process should be restarted.
+    /// Marks the worker as failed: the process has to be restarted.
     pub fn set_failed(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
@@ -55,12 +56,12 @@ impl Health {
         !self.failed.load(Ordering::Relaxed)
     }
 
-    /// Why the worker is not ready.
+    /// Returns why the worker is not ready.
     pub fn reason(&self) -> &'static str {
         if !self.is_live() {
             return "failed";
         }
-        match *self.reason.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *self.reason.lock() {
             "" => "starting",
             reason => reason,
         }

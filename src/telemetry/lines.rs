@@ -1,8 +1,8 @@
-//! Log lines with the trace that they belong to: `trace_id` and `span_id` of the OpenTelemetry
-//! context in which the line was written, as members of a JSON line, behind a line of text.
+//! Adds the trace to log lines: `trace_id` and `span_id` of the OpenTelemetry context in which the
+//! line is written, as members of a JSON line, at the end of a line of text.
 //!
-//! The names are those of OpenTelemetry's note on trace context in other log formats; the same
-//! context reaches a collector with the log record.
+//! The names follow OpenTelemetry's note on trace context in other log formats. A collector gets the
+//! same context with the log record.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Another format's lines, with the trace.
+/// The lines of `format`, with the trace.
 pub(super) struct Traced<F> {
     pub format: F,
-    /// Whether that format writes JSON objects.
+    /// `format` writes JSON objects.
     pub is_json: bool,
 }
 
@@ -75,7 +75,7 @@ mod tests {
         }
     }
 
-    /// One line outside of a trace, one inside.
+    /// Returns one line outside a trace and one inside.
     fn written(is_json: bool) -> Vec<String> {
         let lines = Lines::default();
         let sink = lines.clone();

@@ -1,5 +1,5 @@
-//! Logs: for people on a terminal, one JSON object a line elsewhere; always on stderr, since
-//! stdout is for results. Where a collector is configured it gets the same events.
+//! Logs on stderr: text on a terminal, elsewhere one JSON object per line. stdout is for results. A
+//! configured collector gets the same events.
 //!
 //! `FUSIONCAP_LOG` holds `tracing-subscriber` filters (`debug`, `fusioncap::worker=trace,warn`),
 //! `FUSIONCAP_LOG_FORMAT` is `text` or `json`.
@@ -21,27 +21,27 @@ use crate::error::{Error, ErrorKind, Result};
 const FILTER: &str = "FUSIONCAP_LOG";
 const FORMAT: &str = "FUSIONCAP_LOG_FORMAT";
 
-/// Others' chatter, at `warn` unless `FUSIONCAP_LOG` names them. rust-rdkafka's consumer calls it
-/// an error that a consumer which was closed is closed already when it is dropped.
+/// Filters for the logs of dependencies: `warn`, unless `FUSIONCAP_LOG` names them. rust-rdkafka logs an
+/// error when a closed consumer is dropped, which is not one.
 const QUIET: &str = "librdkafka=warn,rdkafka=warn,rdkafka::consumer::base_consumer=off,ort=warn,\
                      aws_config=warn,aws_runtime=warn,\
                      aws_sdk_s3=warn,aws_smithy_runtime=warn,hyper=warn,hyper_util=warn,h2=warn,\
                      tonic=warn,tower=warn,s3s=warn,s3s_fs=warn,opentelemetry=warn,\
                      opentelemetry_sdk=warn,opentelemetry-otlp=warn,reqwest=warn";
 
-/// What pushes logs itself, or is under it: its own events would feed on themselves.
+/// The crates that push logs: pushing their own events would never end.
 const EXPORTERS: [&str; 7] =
     ["opentelemetry", "tonic", "h2", "hyper", "hyper_util", "tower", "reqwest"];
 
-/// What is logged where `FUSIONCAP_LOG` is not set.
+/// The log level if `FUSIONCAP_LOG` is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     Info,
-    /// For commands whose output would drown: a progress bar, one line a caption.
+    /// For commands with a progress bar, or one line per caption.
     Warn,
 }
 
-/// Sets up logs alone; a subscriber that is already there stays.
+/// Sets up logs alone; keeps a subscriber that is set already.
 ///
 /// # Errors
 /// `ErrorKind::Config`, naming the environment variable that is wrong.
@@ -49,7 +49,7 @@ pub fn init(level: Level) -> Result<()> {
     install(level, None)
 }
 
-/// Sets up logs, for a collector too if there is a `logger`.
+/// Sets up logs, also for a collector if there is a `logger`.
 pub(super) fn install(level: Level, logger: Option<&SdkLoggerProvider>) -> Result<()> {
     let given = env::var(FILTER).ok();
     let wanted = || filter(level, given.as_deref());
@@ -73,7 +73,7 @@ pub(super) fn install(level: Level, logger: Option<&SdkLoggerProvider>) -> Resul
         }
         false => lines.event_format(Traced { format, is_json }).with_filter(wanted()?).boxed(),
     };
-    // Fails only where a subscriber is already set, as in a test or an embedding program.
+    // Fails only if a subscriber is set already, as in a test or an embedding program.
     let _ = tracing_subscriber::registry().with(pushed).with(lines).try_init();
     Ok(())
 }
@@ -96,7 +96,7 @@ fn filter(level: Level, given: Option<&str>) -> Result<EnvFilter> {
         (_, Level::Info) => "info",
         (_, Level::Warn) => "warn",
     };
-    // The parser's own error names neither the variable nor the part that is wrong.
+    // The parser's error names neither the variable nor the wrong part.
     EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|_| {
         Error::new(ErrorKind::Config, format!("{FILTER} can't be '{wanted}'"))
             .with("allowed", "filters such as info, debug or fusioncap::worker=debug,warn")
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exporters_say_is_not_exported() {
+    fn logs_of_the_exporters_are_not_exported() {
         for target in ["opentelemetry_sdk", "opentelemetry-otlp", "h2::codec", "hyper_util::client"]
         {
             assert!(!is_pushed(target), "{target}");

@@ -1,20 +1,17 @@
 //! Logs, OpenTelemetry traces and metrics, and the health that the probes read.
 //!
-//! [`init`] sets all of it up for a process that serves; [`logs::init`] alone is for the others.
-//! Traces, metrics and logs are pushed where `OTEL_EXPORTER_OTLP_ENDPOINT` (or the name for one
-//! signal) says so (`otlp`). The exporters live on the tokio runtime that [`init`] is called in:
-//! [`Telemetry::shutdown`] comes before its end.
+//! [`init`] sets all of it up for a worker; other commands call [`logs::init`] alone. Traces,
+//! metrics and logs are pushed to `OTEL_EXPORTER_OTLP_ENDPOINT`, or to the endpoint of one signal
+//! (`otlp`). The exporters run on the tokio runtime in which [`init`] is called: call
+//! [`Telemetry::shutdown`] before the runtime ends.
 
-mod exemplars;
 pub mod health;
 pub mod http;
 mod lines;
 pub mod logs;
 pub mod metrics;
-mod openmetrics;
 mod otlp;
 pub mod probe;
-mod profile;
 
 use std::sync::Arc;
 
@@ -32,22 +29,20 @@ pub use health::Health;
 use metrics::Meters;
 pub use metrics::Metrics;
 use otlp::Otlp;
-pub use profile::Profile;
 
-/// What a worker tells about itself with.
+/// The instruments through which a worker reports.
 #[derive(Debug)]
 pub struct Instruments {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
-    pub profile: Option<Profile>,
-    /// Where spans are exported.
+    /// Present if spans are exported.
     pub tracer: Option<SdkTracer>,
-    /// Where metrics are pushed.
+    /// Present if metrics are pushed.
     pub meter: Option<Meter>,
 }
 
-/// What one process tells about itself. Dropping it stops the exporters without waiting for the
-/// last of their data; [`Telemetry::shutdown`] waits.
+/// The telemetry of one process. Dropping it stops the exporters without waiting for their last
+/// data; [`Telemetry::shutdown`] waits.
 #[derive(Debug)]
 pub struct Telemetry {
     meters: Meters,
@@ -60,7 +55,7 @@ impl Telemetry {
         Arc::clone(&self.meters.metrics)
     }
 
-    /// Makes spans, where a collector is configured.
+    /// Returns the tracer if a collector is configured.
     pub fn tracer(&self) -> Option<SdkTracer> {
         let scope = InstrumentationScope::builder("fusioncap")
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -69,21 +64,21 @@ impl Telemetry {
         self.tracer.as_ref().map(|provider| provider.tracer_with_scope(scope))
     }
 
-    /// Counts for a collector alone, where one is configured.
+    /// Returns the meter for metrics that only a collector gets, if one is configured.
     pub fn meter(&self) -> Option<Meter> {
         self.meters.pushed()
     }
 
-    /// What `/metrics` shows.
+    /// Returns the metrics that `/metrics` shows.
     pub fn registry(&self) -> Registry {
         self.meters.registry.clone()
     }
 
-    /// Pushes the last spans, metrics and log records and stops, within a few seconds: one signal
-    /// does not wait for another where the collector does not answer.
+    /// Pushes the last spans, metrics and log records and stops. The three signals end side by side,
+    /// so that a collector which does not answer costs a few seconds once.
     pub async fn shutdown(self) {
         let Self { meters, tracer, logger } = self;
-        // The exporters' threads need the runtime's workers: they may not be blocked meanwhile.
+        // The exporters need the runtime's worker threads, which therefore must not block here.
         let metrics = tokio::task::spawn_blocking(move || meters.shutdown());
         let spans = tokio::task::spawn_blocking(move || {
             if let Some(Err(error)) = tracer.as_ref().map(SdkTracerProvider::shutdown) {
@@ -116,7 +111,8 @@ pub fn init() -> Result<Telemetry> {
     Ok(Telemetry { meters, tracer, logger })
 }
 
-/// `service.name` (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, else `fusioncap`) and version.
+/// Returns `service.name` (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, else `fusioncap`) and the
+/// version.
 fn resource() -> Resource {
     let name = Key::from_static_str("service.name");
     let given = Resource::builder().build();
@@ -130,13 +126,6 @@ fn resource() -> Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_service_has_a_name() {
-        let about = resource();
-        let name = about.get(&Key::from_static_str("service.name")).unwrap();
-        assert!(!name.as_str().starts_with("unknown_service"));
-    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn it_starts_and_stops_without_a_collector() {

@@ -1,8 +1,8 @@
-//! What is pushed to an OpenTelemetry collector, and how: as the standard `OTEL_*` variables say,
-//! each signal by itself. Without an endpoint nothing is built.
+//! The exporters to an OpenTelemetry collector, one per signal, as the standard `OTEL_*` variables
+//! configure them. Without an endpoint nothing is built.
 //!
-//! The crates read the rest of the variables themselves (headers, time-outs, the samplers, limits
-//! and batches). What they would take for a default where it is misspelt is refused here.
+//! OpenTelemetry's crates read the other variables themselves (headers, timeouts, samplers, limits,
+//! batches). They replace some misspelt values by defaults: those values are refused here.
 
 use std::env;
 
@@ -13,7 +13,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a collector gets of one process.
+/// The exporters of one process.
 #[derive(Debug, Default)]
 pub(super) struct Otlp {
     pub tracer: Option<SdkTracerProvider>,
@@ -21,7 +21,7 @@ pub(super) struct Otlp {
     pub logger: Option<SdkLoggerProvider>,
 }
 
-/// How a collector is spoken to.
+/// Protocol of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Grpc,
@@ -29,10 +29,10 @@ enum Protocol {
 }
 
 impl Otlp {
-    /// Exporters for the signals that the environment asks for, about `resource`.
+    /// Builds the exporters that the environment asks for. `resource` describes the process.
     ///
     /// # Errors
-    /// `ErrorKind::Config`, naming the variable that is wrong.
+    /// `ErrorKind::Config`, naming the wrong variable.
     pub fn from_environment(resource: &Resource) -> Result<Self> {
         let variable = |name: &str| env::var(name).ok();
         let mut otlp = Self::default();
@@ -69,8 +69,8 @@ impl Otlp {
     }
 }
 
-/// How the standard variables ask for `signal` (`TRACES`, `METRICS`, `LOGS`) to be pushed, if they
-/// do.
+/// Returns the protocol by which `signal` (`TRACES`, `METRICS`, `LOGS`) is pushed, or nothing if the
+/// standard variables do not ask for it.
 fn pushes(signal: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Protocol>> {
     let is = |name: &str, value: &str| {
         variable(name).is_some_and(|found| found.trim().eq_ignore_ascii_case(value))
@@ -95,7 +95,7 @@ fn pushes(signal: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Opt
     Ok(Some(Protocol::Grpc))
 }
 
-/// The SDK samples everything where it does not know the sampler.
+/// Refuses unknown samplers, with which the SDK would sample everything.
 fn check_sampler(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
     const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
     const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::progress::Progress;
 use crate::bundle::{TEXT, TOKENIZER};
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
 use crate::text_tower::TextTower;
 
 /// Unit-length embeddings of `captions` (or nouns), row-major `[captions, embedding_dim]`. The cache
@@ -47,8 +47,9 @@ pub fn embed(
         return Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect());
     }
     let mut tower = TextTower::open(encoder_dir, encoder.text_max_length, runtime)?;
-    let mut progress = Progress::new(label, captions.len());
-    let embeddings = tower.embed_with_progress(captions, |done| progress.update(done, ""))?;
+    let progress = Progress::new(label, "texts", captions.len() as u64);
+    let embeddings =
+        tower.embed_with_progress(captions, |done| progress.set(done as u64, String::new()))?;
     progress.finish();
     let bytes: Vec<u8> = embeddings.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     // Renamed when complete: a killed run leaves no partial cache.

@@ -17,7 +17,6 @@ pub mod export;
 pub mod memory;
 pub mod noun_bank;
 pub mod nouns;
-pub mod progress;
 pub mod settings;
 pub mod token_states;
 pub mod tokenizer;

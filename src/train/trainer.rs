@@ -11,11 +11,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::checkpoint::{Checkpoints, State};
 use super::curve::{Epoch, best_epoch};
 use super::examples::{Batch, Examples};
-use super::progress::Progress;
 use super::settings::Settings;
 use super::warm_start::WarmStart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Banks, FusionCap, ModelSpec};
+use crate::progress::Progress;
 
 /// The result of training.
 pub struct Outcome {
@@ -82,7 +82,8 @@ impl<'a> Trainer<'a> {
         let mut training = self.start(resume, warm_start)?;
         let per_epoch = self.examples.batches_per_epoch(self.settings);
         let total = per_epoch * self.settings.epochs;
-        let mut progress = Progress::new("training", total);
+        let progress =
+            Progress::new("training", "steps", total as u64).resumed_at(training.state.step as u64);
         let (started, mut tokens) = (Instant::now(), 0);
         let speed = |tokens: usize| tokens as f64 / started.elapsed().as_secs_f64();
         while training.state.step < total && !self.is_out_of_patience(&training.state.curve) {
@@ -94,7 +95,7 @@ impl<'a> Trainer<'a> {
                 tokens += batch.num_tokens;
                 (training, loss) = self.step(training, batch, total)?;
                 let detail = format!("loss {loss:.3}, {:.0} tokens/s", speed(tokens));
-                progress.update(training.state.step, &detail);
+                progress.set(training.state.step as u64, detail);
                 if training.state.step.is_multiple_of(per_epoch) {
                     let passed = self.finish_epoch(&mut training, per_epoch)?;
                     progress.note(&format!(

@@ -21,14 +21,16 @@ mod redrive;
 mod topic;
 mod verify;
 
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Weak};
+
+use parking_lot::Mutex;
 
 use kafka::Cluster;
 
 /// One broker that all tests share, while any of them runs.
 pub fn shared_cluster() -> Arc<Cluster> {
     static SHARED: LazyLock<Mutex<Weak<Cluster>>> = LazyLock::new(Mutex::default);
-    let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shared = SHARED.lock();
     if let Some(cluster) = shared.upgrade() {
         return cluster;
     }

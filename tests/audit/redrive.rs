@@ -240,8 +240,8 @@ async fn letters_are_chosen_by_code_time_and_id() {
         assert_eq!((code, &summary["chosen"]), (0, &json!(chosen)), "{arguments:?}");
     }
     for (arguments, parts) in [
-        (&[][..], ["no dead letter is chosen", "--all"]),
-        (&["--all", "--id", "x"], ["--all can't be narrowed", "--code"]),
+        (&[][..], ["no dead letters are selected", "--all"]),
+        (&["--all", "--id", "x"], ["--all can't be combined", "--code"]),
         (&["--code", "x"], ["--code can't be 'x'", "object_not_found"]),
         (&["--since", "monday"], ["--since can't be 'monday'", "RFC 3339"]),
         (&["--all", "--batch", "0"], ["--batch can't be '0'", "1 to 10000"]),

@@ -218,9 +218,17 @@ class Cpu(unittest.TestCase):
         return said()[before:]
 
     def test_the_root_is_read_only_and_tmp_is_not(self):
-        refused = self.image.run("worker", "--profile", "/usr/share/fusioncap/profile.json", environment=self.settings(1))
+        """`evaluate` writes its results to the path that it is given."""
+        annotations = [{"image_id": 1, "caption": "a cat on a bed"}]
+        references = {"images": [{"id": 1, "file_name": "cat.jpg"}], "annotations": annotations}
+        (self.root / "tmp/references.json").write_text(json.dumps(references))
+        (self.root / "tmp/captions.json").write_text(json.dumps(annotations))
+        command = ["evaluate", "--captions", "/tmp/captions.json", "--references", "/tmp/references.json", "--results"]
+        refused = self.image.run(*command, "/usr/share/fusioncap/results.json")
         self.assertNotEqual(refused.returncode, 0)
         self.assertIn("Read-only file system", refused.stderr)
+        written = self.image.run(*command, "/tmp/results.json")
+        self.assertEqual(written.returncode, 0, written.stderr)
 
     def test_the_health_check_where_nothing_listens(self):
         told = self.healthcheck(free_port())

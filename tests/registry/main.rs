@@ -27,10 +27,11 @@ mod start;
 #[path = "../audit/topic.rs"]
 mod topic;
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use fusioncap::message::RawRecord;
+use parking_lot::Mutex;
 
 use bucket::Bucket;
 use kafka::{Cluster, Topics};
@@ -42,7 +43,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What all tests that don't harm it share, while any of them runs.
 fn shared<T>(shared: &Mutex<Weak<T>>, start: impl FnOnce() -> T) -> Arc<T> {
-    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shared = shared.lock();
     if let Some(running) = shared.upgrade() {
         return running;
     }

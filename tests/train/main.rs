@@ -5,14 +5,14 @@ mod exported;
 mod runs;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fusioncap::train::settings::Settings;
+use parking_lot::{Mutex, MutexGuard};
 
 /// burn initialises weights from one generator per process, so tests that use it are serialised.
 fn take_turn() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+    GENERATOR.lock()
 }
 
 fn fixture(name: &str) -> PathBuf {

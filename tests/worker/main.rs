@@ -29,7 +29,9 @@ mod secure;
 mod telemetry;
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Weak};
+
+use parking_lot::Mutex;
 
 use kafka::{Cluster, Record};
 
@@ -43,7 +45,7 @@ pub enum Expected {
 /// One broker that all tests which don't harm it share, while any of them runs.
 pub fn shared_cluster() -> Arc<Cluster> {
     static SHARED: LazyLock<Mutex<Weak<Cluster>>> = LazyLock::new(Mutex::default);
-    let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shared = SHARED.lock();
     if let Some(cluster) = shared.upgrade() {
         return cluster;
     }

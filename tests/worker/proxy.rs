@@ -8,10 +8,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub const PRODUCE: i16 = 0;
 pub const FIND_COORDINATOR: i16 = 10;
@@ -271,14 +273,14 @@ impl Planned {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "the fault did not happen");
-            ledger = self.shared.changed.wait_timeout(ledger, left).unwrap().0;
+            self.shared.changed.wait_for(&mut ledger, left);
         }
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     fn open(self: &Arc<Self>, ledger: &mut Ledger, client: TcpStream, broker: TcpStream) {
@@ -328,7 +330,7 @@ impl Shared {
             ledger.connections[connection].kept = true;
         }
         while matches!(ledger.rules[rule].fault, Fault::Hold) && !ledger.rules[rule].released {
-            ledger = self.changed.wait(ledger).unwrap();
+            self.changed.wait(&mut ledger);
         }
     }
 

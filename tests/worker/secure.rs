@@ -1,8 +1,9 @@
 //! Kafka behind TLS and SASL, with a certificate of our own making.
 
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
@@ -15,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A broker with TLS and SASL, always our own, while any of these tests runs.
 fn secure_cluster() -> Arc<Cluster> {
     static SHARED: LazyLock<Mutex<Weak<Cluster>>> = LazyLock::new(Mutex::default);
-    let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shared = SHARED.lock();
     if let Some(cluster) = shared.upgrade() {
         return cluster;
     }

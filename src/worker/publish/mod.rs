@@ -324,7 +324,7 @@ impl Publisher {
 
     fn account_record(&self, record: &Record) {
         let took = record.polled.elapsed();
-        self.observer.metrics.latency(took.as_secs_f64(), record.spans.process());
+        self.observer.metrics.latency_seconds.record(took.as_secs_f64(), &[]);
         self.observer.semconv.processed(took, record.code);
         let Some(code) = record.code else {
             return;

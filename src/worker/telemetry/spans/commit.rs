@@ -81,11 +81,6 @@ impl CommitSpans {
         let recorded = Arc::clone(recorded);
         (carried, Self(Some(Box::new(Open { recorded, began, commit, send, code }))))
     }
-
-    /// The reference's `process` span, where it is recorded.
-    pub fn process(&self) -> Option<&SpanContext> {
-        self.0.as_ref().map(|open| &open.recorded.context)
-    }
 }
 
 impl Spans {
