@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 
 use super::evaluate::{self, EvaluateArgs};
+use super::{output, train};
 use crate::ablate::proxy::Recipe;
 use crate::ablate::{Method, Study, estimate, spread};
 use crate::config::Runtime;
@@ -55,7 +56,7 @@ pub struct AblateArgs {
 /// `ErrorKind::Config` for wrong arguments; others as they happen.
 pub fn run(args: AblateArgs) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    super::train::listen(Arc::clone(&stop))?;
+    train::listen(Arc::clone(&stop))?;
     let study = Study {
         request: Request {
             encoder: args.encoder,
@@ -104,9 +105,9 @@ pub fn run(args: AblateArgs) -> Result<()> {
         }
         row.push('\n');
         // A row takes a while: each is printed as soon as it is complete.
-        super::print(&if table.is_empty() { row } else { std::mem::take(&mut table) + &row })?;
+        output::print(&if table.is_empty() { row } else { std::mem::take(&mut table) + &row })?;
     }
-    super::print(&format!(
+    output::print(&format!(
         "\nSeeds per method: {}. Each cell has the mean over the seeds, its 95 % interval over images \
          in brackets, then the lowest and the highest seed.\n",
         args.seeds

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::images::{self, Ahead, Answer, SCHEME};
+use super::output;
 use crate::bundle::Bundle;
 use crate::config::{Config, DecodeMode, Model, Precision, S3};
 use crate::engine::{Caption, Engine};
@@ -123,7 +124,7 @@ fn report(answers: &[Answer], format: Format, progress: &Progress) -> Result<()>
         }
         lines.push('\n');
     }
-    super::print(&lines)
+    output::print(&lines)
 }
 
 fn json(path: &str, outcome: &Result<Caption>) -> Result<String> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::output;
 use crate::config::Runtime;
 use crate::encoder::clip::{self, Import, tower::Storage};
 use crate::error::Result;
@@ -54,7 +55,7 @@ pub fn run(args: ClipArgs) -> Result<()> {
     };
     let request = Import { source, out, name, storage, inline_limit: INLINE_LIMIT };
     let encoder = clip::import(&request, &Runtime::default())?;
-    super::print(&format!(
+    output::print(&format!(
         "wrote {}: {} {}, {} wide, {} patches of {} x {} pixels\n",
         request.out.display(),
         encoder.name,

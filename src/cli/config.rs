@@ -1,5 +1,6 @@
 //! `fusioncap config`: the effective configuration as YAML, with secrets masked.
 
+use super::output;
 use crate::cli::settings::Settings;
 use crate::config::reference;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,11 +16,11 @@ pub struct ConfigArgs {
 
 pub fn run(args: ConfigArgs) -> Result<()> {
     if args.reference {
-        return super::print(&reference());
+        return output::print(&reference());
     }
     let config = args.settings.load()?;
     let yaml = serde_yaml_ng::to_string(&config).map_err(|error| {
         Error::new(ErrorKind::Internal, "can't write the configuration").because(error)
     })?;
-    super::print(&yaml)
+    output::print(&yaml)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::output;
 use crate::demo::{self, Settings, html};
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::logs::{self, Level};
@@ -45,8 +46,8 @@ pub fn run(args: DemoArgs) -> Result<()> {
         .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
     let report = runtime.block_on(demo::run(&settings))?;
     html::write(&report, &args.html)?;
-    super::print(&report.text())?;
-    super::print(&format!("page: {}\n", args.html.display()))?;
+    output::print(&report.text())?;
+    output::print(&format!("page: {}\n", args.html.display()))?;
     if report.is_complete() {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::images::{self, Ahead, Image};
+use super::output;
 use crate::bundle::{Bundle, write_json};
 use crate::config::{Model, Runtime};
 use crate::engine::{Caption, Engine};
@@ -291,7 +292,7 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
             .iter()
             .map(|(metric, estimate)| (metric.to_string(), json(estimate)))
             .collect();
-        return super::print(&format!(
+        return output::print(&format!(
             "{}\n",
             serde_json::json!({ "images": photos.len(), "metrics": figures })
         ));
@@ -300,7 +301,7 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
     for (metric, estimate) in &estimates {
         table.push_str(&format!("{metric:12} {}\n", text(estimate)));
     }
-    super::print(&table)
+    output::print(&table)
 }
 
 fn compare(
@@ -334,7 +335,7 @@ fn compare(
                 (metric.to_string(), figure)
             })
             .collect();
-        return super::print(&format!(
+        return output::print(&format!(
             "{}\n",
             serde_json::json!({ "images": both.len(), "metrics": figures })
         ));
@@ -349,7 +350,7 @@ fn compare(
             difference.p
         ));
     }
-    super::print(&table)
+    output::print(&table)
 }
 
 fn text(estimate: &Estimate) -> String {

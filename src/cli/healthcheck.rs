@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::output;
 use super::settings::HttpSettings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::probe;
@@ -51,5 +52,5 @@ pub fn run(args: HealthcheckArgs) -> Result<()> {
             .with("address", address)
             .with("missing", COUNTER));
     }
-    super::print(&answer)
+    output::print(&answer)
 }

@@ -18,6 +18,7 @@ pub mod encoder;
 pub mod evaluate;
 pub mod healthcheck;
 mod images;
+mod output;
 pub mod plan;
 pub mod redrive;
 pub mod settings;
@@ -164,25 +165,6 @@ fn report(error: &Error, out: &mut impl Write) -> io::Result<()> {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Writes to stdout; a reader that stopped early (`| head`) is not an error.
-pub(crate) fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::new(ErrorKind::Io, "can't write to stdout").because(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Prints `value` as one JSON object on one line.
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't write the report").because(error)
-    })?;
-    print(&format!("{text}\n"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use bytesize::ByteSize;
 use clap::Args;
 
+use super::output;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::measured::{self, Gpu, Model, Precision, Setup};
 use crate::plan::{Engine, Load, Source};
@@ -67,7 +68,7 @@ pub struct PlanArgs {
 
 pub fn run(args: PlanArgs) -> Result<()> {
     let plan = args.load()?.plan();
-    if args.json { super::print_json(&plan) } else { super::print(&plan.to_string()) }
+    if args.json { output::print_json(&plan) } else { output::print(&plan.to_string()) }
 }
 
 impl PlanArgs {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::output;
 use crate::cli::settings::KafkaSettings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::redrive::{self, Choice, Plan};
@@ -40,9 +41,9 @@ pub fn run(args: RedriveArgs) -> Result<()> {
     let plan = Plan { choice: choice(&args)?, batch: batch(&args.batch)?, dry_run: args.dry_run };
     let summary = redrive::run(&args.settings.load()?, &plan)?;
     if args.json {
-        super::print_json(&summary)?;
+        output::print_json(&summary)?;
     } else {
-        super::print(&summary.to_string())?;
+        output::print(&summary.to_string())?;
     }
     if summary.not_redrivable() == 0 {
         return Ok(());

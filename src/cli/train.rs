@@ -7,6 +7,7 @@ use std::thread;
 
 use clap::Args;
 
+use super::output;
 use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::device::DeviceKind;
@@ -53,7 +54,7 @@ pub struct TrainArgs {
 
 pub fn run(args: TrainArgs) -> Result<()> {
     if args.print_settings {
-        return super::print(DEFAULTS);
+        return output::print(DEFAULTS);
     }
     let stop = Arc::new(AtomicBool::new(false));
     listen(Arc::clone(&stop))?;
@@ -73,7 +74,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         stop,
     };
     train::run(&request)?;
-    super::print(&format!("wrote {}\n", request.out.display()))
+    output::print(&format!("wrote {}\n", request.out.display()))
 }
 
 /// The first Ctrl-C sets `stop`; a second one ends the process at once.

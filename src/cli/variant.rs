@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::evaluate::{self, EvaluateArgs};
 use super::images::{self, Ahead};
+use super::output;
 use crate::bundle::Bundle;
 use crate::bundle::variants::Reduced;
 use crate::config::{DecodeMode, Model, Runtime};
@@ -66,7 +67,7 @@ pub fn run(args: VariantArgs) -> Result<()> {
         report.push_str(&measured);
         made = variant::describe(&origin, precision, &card(&report))?;
     }
-    super::print(&format!("wrote {}: {}\n{report}", made.dir().display(), made.digest()))
+    output::print(&format!("wrote {}: {}\n{report}", made.dir().display(), made.digest()))
 }
 
 /// Formats the report as a part of the model card.

@@ -1,5 +1,6 @@
 //! `fusioncap verify`: checks that every reference has exactly one answer.
 
+use super::output;
 use crate::cli::settings::KafkaSettings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reader::Offsets;
@@ -34,9 +35,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     let scope = Scope { from: offsets("--from", &args.from)?, until };
     let report = verify::run(&args.settings.load()?, &scope)?;
     if args.json {
-        super::print_json(&report)?;
+        output::print_json(&report)?;
     } else {
-        super::print(&report.to_string())?;
+        output::print(&report.to_string())?;
     }
     if report.is_exactly_once() {
         return Ok(());

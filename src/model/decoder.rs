@@ -8,7 +8,7 @@ use burn::nn::{
 use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-use super::Shape;
+use super::shape::Shape;
 
 /// Epsilon of every layer normalisation.
 pub const EPSILON: f64 = 1e-5;

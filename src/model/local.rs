@@ -12,7 +12,7 @@ use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::Shape;
+use super::shape::Shape;
 
 /// The source of local embeddings in training.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]

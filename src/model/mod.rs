@@ -14,31 +14,16 @@ pub mod decoder;
 pub mod local;
 pub mod noise;
 pub mod projection;
+mod shape;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
-use serde::{Deserialize, Serialize};
 
 use decoder::Decoder;
 use local::{LocalFeatures, LocalModule, LocalSettings};
 use noise::{Draws, NoiseNetwork, NoiseSettings};
 use projection::{PrefixNetwork, ProjectionSettings, l2_normalize, project};
-
-/// Sizes of the model.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-pub struct Shape {
-    /// Width of the decoder.
-    pub hidden_size: usize,
-    /// Width of the decoder's feed-forward layers.
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    /// Prefix tokens before the caption.
-    pub prefix_length: usize,
-    /// Maximum caption length in tokens, including the begin and end tokens.
-    pub max_length: usize,
-}
+pub use shape::Shape;
 
 /// The architecture of a model.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::Shape;
+use super::shape::Shape;
 
 /// How the memory is built from the corpus's embeddings.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]

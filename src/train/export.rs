@@ -11,9 +11,9 @@ use burn::nn;
 use burn::tensor::Tensor;
 use tokenizers::Tokenizer;
 
-use super::Request;
 use super::corpus::Corpus;
 use super::curve;
+use super::request::Request;
 use super::settings::{CANDIDATES, Settings};
 use super::tokenizer::{BOS, EOS, PAD};
 use super::trainer::Outcome;

@@ -17,6 +17,7 @@ pub mod export;
 pub mod memory;
 pub mod noun_bank;
 pub mod nouns;
+mod request;
 pub mod settings;
 pub mod token_states;
 pub mod tokenizer;
@@ -24,13 +25,10 @@ pub mod trainer;
 pub mod warm_start;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
 
 use tracing::info;
 
-use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::local::LocalSource;
@@ -38,39 +36,15 @@ use crate::text_tower::TextTower;
 use checkpoint::{Checkpoints, Run};
 use corpus::Corpus;
 use curve::Epoch;
-use device::DeviceKind;
 use examples::Examples;
 use export::Constants;
 use noun_bank::NounBank;
 use nouns::Nouns;
+pub use request::Request;
 use settings::Settings;
 use token_states::TokenStates;
 use trainer::Trainer;
 use warm_start::WarmStart;
-
-/// The inputs, outputs and settings of a training run.
-pub struct Request {
-    pub encoder: PathBuf,
-    pub corpora: Vec<PathBuf>,
-    pub out: PathBuf,
-    /// Cached embeddings, which runs may share.
-    pub cache: PathBuf,
-    /// This run's checkpoint.
-    pub checkpoint: PathBuf,
-    pub settings: Settings,
-    /// Bundle to fine-tune, instead of random weights and a new vocabulary.
-    pub from: Option<PathBuf>,
-    /// Text for the model card, such as measurements.
-    pub notes: Option<PathBuf>,
-    /// Whether the bundle contains the encoder's text tower.
-    pub text_tower: bool,
-    pub runtime: Runtime,
-    pub device: DeviceKind,
-    /// Continue from `checkpoint`.
-    pub resume: bool,
-    /// Set by the caller to end training after the current step, with a checkpoint.
-    pub stop: Arc<AtomicBool>,
-}
 
 /// Trains and writes the bundle; returns the losses after each epoch.
 ///

@@ -50,7 +50,7 @@ pub struct Batcher {
 /// How the collection of a batch ended.
 enum Filled {
     /// It was sent; an image of another model may have ended it.
-    Sent(Option<Item<Decoded>>),
+    Sent(Option<Box<Item<Decoded>>>),
     /// The run is over.
     Closed,
 }
@@ -77,7 +77,7 @@ impl Batcher {
                 Err(error) => return self.run.fail(error),
             };
             first = match self.fill(pixels, image, &mut input).await {
-                Filled::Sent(Some(image)) => Some(image),
+                Filled::Sent(Some(image)) => Some(*image),
                 Filled::Sent(None) => input.recv().await,
                 Filled::Closed => return,
             };
@@ -121,7 +121,7 @@ impl Batcher {
                     self.observer.metrics.batch_images.record(batch.items.len() as u64, &[]);
                     // Also when it is empty: the encoder gives its pixels back.
                     permit.send(batch);
-                    return Filled::Sent(left_over);
+                    return Filled::Sent(left_over.map(Box::new));
                 }
                 () = sleep_until(deadline), if !lingered && !full => lingered = true,
             }

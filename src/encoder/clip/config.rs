@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::refusal;
+use super::error::refusal;
 use crate::bundle::CONFIG;
 use crate::error::{Error, Result};
 

@@ -11,7 +11,7 @@ use ort::value::Tensor;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{refusal, unwritable};
+use super::error::{refusal, unwritable};
 use crate::bundle::{TEXT, VISION};
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;

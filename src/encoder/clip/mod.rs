@@ -11,6 +11,7 @@
 //! Errors in DIR are `ErrorKind::Config`, since DIR is a command-line argument.
 
 pub mod config;
+mod error;
 mod exports;
 mod preprocess;
 mod text;
@@ -31,6 +32,7 @@ use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
 use config::ClipConfig;
+use error::{refusal, unwritable};
 use tower::Storage;
 use weights::Checkpoint;
 
@@ -171,14 +173,6 @@ fn fingerprint(out: &Path) -> Result<String> {
         })?;
     }
     Ok(hex::encode(hasher.finalize()).chars().take(12).collect())
-}
-
-fn unwritable(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
-}
-
-fn refusal(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::Config, message).with("path", path.display())
 }
 
 #[cfg(test)]

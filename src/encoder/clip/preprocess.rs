@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::VisionConfig;
-use super::refusal;
+use super::error::refusal;
 use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig};
 use crate::error::{Error, Result};
 use crate::image::Preprocessor;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::config::{Pooling, TextConfig};
-use super::refusal;
+use super::error::refusal;
 use crate::bundle::TOKENIZER;
 use crate::error::Result;
 

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::refusal;
+use super::error::refusal;
 use crate::encoder::weights::Tensor;
 use crate::error::{Error, Result};
 use crate::onnx::graph::Precision;
