@@ -23,6 +23,9 @@ RUN apt-get update && apt-get install --yes --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 RUN cargo install --quiet --locked --version 0.1.78 cargo-chef && rm -r /usr/local/cargo/registry
 WORKDIR /src
+# A dev-dependency: Cargo reads its manifest, and compiles nothing of it here.
+COPY tests/kit/Cargo.toml tests/kit/
+RUN mkdir tests/kit/src && touch tests/kit/src/lib.rs
 
 FROM compiler AS recipe
 COPY Cargo.toml Cargo.lock ./
@@ -80,6 +83,8 @@ RUN container/root /root-of-image ca-certificates libcurl4 libssl3 libstdc++6 zl
 FROM ${RUST_IMAGE}${RUST_DIGEST:+@${RUST_DIGEST}} AS inventory
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY tests/kit/Cargo.toml tests/kit/
+RUN mkdir tests/kit/src && touch tests/kit/src/lib.rs
 COPY benches benches
 COPY src src
 RUN cargo metadata --locked --format-version 1 >metadata.json \

@@ -33,15 +33,17 @@ chaos-short: kafka-jars onnxruntime ## The same for two minutes, as `make test` 
 	cargo test --test chaos -- --nocapture
 
 lint: ## Formatting, clippy, licences and sources of all dependencies
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --all-targets --features train -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
 	cargo clippy --all-targets --features cuda -- -D warnings
+	cp Cargo.lock tests/kit/Cargo.lock
+	cargo clippy --manifest-path tests/kit/Cargo.toml --target-dir $(target) -- -D warnings
 	cargo deny check licenses bans sources
 
-# The tests that take a GPU say so where there is none, and pass.
+cuda-test: export FUSIONCAP_TEST_GPU := required
 cuda-test: export ORT_DYLIB_PATH := $(CURDIR)/.tools/onnxruntime-cuda/lib/libonnxruntime.so.$(ORT_VERSION)
-cuda-test: setup ## The engine on an NVIDIA GPU against the CPU, and what is said where there is none
+cuda-test: setup ## The engine on an NVIDIA GPU against the CPU; fails without a GPU
 	@scripts/onnxruntime --cuda
 	cargo test --features cuda --test cuda
 

@@ -5,9 +5,6 @@
 //! All take turns, one thread at a time, and do so in several rounds: a busy machine hurts all
 //! alike. Python is that of `scripts/bench-python`, or `BENCH_PYTHON`.
 
-#[path = "table.rs"]
-mod table;
-
 use std::fs;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Cursor, Write};
@@ -20,6 +17,7 @@ use fusioncap::config::{DecodeMode, Limits};
 use fusioncap::image::Preprocessor;
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use kit::{root, table};
 use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 const SIDE: u32 = 224;
@@ -117,7 +115,7 @@ fn middle(mut values: Vec<f64>) -> f64 {
 impl Photo {
     /// A sample of the repository, scaled and encoded as a camera would.
     fn encode(&self) -> Vec<u8> {
-        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples/boats.jpg");
+        let sample = root("samples/boats.jpg");
         let [width, height] = self.size;
         let photo = image::open(sample).expect("the sample can be decoded");
         let rgb = photo.resize_exact(width, height, FilterType::CatmullRom).into_rgb8();
@@ -193,10 +191,9 @@ struct Pillow {
 impl Pillow {
     /// None, with a line that says why, where Python or Pillow is missing.
     fn start() -> Option<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let python = std::env::var_os("BENCH_PYTHON")
-            .map_or_else(|| root.join(".tools/bench-python/bin/python"), PathBuf::from);
-        let script = root.join("benches/peer/pillow.py");
+            .map_or_else(|| root(".tools/bench-python/bin/python"), PathBuf::from);
+        let script = root("benches/peer/pillow.py");
         let child =
             Command::new(&python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let started = child.ok().and_then(|mut child| {

@@ -2,15 +2,12 @@
 //! tokens in every step: `models/tiny`, 32 images, 4 beams, 20 tokens. Checks that both choose the
 //! same tokens. `cargo bench --features train --bench decoding`.
 
-#[path = "table.rs"]
-mod table;
-
-use std::path::Path;
 use std::time::Instant;
 
 use fusioncap::bundle::{Bundle, DECODER};
 use fusioncap::config::Runtime;
 use fusioncap::onnx::initializers;
+use kit::{root, table};
 use ort::session::Session;
 use ort::value::{DynValue, Tensor};
 
@@ -58,7 +55,7 @@ fn main() {
 }
 
 fn load() -> Decoder {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let path = root("models/tiny");
     let bundle = Bundle::open(&path).expect("models/tiny is whole");
     let session = fusioncap::runtime::session(&Runtime::default(), &bundle.path(DECODER))
         .expect("the decoder loads");

@@ -71,12 +71,8 @@ fn run(bencher: Bencher, mut engine: Engine, images: usize) {
         .bench_local(|| engine.caption(divan::black_box(&batch)).expect("the batch is captioned"));
 }
 
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 fn model() -> PathBuf {
-    std::env::var_os("FUSIONCAP_TEST_MODEL").map_or_else(|| root("models/tiny"), PathBuf::from)
+    std::env::var_os("FUSIONCAP_TEST_MODEL").map_or_else(|| kit::root("models/tiny"), PathBuf::from)
 }
 
 fn engine(batch_size: usize, num_beams: Option<usize>) -> Engine {
@@ -89,14 +85,10 @@ fn engine(batch_size: usize, num_beams: Option<usize>) -> Engine {
 
 /// The sample photos at the model's input size.
 fn photos(engine: &Engine) -> Vec<Vec<u8>> {
-    let folder = fs::read_dir(root("samples")).expect("samples/ is there");
-    let mut paths: Vec<PathBuf> = folder.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
-    paths.sort();
     let decode = |path: &PathBuf| {
         let bytes = fs::read(path).expect("the photo can be read");
         let decoded = engine.preprocessor().decode(&bytes, &Limits::default());
         decoded.expect("the photo can be decoded").rgb
     };
-    paths.iter().map(decode).collect()
+    kit::samples().iter().map(decode).collect()
 }

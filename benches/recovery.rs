@@ -14,31 +14,14 @@
 //! until each partition has a new caption. And SIGTERM under load: the time to the exit.
 //! `make recovery`; some of it: `make recovery ARGS="short drain"`.
 
-// Also what tests/worker is made of: it uses all of it, a benchmark some.
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../tests/worker/bucket.rs"]
-mod bucket;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../tests/worker/kafka.rs"]
-mod kafka;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../tests/object_store/mod.rs"]
-mod object_store;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../tests/worker/process.rs"]
-mod process;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../tests/worker/proxy.rs"]
-mod proxy;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bucket::{Bucket, picture};
-use kafka::{Cluster, Topics};
-use process::{Configuration, Worker};
+use kit::bucket::{Bucket, picture};
+use kit::kafka::{Cluster, Topics};
+use kit::process::{Configuration, Worker};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
@@ -268,7 +251,7 @@ impl Stream {
         let thread = std::thread::spawn(move || {
             let mut number = 0;
             while !stopped.load(Ordering::Relaxed) {
-                let uri = bucket::uri(&format!("{}.png", number % PICTURES));
+                let uri = kit::bucket::uri(&format!("{}.png", number % PICTURES));
                 let payload = json!({ "uri": uri }).to_string();
                 let partition = (number % PARTITIONS as usize) as i32;
                 let record = BaseRecord::to(&topic).partition(partition).key("k").payload(&payload);

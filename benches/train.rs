@@ -1,7 +1,6 @@
 //! Training speed in tokens per second: the model and settings of `models/tiny` on captions of
 //! random tokens with lengths as in COCO. `make bench-train`.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use fusioncap::train::checkpoint::{Checkpoints, Run};
@@ -19,8 +18,7 @@ const NOUNS: usize = 1700;
 const STEPS: usize = 60;
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut settings = Settings::load(Some(&root.join("models/tiny.toml"))).expect("settings");
+    let mut settings = Settings::load(Some(&kit::root("models/tiny.toml"))).expect("settings");
     (settings.epochs, settings.patience, settings.checkpoint_steps) = (1, 0, usize::MAX);
     let mut generator = StdRng::seed_from_u64(settings.seed);
     let (training, held_out) = (STEPS * settings.batch_size, 64);

@@ -7,31 +7,12 @@
 
 mod memory;
 mod publish;
-#[path = "../table.rs"]
-mod table;
 mod throughput;
 mod verify;
 
-// Also what tests/worker is made of: it uses all of it, a benchmark some.
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/bucket.rs"]
-mod bucket;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/kafka.rs"]
-mod kafka;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../../tests/object_store/mod.rs"]
-mod object_store;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/process.rs"]
-mod process;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/proxy.rs"]
-mod proxy;
-
 use std::time::{Duration, Instant};
 
-use kafka::{Cluster, Topics, deliver};
+use kit::kafka::{Cluster, Topics, deliver};
 use rdkafka::message::OwnedHeaders;
 
 #[tokio::main]

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::bucket::{Bucket, picture};
-use crate::kafka::Cluster;
-use crate::process::{Configuration, Worker};
+use kit::bucket::{Bucket, picture};
+use kit::kafka::Cluster;
+use kit::process::{Configuration, Worker};
+
 use crate::refer;
 
 const REFERENCES: usize = 100_000;

@@ -5,14 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use kit::kafka::{Cluster, Topics};
+use kit::table;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::{Cluster, Topics};
-use crate::{median, table, throughput, timed};
+use crate::{median, throughput, timed};
 
 const ROUNDS: usize = 3;
 /// Batches a round.

@@ -9,7 +9,7 @@
 //! `FUSIONCAP_TEST_BATCH` another size of batches and `FUSIONCAP_TEST_REPEATS` how often each photo
 //! comes; with `FUSIONCAP_RUNTIME__PROVIDERS` both sides compute on a GPU.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fusioncap::bundle::Bundle;
@@ -17,11 +17,12 @@ use fusioncap::config::{Config, DecodeMode, Limits, Model};
 use fusioncap::engine::Engine;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
+use kit::bucket::Bucket;
+use kit::kafka::{Cluster, Topics};
+use kit::process::{Configuration, Worker};
+use kit::{root, table};
 
-use crate::bucket::Bucket;
-use crate::kafka::{Cluster, Topics};
-use crate::process::{Configuration, Worker};
-use crate::{median, refer, table};
+use crate::{median, refer};
 
 const ROUNDS: usize = 3;
 /// How often each sample photo comes, each time as another object.
@@ -124,7 +125,7 @@ impl Bench {
             .map(|(round, (name, bytes))| bucket.put(&format!("{round}/{name}"), bytes))
             .collect();
         let mut worker = Configuration::new(name, cluster, &topics, &bucket)
-            .replacing(&root("models/random"), &root(model))
+            .replacing(&text(&root("models/random")), &text(&root(model)))
             .without_repeats()
             .replacing("size: 8", &format!("size: {batch}"))
             .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
@@ -277,18 +278,11 @@ fn taken(width: u32, height: u32) -> Vec<Photo> {
 
 /// The sample photos, by name.
 pub fn photos() -> Vec<Photo> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
-    let mut photos: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
-        .map(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, std::fs::read(path).unwrap())
-        })
-        .collect();
-    photos.sort();
-    photos
+    let read = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        (name, std::fs::read(path).unwrap())
+    };
+    kit::samples().into_iter().map(read).collect()
 }
 
 /// What `variable` says, or what holds without it.
@@ -296,15 +290,15 @@ fn number(variable: &str, usual: usize) -> usize {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }
 
-fn root(path: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path).display().to_string()
+fn text(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// As the worker does.
 pub fn load(model: &str, batch: usize) -> Engine {
     let path = root(model);
-    let bundle = Bundle::open(Path::new(&path)).unwrap();
-    let settings = Model { path, ..Model::default() };
+    let settings = Model { path: text(&path), ..Model::default() };
+    let bundle = Bundle::open(&path).unwrap();
     Engine::load(bundle, &Config::load_runtime().unwrap(), &settings, batch).unwrap()
 }
 

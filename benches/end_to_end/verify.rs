@@ -4,11 +4,10 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kit::kafka::{Cluster, Topics};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-
-use crate::kafka::{Cluster, Topics};
 
 const REFERENCES: i64 = 1_000_000;
 const VARIABLE: &str = "FUSIONCAP_TEST_VERIFY_REFERENCES";
@@ -21,7 +20,7 @@ pub async fn measure(cluster: &Cluster) {
     let references = std::env::var(VARIABLE).map_or(REFERENCES, |text| text.parse().unwrap());
     fill(cluster, &topics, references);
     let started = Instant::now();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+    let mut child = Command::new(kit::binary())
         .args(["verify", "--json", "--brokers", &cluster.bootstrap])
         .args(["--set", &format!("kafka.input_topic={}", topics.input)])
         .args(["--set", &format!("kafka.output_topic={}", topics.output)])

@@ -3,18 +3,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kit::bucket::Bucket;
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::{Configuration, Worker};
+use kit::root;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedHeaders};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::BATCH;
-use crate::bucket::Bucket;
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::{Configuration, Worker};
 
 const PARTITIONS: i32 = 4;
 /// Of the captions' topic, as `Cluster::topics` makes it.
@@ -64,14 +65,13 @@ impl Contender {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("script.log");
         let out = File::create(&log).unwrap();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let python = std::env::var_os("BENCH_PYTHON")
-            .map_or_else(|| root.join(".tools/bench-python/bin/python"), PathBuf::from);
-        let s3 = bucket.settings();
+            .map_or_else(|| root(".tools/bench-python/bin/python"), PathBuf::from);
+        let s3 = bucket.access();
         let child = Command::new(&python)
-            .arg(root.join("benches/peer/worker.py"))
+            .arg(root("benches/peer/worker.py"))
             .arg("--model")
-            .arg(root.join("models/tiny"))
+            .arg(root("models/tiny"))
             .args(["--brokers", &cluster.bootstrap])
             .args(["--input", &topics.input])
             .args(["--output", &topics.output])
@@ -80,9 +80,9 @@ impl Contender {
             .args(["--batch", &BATCH.to_string()])
             .args(["--idle", &PATIENCE.as_secs().to_string()])
             .args(options)
-            .env("AWS_ENDPOINT_URL_S3", s3.endpoint.as_deref().unwrap())
-            .env("AWS_ACCESS_KEY_ID", s3.access_key_id.as_deref().unwrap())
-            .env("AWS_SECRET_ACCESS_KEY", bucket.secret())
+            .env("AWS_ENDPOINT_URL_S3", &s3.endpoint)
+            .env("AWS_ACCESS_KEY_ID", &s3.access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &s3.secret_access_key)
             .env("AWS_DEFAULT_REGION", "us-east-1")
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())

@@ -7,29 +7,11 @@
 
 mod contender;
 mod photos;
-#[path = "../table.rs"]
-mod table;
 
-// Also what tests/worker is made of: it uses all of it, a benchmark some.
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/bucket.rs"]
-mod bucket;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/kafka.rs"]
-mod kafka;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../../tests/object_store/mod.rs"]
-mod object_store;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/process.rs"]
-mod process;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../../tests/worker/proxy.rs"]
-mod proxy;
-
-use bucket::Bucket;
 use contender::Contender;
-use kafka::Cluster;
+use kit::bucket::Bucket;
+use kit::kafka::Cluster;
+use kit::table;
 
 /// What both run at.
 const BATCH: usize = 32;

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
-
-use crate::bucket::Bucket;
+use kit::bucket::Bucket;
 
 const QUALITY: u8 = 88;
 
 /// Puts `count` photos of `width x height` into the bucket, each an object of its own.
 pub fn put(bucket: &Bucket, [width, height]: [u32; 2], count: usize) -> Vec<String> {
-    let photos: Vec<Vec<u8>> = samples().iter().map(|photo| scaled(photo, width, height)).collect();
+    let photos: Vec<Vec<u8>> =
+        kit::samples().iter().map(|photo| scaled(photo, width, height)).collect();
     let mean = photos.iter().map(Vec::len).sum::<usize>() / photos.len();
     println!("\n{width} x {height}, {:.2} MB each in the mean", mean as f64 / 1e6);
     photos
@@ -23,19 +23,8 @@ pub fn put(bucket: &Bucket, [width, height]: [u32; 2], count: usize) -> Vec<Stri
         .collect()
 }
 
-fn samples() -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
-    let mut paths: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
-        .collect();
-    paths.sort();
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
-}
-
-fn scaled(photo: &[u8], width: u32, height: u32) -> Vec<u8> {
-    let photo = image::load_from_memory(photo).unwrap();
+fn scaled(photo: &Path, width: u32, height: u32) -> Vec<u8> {
+    let photo = image::open(photo).unwrap();
     let scaled = photo.resize_exact(width, height, FilterType::CatmullRom).into_rgb8();
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, QUALITY).encode_image(&scaled).unwrap();

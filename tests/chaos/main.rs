@@ -14,30 +14,14 @@ mod settings;
 mod storm;
 mod world;
 
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../worker/bucket.rs"]
-mod bucket;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../worker/kafka.rs"]
-mod kafka;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../object_store/mod.rs"]
-mod object_store;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../worker/process.rs"]
-mod process;
-#[allow(dead_code, reason = "shared with tests/worker")]
-#[path = "../worker/proxy.rs"]
-mod proxy;
-
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bucket::Bucket;
-use kafka::{Cluster, Topics};
-use process::Configuration;
+use kit::bucket::Bucket;
+use kit::kafka::{Cluster, Topics};
+use kit::process::Configuration;
 use report::Report;
 use schedule::Fault;
 use settings::Settings;
@@ -168,7 +152,7 @@ fn configuration(
     keys: &Bucket,
     store: &Store,
 ) -> Configuration {
-    let real = keys.settings().endpoint.as_deref().unwrap();
+    let real = &keys.access().endpoint;
     let made = Configuration::new(name, cluster, topics, keys)
         .replacing(real, &format!("http://{}", store.address))
         // Trouble lasts for longer than that, and no reference is to be given up for it.
@@ -187,9 +171,7 @@ fn configuration(
 
 /// What the binary's own check of the topics says, where it has one.
 fn verify(yaml: &str) -> Option<serde_json::Value> {
-    let run = |arguments: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_fusioncap")).args(arguments).output().unwrap()
-    };
+    let run = |arguments: &[&str]| Command::new(kit::binary()).args(arguments).output().unwrap();
     if !run(&["verify", "--help"]).status.success() {
         return None;
     }

@@ -1,21 +1,16 @@
 //! What can't be had is said, and nothing is computed elsewhere unless that is allowed.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-use super::{captions, cuda, gpu, load, photos, root};
 use fusioncap::config::{Provider, Runtime};
 use fusioncap::error::ErrorKind;
+use kit::{root, stderr, stdout};
+
+use super::{captions, cuda, gpu, load, photos};
 
 /// `fusioncap caption` of a photo, on a machine whose GPUs are hidden.
 fn caption(variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
-            command.env_remove(name);
-        }
-    }
-    command
-        .args(["caption", "--model"])
+    kit::fusioncap(&["caption", "--model"])
         .arg(root("models/tiny"))
         .arg(root("samples/cat.jpg"))
         .env("CUDA_VISIBLE_DEVICES", "-1")
@@ -24,16 +19,12 @@ fn caption(variables: &[(&str, &str)]) -> Output {
         .unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 #[test]
 fn without_a_gpu_cuda_is_an_error_that_names_it() {
     let output = caption(&[("FUSIONCAP_RUNTIME__PROVIDERS", "cuda")]);
-    let errors = text(&output.stderr);
+    let errors = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(output.stdout.is_empty(), "something was captioned: {}", text(&output.stdout));
+    assert!(output.stdout.is_empty(), "something was captioned: {}", stdout(&output));
     let told: Vec<&str> = errors.lines().filter(|line| line.starts_with("error: ")).collect();
     let [line] = told.as_slice() else { panic!("one error: {errors}") };
     assert!(line.contains("runtime.providers: [Cuda]"), "{errors}");
@@ -47,10 +38,10 @@ fn without_a_gpu_the_cpu_steps_in_where_that_is_allowed_and_says_so() {
         ("FUSIONCAP_RUNTIME__FALLBACK", "true"),
         ("FUSIONCAP_LOG", "warn"),
     ]);
-    let errors = text(&output.stderr);
+    let errors = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{errors}");
     assert!(!output.stdout.is_empty());
-    assert_eq!(text(&output.stdout), text(&on_cpu.stdout));
+    assert_eq!(stdout(&output), stdout(&on_cpu));
     assert!(errors.contains("an execution provider is not available"), "{errors}");
     assert!(errors.contains("Cuda"), "{errors}");
 }

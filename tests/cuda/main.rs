@@ -1,8 +1,9 @@
-//! The engine on an NVIDIA GPU, against the engine on the CPU; and what is said where the GPU, or a
-//! library, can't be had. `make cuda-test`.
+//! The engine on an NVIDIA GPU against the engine on the CPU, and the errors where the GPU or a
+//! library is missing. `make cuda-test`.
 //!
-//! Tests that take a GPU say so where there is none, and pass. The others hide it.
-#![cfg(feature = "cuda")]
+//! A test that needs a GPU says so where there is none, and passes; with
+//! `FUSIONCAP_TEST_GPU=required`, as `make cuda-test` sets it, it fails. The other tests hide the
+//! GPU.
 
 mod absent;
 mod graphs;
@@ -15,18 +16,25 @@ use fusioncap::bundle::Bundle;
 use fusioncap::config::{Limits, Model, Provider, Runtime};
 use fusioncap::engine::{Caption, Engine};
 use fusioncap::error::Result;
+use kit::root;
 
-/// Whether this machine has an NVIDIA GPU; a test that goes without says so.
+/// Whether this machine has an NVIDIA GPU. A test that gets `false` returns.
+///
+/// # Panics
+/// If there is no GPU and `FUSIONCAP_TEST_GPU` is `required`.
+#[track_caller]
 fn gpu() -> bool {
     let there = Path::new("/dev/nvidiactl").exists();
+    let required = match std::env::var("FUSIONCAP_TEST_GPU") {
+        Ok(value) if value == "required" => true,
+        Ok(value) => panic!("FUSIONCAP_TEST_GPU can't be '{value}' (allowed: required)"),
+        Err(_) => false,
+    };
+    assert!(there || !required, "no NVIDIA GPU here, and FUSIONCAP_TEST_GPU is 'required'");
     if !there {
         eprintln!("not run: no NVIDIA GPU here");
     }
     there
-}
-
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 fn cpu() -> Runtime {
@@ -46,15 +54,11 @@ fn load(runtime: &Runtime, batch_size: usize, num_beams: Option<usize>) -> Resul
 
 /// The sample photos at the model's input size.
 fn photos(engine: &Engine) -> Vec<Vec<u8>> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(root("samples")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
-    paths.sort();
     let decode = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap();
         engine.preprocessor().decode(&bytes, &Limits::default()).unwrap().rgb
     };
-    let photos: Vec<Vec<u8>> = paths.iter().map(decode).collect();
+    let photos: Vec<Vec<u8>> = kit::samples().iter().map(decode).collect();
     assert!(photos.len() >= 13);
     photos
 }

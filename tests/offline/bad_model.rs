@@ -2,26 +2,11 @@
 //! what stderr says.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use fusioncap::bundle;
+use kit::{fusioncap, root, stderr};
 use tempfile::TempDir;
-
-fn fusioncap(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments);
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 /// A bundle whose configuration is sound and whose graphs are none.
 fn sealed_bundle() -> TempDir {
@@ -61,8 +46,9 @@ fn worker(model: &str) -> Command {
 }
 
 fn caption(model: &str) -> Command {
-    let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples/cat.jpg");
-    fusioncap(&["caption", "--model", model, photo.to_str().unwrap()])
+    let mut command = fusioncap(&["caption", "--model", model]);
+    command.arg(root("samples/cat.jpg"));
+    command
 }
 
 /// Found by fuzzing: the parser of tokenizers panics on both.
@@ -126,7 +112,8 @@ fn a_model_that_lacks_a_file_names_it() {
 
 #[test]
 fn a_missing_onnx_runtime_names_the_library_and_the_variable() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/random");
+    let path = root("models/random");
+    let path = path.to_str().unwrap();
     for mut command in [worker(path), caption(path)] {
         let output = command.env("ORT_DYLIB_PATH", "/no/such/libonnxruntime.so").output().unwrap();
         let errors = stderr(&output);

@@ -2,26 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 
 use fusioncap::telemetry::{Health, http};
+use kit::{fusioncap, root, stderr, stdout};
 use prometheus::{Counter, Registry};
 use tempfile::TempDir;
 
 const MINIMAL: &str = "kafka:\n  brokers: localhost:9092\nmodel:\n  path: models/tiny\n";
-
-/// The binary, without what the caller's environment says to it.
-fn fusioncap(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments);
-    command
-}
 
 struct Fixture {
     dir: TempDir,
@@ -45,14 +34,6 @@ impl Fixture {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// Exit code 2, nothing on stdout, and exactly one line on stderr: the line after `error: `.
@@ -231,7 +212,7 @@ fn a_property_that_exactly_once_rests_on_is_refused() {
 
 #[test]
 fn a_reader_that_stops_early_is_no_error() {
-    let script = format!("{} config --reference | head -n 1", env!("CARGO_BIN_EXE_fusioncap"));
+    let script = format!("{} config --reference | head -n 1", kit::binary().display());
     let output = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output), "# Configuration\n");
@@ -240,7 +221,7 @@ fn a_reader_that_stops_early_is_no_error() {
 #[test]
 fn the_reference_in_the_repository_is_current() {
     let output = fusioncap(&["config", "--reference"]).output().unwrap();
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let page = root("docs/configuration.md");
     assert!(
         std::fs::read_to_string(page).unwrap() == stdout(&output),
         "docs/configuration.md is old: `fusioncap config --reference > docs/configuration.md`"
@@ -266,7 +247,7 @@ fn a_plan_needs_nothing_but_its_arguments() {
 
 #[test]
 fn the_plan_in_the_documentation_is_current() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sizing.md");
+    let page = root("docs/sizing.md");
     let text = std::fs::read_to_string(page).unwrap();
     let (_, block) = text.split_once("\n$ fusioncap ").unwrap();
     let (line, rest) = block.split_once('\n').unwrap();
@@ -279,7 +260,7 @@ fn the_plan_in_the_documentation_is_current() {
 /// Each row of the GPU tables of docs/performance.md: the arguments of `plan`, and the measured images
 /// per second of the engine alone.
 fn measured_engines() -> Vec<(Vec<String>, f64)> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+    let page = root("docs/performance.md");
     let text = std::fs::read_to_string(page).unwrap();
     let (_, section) = text.split_once("\n## On a GPU\n").unwrap();
     let (mut batches, mut model) = (Vec::new(), "");

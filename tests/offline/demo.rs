@@ -2,36 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
+
+use kit::{root, stderr, stdout};
 
 /// A bundle of the repository, by its smallest first; any of them captions.
 fn bundle() -> PathBuf {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    let bundles = ["random", "tiny"].map(|name| models.join(name));
+    let bundles = ["random", "tiny"].map(|name| root("models").join(name));
     bundles.into_iter().find(|bundle| bundle.is_dir()).expect("a bundle below models/")
 }
 
 fn sample(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("samples").join(name)
+    root("samples").join(name)
 }
 
 /// Runs `fusioncap demo` in `folder`.
 fn demo(folder: &Path, arguments: &[&Path]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-        .arg("demo")
-        .args(arguments)
-        .current_dir(folder)
-        .env_remove("FUSIONCAP_CONFIG")
-        .output()
-        .unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    kit::fusioncap(&["demo"]).args(arguments).current_dir(folder).output().unwrap()
 }
 
 #[test]

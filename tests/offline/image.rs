@@ -2,8 +2,6 @@
 //! that are no images; and that the mode `fast` is worth its name without moving what the model
 //! sees.
 
-mod many_scans;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +13,8 @@ use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
 use fusioncap::engine::Engine;
 use fusioncap::image::Preprocessor;
 use image::RgbImage;
+use kit::bucket::oversized_png;
+use kit::{many_scans, root};
 use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/clip-preprocess");
@@ -172,13 +172,7 @@ fn a_jpeg_of_more_scans_than_anyone_writes_is_refused() {
 
 #[test]
 fn a_png_that_claims_too_many_pixels_is_refused_unread() {
-    let mut bytes = fs::read(Path::new(FIXTURES).join("cat-451x300.png")).unwrap();
-    // Width and height stand at the beginning of the header chunk; its checksum follows it.
-    bytes[16..20].copy_from_slice(&60_000_u32.to_be_bytes());
-    bytes[20..24].copy_from_slice(&60_000_u32.to_be_bytes());
-    let checksum = crc32fast::hash(&bytes[12..29]);
-    bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
-    assert_eq!(refusal(&bytes), ErrorKind::ImageTooLarge);
+    assert_eq!(refusal(&oversized_png()), ErrorKind::ImageTooLarge);
 }
 
 #[test]
@@ -202,11 +196,6 @@ fn no_damage_makes_the_decoder_panic() {
 
 /// The sample photos, as a camera of 12 megapixels would have written them.
 fn twelve_megapixels() -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut photos: Vec<PathBuf> =
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == "jpg")).collect();
-    photos.sort();
     let enlarged = |path: PathBuf| {
         let photo = image::open(&path).unwrap().into_rgb8();
         let (width, height) =
@@ -217,7 +206,7 @@ fn twelve_megapixels() -> Vec<(String, Vec<u8>)> {
         let rgb = RgbImage::from_raw(width, height, target.into_vec()).unwrap();
         (path.display().to_string(), encode(&rgb))
     };
-    photos.into_iter().map(enlarged).collect()
+    kit::samples().into_iter().map(enlarged).collect()
 }
 
 fn encode(rgb: &RgbImage) -> Vec<u8> {
@@ -237,7 +226,7 @@ fn encode(rgb: &RgbImage) -> Vec<u8> {
 
 #[test]
 fn the_model_sees_nearly_the_same_in_both_modes_takes_minutes() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let path = root("models/tiny");
     let settings = Model { path: path.display().to_string(), ..Model::default() };
     let bundle = Bundle::open(&path).unwrap();
     let mut engine = Engine::load(bundle, &Runtime::default(), &settings, 1).unwrap();

@@ -1,7 +1,6 @@
 //! The records on the three topics against their schemas, and against what producers really send.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
@@ -11,6 +10,7 @@ use fusioncap::message::{
 };
 use fusioncap::{Error, ErrorKind};
 use jsonschema::{Registry, Resource, Validator};
+use kit::root;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -22,10 +22,6 @@ const SCHEMAS: [&str; 6] = [
     "dead-letter",
     "dead-letter-marker",
 ];
-
-fn root(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn json_file(path: &str) -> Value {
     serde_json::from_slice(&fs::read(root(path)).unwrap()).unwrap()

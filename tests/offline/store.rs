@@ -1,7 +1,5 @@
 //! The object store's client against a real S3 server: what is read, and what each refusal means.
 
-mod object_store;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +7,9 @@ use std::time::Duration;
 use fusioncap::ErrorKind;
 use fusioncap::config::{S3, Secret};
 use fusioncap::s3::{MemoryBudget, ObjectRef, Store};
-use object_store::ObjectStore;
+use kit::object_store::ObjectStore;
+
+use crate::settings;
 
 const LIMIT: u64 = 1000;
 
@@ -35,7 +35,7 @@ async fn an_object_is_read_whole_or_refused() {
     let (large, largest) = (vec![7; 1001], vec![7; 1000]);
     let server =
         serve(&[("a b.jpg", b"bytes"), ("empty", b""), ("large", &large), ("largest", &largest)]);
-    let store = Store::connect(&server.settings).await.unwrap();
+    let store = Store::connect(&settings(server.access())).await.unwrap();
     assert_eq!(store.get(lake("a b.jpg"), LIMIT).await.unwrap().bytes, b"bytes");
     assert_eq!(store.get(lake("largest"), LIMIT).await.unwrap().bytes.len(), 1000);
     assert_eq!(kind(&store, lake("missing")).await, ErrorKind::ObjectNotFound);
@@ -53,8 +53,8 @@ async fn objects_wait_until_there_is_memory_for_them() {
     let whole = vec![7; 1000];
     let server = serve(&[("whole", &whole), ("small", b"bytes")]);
     let deadline = Duration::from_secs(1);
-    let settings = S3 { timeout_ms: 1000, ..server.settings.clone() };
-    let store = Store::connect(&settings).await.unwrap();
+    let hasty = S3 { timeout_ms: 1000, ..settings(server.access()) };
+    let store = Store::connect(&hasty).await.unwrap();
     let budget = MemoryBudget::new(LIMIT);
     let (first, reservation) = store.get_within(lake("whole"), LIMIT, &budget).await.unwrap();
     assert_eq!(first.bytes, whole);
@@ -73,11 +73,11 @@ async fn objects_wait_until_there_is_memory_for_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_and_a_dead_server_are_told_apart() {
     let server = serve(&[("a.jpg", b"bytes")]);
-    let settings = server.settings.clone();
-    let wrong = S3 { secret_access_key: Some(Secret::new("wrong")), ..settings.clone() };
+    let right = settings(server.access());
+    let wrong = S3 { secret_access_key: Some(Secret::new("wrong")), ..right.clone() };
     let store = Store::connect(&wrong).await.unwrap();
     assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::CredentialsRefused);
-    let nobody = S3 { endpoint: Some("http://127.0.0.1:1".into()), ..settings };
+    let nobody = S3 { endpoint: Some("http://127.0.0.1:1".into()), ..right };
     let store = Store::connect(&nobody).await.unwrap();
     assert_eq!(kind(&store, lake("a.jpg")).await, ErrorKind::FetchUnavailable);
 }
@@ -91,7 +91,7 @@ async fn a_prefix_becomes_a_directory() {
         ("models/tiny2/config.json", b"other"),
     ];
     let server = serve(&files);
-    let store = Store::connect(&server.settings).await.unwrap();
+    let store = Store::connect(&settings(server.access())).await.unwrap();
     let found = store.list("lake", "models/tiny/").await.unwrap();
     assert!(
         found.iter().all(|entry| entry.etag.is_some() || entry.modified.is_some()),

@@ -1,17 +1,13 @@
 //! `fusioncap ablate` with a minimal encoder and models.
-#![cfg(feature = "train")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::encoder::random;
+use kit::{root, stderr, stdout};
 use tempfile::TempDir;
-
-fn project(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 struct Workspace(TempDir);
 
@@ -19,7 +15,7 @@ impl Workspace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         random::build(&folder.path().join("encoder"), 7).unwrap();
-        let short = fs::read_to_string(project("tests/fixtures/train/random.toml")).unwrap();
+        let short = fs::read_to_string(root("tests/fixtures/train/random.toml")).unwrap();
         let short = short.replace("epochs = 24", "epochs = 1").replace("\"none\"", "\"fixed\"");
         fs::write(folder.path().join("short.toml"), short).unwrap();
         Self(folder)
@@ -37,8 +33,7 @@ impl Workspace {
     }
 
     fn ablate(&self, corpus: &Path, more: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-            .args(["ablate", "--seeds", "2", "--encoder"])
+        kit::fusioncap(&["ablate", "--seeds", "2", "--encoder"])
             .arg(self.path("encoder"))
             .arg("--corpus")
             .arg(corpus)
@@ -55,12 +50,12 @@ impl Workspace {
 #[test]
 fn every_method_gets_its_row() {
     let workspace = Workspace::new();
-    let corpus = project("tests/fixtures/train/captions.txt");
+    let corpus = root("tests/fixtures/train/captions.txt");
     let run = || {
         let output = workspace.ablate(&corpus, &["--proxies", "12"]);
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors = stderr(&output);
         assert!(output.status.success(), "{errors}");
-        (String::from_utf8(output.stdout).unwrap(), errors)
+        (stdout(&output), errors)
     };
     let (table, _) = run();
     let rows: Vec<&str> = table.lines().collect();
@@ -102,7 +97,7 @@ fn every_method_gets_its_row() {
 }
 
 fn refused(output: &Output) -> String {
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = stderr(output);
     assert_eq!(output.status.code(), Some(2), "{error}");
     error
 }
@@ -114,7 +109,7 @@ fn a_corpus_that_is_too_small_is_refused() {
     fs::write(&corpus, "a dog runs fast\na cat sleeps here\na bus waits there\n").unwrap();
     let error = refused(&workspace.ablate(&corpus, &[]));
     assert!(error.contains("not in image order (captions: 3"), "{error}");
-    let corpus = project("tests/fixtures/train/captions.txt");
+    let corpus = root("tests/fixtures/train/captions.txt");
     // All 96 images would leave none for training.
     for proxies in ["5000", "96"] {
         let error = refused(&workspace.ablate(&corpus, &["--proxies", proxies]));
@@ -128,7 +123,7 @@ fn a_corpus_that_is_too_small_is_refused() {
 #[test]
 fn unusable_settings_and_corpora_are_refused() {
     let workspace = Workspace::new();
-    let corpus = project("tests/fixtures/train/captions.txt");
+    let corpus = root("tests/fixtures/train/captions.txt");
     let ablate = || refused(&workspace.ablate(&corpus, &["--proxies", "12"]));
     workspace.change_settings("\"fixed\"", "\"none\"");
     let error = ablate();

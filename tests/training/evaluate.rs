@@ -1,16 +1,15 @@
 //! Metrics against those of pycocoevalcap, and `fusioncap evaluate` as a user meets it.
 
-#![cfg(feature = "train")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use fusioncap::config::Runtime;
 use fusioncap::evaluate::bootstrap::Bootstrap;
 use fusioncap::evaluate::clipscore::clip_scores;
 use fusioncap::evaluate::{Metric, Scores, tokens};
 use fusioncap::text_tower::TextTower;
+use kit::{root, stderr, stdout};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -42,12 +41,8 @@ struct Tricky {
     words: String,
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn fixture() -> Fixture {
-    let path = root().join("tests/fixtures/evaluate/scores.json");
+    let path = root("tests/fixtures/evaluate/scores.json");
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
@@ -174,10 +169,8 @@ impl Workshop {
     }
 
     fn evaluate(&self, references: &Path, more: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-            .current_dir(root())
-            .arg("evaluate")
-            .args(["--resamples", "50", "--references"])
+        kit::fusioncap(&["evaluate", "--resamples", "50", "--references"])
+            .current_dir(root(""))
             .arg(references)
             .args(more)
             .output()
@@ -191,16 +184,15 @@ impl Workshop {
 }
 
 fn succeeded(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    String::from_utf8(output.stdout.clone()).unwrap()
+    assert!(output.status.success(), "{}", stderr(output));
+    stdout(output)
 }
 
 fn refused(output: &Output) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{text}");
     errors[0].to_owned()
 }
 
@@ -260,7 +252,7 @@ fn what_does_not_go_together_is_said_or_refused() {
     let path = workshop.write("partly.json", &references);
     let output = workshop.with_model(&path, &[]);
     assert!(succeeded(&output).starts_with("1 images"));
-    let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+    let warnings = stderr(&output);
     assert!(warnings.contains("1 images have no references"), "{warnings}");
     assert!(warnings.contains("1 of 2 referenced photos are missing and left out: ../Cargo.toml"));
 

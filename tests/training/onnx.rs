@@ -4,7 +4,6 @@
 //! Needs ONNX Runtime's library (`make onnxruntime`, or `ORT_DYLIB_PATH`). With
 //! `FUSIONCAP_TEST_PACKAGES=DIR`, a directory with the stand-in's packages, the stand-in is also
 //! built and tested on the sample photos.
-#![cfg(feature = "train")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use fusioncap::text_tower::TextTower;
 use fusioncap::train::corpus::Corpus;
 use fusioncap::train::nouns::Nouns;
 use fusioncap::train::settings::Settings;
+use kit::root;
 use ort::session::Session;
 use ort::value::Tensor;
 use prost::Message;
@@ -328,8 +328,7 @@ fn a_damaged_encoder_directory_is_an_error_that_names_the_file() {
 /// another domain, tensors without raw data, and every kind of documentation string.
 #[test]
 fn a_foreign_graph_round_trips() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let bytes = fs::read(root.join("tests/fixtures/foreign.onnx")).unwrap();
+    let bytes = fs::read(root("tests/fixtures/foreign.onnx")).unwrap();
     let model = ModelProto::decode(bytes.as_slice()).unwrap();
     assert!(model.encode_to_vec() == bytes);
 }
@@ -338,7 +337,7 @@ fn a_foreign_graph_round_trips() {
 /// tail of one storage, and a 64-bit counter. Written by Python's pickle with classes that have
 /// PyTorch's names.
 fn legacy_checkpoint() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/legacy.pth")
+    root("tests/fixtures/legacy.pth")
 }
 
 #[test]
@@ -441,8 +440,7 @@ fn the_standin_matches_photos_with_sentences() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let settings = Settings::load(None).unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let corpus = root.join("models/corpus/coco-captions-a.txt.zst");
+    let corpus = root("models/corpus/coco-captions-a.txt.zst");
     let captions = Corpus::read_in_order(&[corpus], &settings).unwrap();
     let nouns = Nouns::find(&captions, &settings.local).names;
     standin::build(Path::new(&packages), &nouns, dir, &Runtime::default()).unwrap();
@@ -456,7 +454,7 @@ fn the_standin_matches_photos_with_sentences() {
     assert!(dot(rows[0], rows[1]) > dot(rows[0], rows[2]) + 0.2);
 
     let sentences = embed(dir, &PHOTOS.map(|(_, sentence)| sentence));
-    let samples = root.join("samples");
+    let samples = root("samples");
     let mut session = open(&dir.join(VISION)).unwrap();
     for (name, expected) in PHOTOS {
         let side = config.image_size;

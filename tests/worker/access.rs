@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use kit::bucket::{BUCKET, Bucket, picture, uri};
+use kit::process::{Configuration, Worker};
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{BUCKET, Bucket, picture, uri};
-use crate::process::{Configuration, Worker};
-use crate::{Expected, assert_exactly_once, many_scans, shared_cluster};
+use crate::{Expected, assert_exactly_once, shared_cluster};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An image of little data that keeps a decoder busy for a quarter of a minute and more.
 fn endless_image() -> Vec<u8> {
-    many_scans::jpeg(28_000, 99)
+    kit::many_scans::jpeg(28_000, 99)
 }
 
 const LARGE: &str = "limits:\n  max_pixels: 800000000\n";
@@ -143,7 +143,7 @@ async fn secrets_stay_out_of_what_is_said_about_failures() {
     let file = folder.path().join("worker.yaml");
     std::fs::write(&file, &with_secrets(new(), &bucket, &secrets).yaml).unwrap();
     for arguments in [&["config"][..], &["config", "--set", "kafka.properties.acks=0"]] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+        let mut command = Command::new(kit::binary());
         let output = command
             .args(arguments)
             .arg("--config")

@@ -4,15 +4,15 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use kit::bucket::Bucket;
+use kit::kafka::{Cluster, Topics};
+use kit::process::Configuration;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::bucket::Bucket;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::{PATIENCE, assert_settled};
-use crate::kafka::{Cluster, Topics};
-use crate::process::Configuration;
 use crate::proxied_cluster;
 use crate::proxy::{
     ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, PRODUCE, Planned, Proxy, Request,
@@ -82,9 +82,9 @@ fn arrive_late(cluster: &Cluster, topics: &Topics, proxy: &Proxy, late: &Planned
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_arrives_late_ends_no_other_transaction() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let late = proxy.hold(commits);
     let expected = produce(&cluster, &topics, 0..300).await;
@@ -98,9 +98,9 @@ async fn a_commit_that_arrives_late_ends_no_other_transaction() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_that_arrives_late_ends_no_other_transaction() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let late = proxy.hold(aborts);
     let refused = proxy.wrong_generation();
@@ -130,7 +130,7 @@ fn assert_quarantined(proxy: &Proxy, broken: &Request) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_producer_shows_what_it_has_not_committed() {
     let cluster = proxied_cluster();
-    let (topics, proxy) = (cluster.topics(1).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(1).await, Proxy::before(&cluster));
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", proxy.address.to_string())
         .set("transactional.id", &topics.group)
@@ -167,9 +167,9 @@ async fn a_plain_producer_shows_what_it_has_not_committed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_doubles_nothing() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let lost = proxy.lose_answer(commits);
     let expected = produce(&cluster, &topics, 0..300).await;
@@ -182,9 +182,9 @@ async fn a_commit_whose_answer_is_lost_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_whose_answer_is_lost_loses_nothing() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let lost = proxy.lose_answer(aborts);
     let refused = proxy.wrong_generation();
@@ -207,9 +207,9 @@ fn assert_lost(proxy: &Proxy, lost: &Planned) {
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_are_sent_again_with_the_same_arguments() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let lost = proxy.lose_answer(|request| request.api == TXN_OFFSET_COMMIT);
     let expected = produce(&cluster, &topics, 0..300).await;
@@ -226,12 +226,12 @@ async fn offsets_are_sent_again_with_the_same_arguments() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_the_broker_gives_up_is_done_again() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing("transaction.timeout.ms: 8000", "transaction.timeout.ms: 3000")
         .replacing("message.timeout.ms: 6000", "message.timeout.ms: 2000")
-        .through(&cluster, &proxy)
+        .through(proxy.address)
         .start();
     worker.await_ready();
     // The client asks again when the transaction's time is over, before the broker looks.
@@ -254,9 +254,9 @@ async fn a_transaction_that_the_broker_gives_up_is_done_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_behind_a_fatal_error_comes_back() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let mut worker = configuration(&cluster, &topics, &bucket).through(&cluster, &proxy).start();
+    let mut worker = configuration(&cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let held = proxy.hold(aborts);
     let refused = proxy.wrong_generation();
@@ -294,11 +294,11 @@ async fn swallowing() -> (TcpListener, TcpStream) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_does_not_come_back_is_left_behind() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
     let (gone, _queued) = swallowing().await;
     let mut worker =
-        Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy).start();
+        Configuration::new("one", &cluster, &topics, &bucket).through(proxy.address).start();
     worker.await_ready();
     let sent_there = proxy.other_coordinator(gone.local_addr().unwrap().port());
     let expected = produce(&cluster, &topics, 0..300).await;

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, State};
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::deliver;
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::await_shares;
-use crate::kafka::deliver;
-use crate::process::Configuration;
 use crate::retries::{Requests, store};
 use crate::shared_cluster;
 

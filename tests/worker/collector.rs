@@ -2,12 +2,12 @@
 //! here. Built by `scripts/otel-collector`.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use kit::{free_address, root};
 use serde_json::Value;
 
 pub struct Collector {
@@ -154,8 +154,8 @@ impl Drop for Collector {
 }
 
 fn binary() -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/otel-collector");
-    let output = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+    let output =
+        Command::new(root("scripts/otel-collector")).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "scripts/otel-collector failed: is Go there?");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -189,8 +189,4 @@ pub fn attribute(list: &Value, key: &str) -> String {
         return String::new();
     };
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -4,9 +4,8 @@ use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kit::kafka::{Cluster, Topics};
 use serde_json::Value;
-
-use crate::kafka::{Cluster, Topics};
 
 /// `fusioncap SUBCOMMAND` for the topics of one test.
 pub struct Subcommand {
@@ -32,7 +31,7 @@ impl Subcommand {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+        let mut command = Command::new(kit::binary());
         command
             .arg(self.name)
             .arg("--config")

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::Configuration;
 use crate::shared_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);

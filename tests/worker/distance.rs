@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use kit::bucket::Bucket;
+use kit::process::Configuration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-use crate::bucket::Bucket;
-use crate::process::Configuration;
 
 /// What each piece of an answer takes on its way.
 const DELAY: Duration = Duration::from_millis(100);
@@ -15,7 +14,7 @@ const CONCURRENCY: &str = "s3:\n  concurrency: 8\n";
 
 /// The same worker, with the bucket's own server at a distance and each reference a request.
 pub async fn distant(configuration: Configuration, bucket: &Bucket) -> Configuration {
-    let endpoint = bucket.settings().endpoint.as_deref().unwrap();
+    let endpoint = &bucket.access().endpoint;
     let server = endpoint.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

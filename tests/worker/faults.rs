@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use kit::bucket::{Bucket, oversized_png, picture, truncated_jpeg, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::{Configuration, Worker};
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, oversized_png, picture, truncated_jpeg, uri};
 use crate::distance::distant;
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::{Configuration, Worker};
 use crate::{Expected, assert_exactly_once};
 
 const REFERENCES: usize = 2_000;

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use kit::bucket::Bucket;
+use kit::kafka::{Cluster, Topics};
+use kit::process::{Configuration, Worker};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
 
-use crate::bucket::Bucket;
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
-use crate::kafka::{Cluster, Topics};
-use crate::process::{Configuration, Worker};
 use crate::{Expected, assert_exactly_once, shared_cluster};
 
 pub const PATIENCE: Duration = Duration::from_secs(90);

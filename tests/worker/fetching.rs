@@ -10,12 +10,12 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::Configuration;
 use crate::retries::Requests;
 use crate::shared_cluster;
 

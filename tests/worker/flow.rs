@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use fusioncap::s3::{ObjectRef, Store};
+use kit::bucket::{BUCKET, Bucket, oversized_png, picture, truncated_jpeg, uri};
+use kit::process::Configuration;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::json;
 
-use crate::bucket::{BUCKET, Bucket, oversized_png, picture, truncated_jpeg, uri};
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::assert_settled;
-use crate::process::Configuration;
 use crate::{Expected, assert_exactly_once, shared_cluster};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,9 +61,7 @@ async fn every_shape_of_reference_is_captioned_once() {
     assert_eq!(mine.header("traceparent"), trace);
     assert_eq!(mine.header("fusioncap-source-topic"), topics.input);
     assert_eq!(mine.header("fusioncap-model-digest"), mine.text("model_digest"));
-    let store = Store::connect(bucket.settings()).await.unwrap();
-    let object = ObjectRef { bucket: BUCKET, key: "a b/0.png", version_id: None, etag: None };
-    let etag = store.get(object, 1_000_000).await.unwrap().etag.expect("the server has ETags");
+    let etag = bucket.etag("a b/0.png");
     assert_eq!(mine.header("fusioncap-etag"), etag);
     assert_eq!(mine.text("etag"), etag);
     assert_eq!(mine.text("uri"), uri("a b/0.png"));
@@ -137,7 +134,7 @@ async fn sigterm_drains_and_loses_nothing() {
         let (partition, bytes) = (number % 2, payload.as_bytes());
         let headers = OwnedHeaders::new();
         let offset =
-            crate::kafka::deliver(&producer, &topics.input, partition, "k", bytes, headers).await;
+            kit::kafka::deliver(&producer, &topics.input, partition, "k", bytes, headers).await;
         expected.insert((partition, offset), Expected::Caption);
     }
     let configuration = Configuration::new("one", &cluster, &topics, &bucket);
@@ -162,7 +159,7 @@ async fn the_metrics_show_how_long_every_stage_worked_and_waited() {
         let name = format!("{number}.png");
         let payload = json!({ "uri": bucket.put(&name, &picture(number)) }).to_string();
         let (bytes, headers) = (payload.as_bytes(), OwnedHeaders::new());
-        crate::kafka::deliver(&producer, &topics.input, 0, "k", bytes, headers).await;
+        kit::kafka::deliver(&producer, &topics.input, 0, "k", bytes, headers).await;
     }
     let worker = Configuration::new("measured", &cluster, &topics, &bucket).start();
     cluster.await_records(&[&topics.output], 20, PATIENCE);

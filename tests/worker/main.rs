@@ -1,66 +1,78 @@
-//! The worker as a process, against a real Kafka and a real S3 server.
+//! The worker, and the commands that read its topics, as processes: on a real Kafka, a real S3
+//! server, a real schema registry and a real OpenTelemetry Collector.
 
 mod access;
 mod ambiguous;
+mod audit;
 mod backlog;
-mod bucket;
 mod collector;
+mod command;
 mod compressed;
 mod distance;
 mod faults;
 mod fences;
 mod fetching;
 mod flow;
-mod kafka;
-#[path = "../many_scans/mod.rs"]
-mod many_scans;
 mod members;
-#[path = "../object_store/mod.rs"]
-mod object_store;
 mod oddities;
 mod outages;
-mod process;
 mod proxy;
 mod refusals;
+mod registry;
 mod repeats;
 mod retries;
 mod rollout;
 mod secure;
 mod telemetry;
+mod topic;
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, Weak};
 
+use kit::kafka::{Cluster, Record};
 use parking_lot::Mutex;
 
-use kafka::{Cluster, Record};
-
-/// What must become of one reference.
+/// The expected answer to one reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
     Caption,
     DeadLetter(&'static str),
 }
 
-/// One broker that all tests which don't harm it share, while any of them runs.
-pub fn shared_cluster() -> Arc<Cluster> {
-    static SHARED: LazyLock<Mutex<Weak<Cluster>>> = LazyLock::new(Mutex::default);
-    let mut shared = SHARED.lock();
-    if let Some(cluster) = shared.upgrade() {
-        return cluster;
+/// A part of the surroundings that tests share: started for the first of them, and dropped by the
+/// last that uses it.
+pub struct Shared<T>(Mutex<Weak<T>>);
+
+impl<T> Shared<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Weak::new()))
     }
-    let cluster = Arc::new(Cluster::start(1));
-    *shared = Arc::downgrade(&cluster);
-    cluster
+
+    pub fn get(&self, start: impl FnOnce() -> T) -> Arc<T> {
+        let mut shared = self.0.lock();
+        shared.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(start());
+            *shared = Arc::downgrade(&started);
+            started
+        })
+    }
 }
 
-/// The shared broker, or one of our own where a running one is named: no proxy stands before that.
+/// One broker for all tests that do not harm it.
+pub fn shared_cluster() -> Arc<Cluster> {
+    static SHARED: Shared<Cluster> = Shared::new();
+    SHARED.get(|| Cluster::start(1))
+}
+
+/// The shared broker, or a new one if `FUSIONCAP_TEST_KAFKA` names a running one, which has no
+/// entries for proxies.
 pub fn proxied_cluster() -> Arc<Cluster> {
     let shared = shared_cluster();
     if shared.is_ours() { shared } else { Arc::new(Cluster::start_own(1, 4, &[])) }
 }
 
-/// Every expected source offset is answered once and as expected, and nothing else is there.
+/// Asserts that each expected source offset has one answer, the expected one, and that there is no
+/// other answer.
 pub fn assert_exactly_once(records: &[Record], expected: &HashMap<(i32, i64), Expected>) {
     let mut answers: HashMap<(i32, i64), Vec<Expected>> = HashMap::new();
     for record in records {
@@ -83,7 +95,7 @@ pub fn assert_exactly_once(records: &[Record], expected: &HashMap<(i32, i64), Ex
             Some(many) => wrong.push(format!("{source:?} is answered {} times", many.len())),
         }
     }
-    wrong.extend(answers.keys().map(|source| format!("{source:?} was never asked")));
+    wrong.extend(answers.keys().map(|source| format!("{source:?} is unexpected")));
     assert!(
         wrong.is_empty(),
         "{} wrong of {}: {:?}",

@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::deliver;
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::{PATIENCE, assert_settled, await_shares, await_work};
-use crate::kafka::deliver;
-use crate::process::Configuration;
-use crate::proxy::{TXN_OFFSET_COMMIT, offset_error};
+use crate::proxy::{Proxy, TXN_OFFSET_COMMIT, offset_error};
 use crate::{Expected, proxied_cluster, shared_cluster};
 
 /// FENCED_INSTANCE_ID.
@@ -55,11 +55,11 @@ async fn of_two_workers_with_one_transactional_id_one_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_place_was_taken_commits_nothing_more() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
     let mut first = Configuration::new("one", &cluster, &topics, &bucket)
         .with_instance("slot")
-        .through(&cluster, &proxy)
+        .through(proxy.address)
         .start();
     first.await_ready();
     let held = proxy.hold(|request| request.api == TXN_OFFSET_COMMIT);

@@ -4,17 +4,18 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::Configuration;
 use rdkafka::admin::TopicReplication;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::{PATIENCE, assert_settled, await_work};
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::Configuration;
+use crate::proxy::Proxy;
 use crate::{Expected, assert_exactly_once, proxied_cluster, shared_cluster};
 
 /// Some references to one picture, each with attributes of the given length; where they are.
@@ -133,9 +134,9 @@ async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_out_of_reach_is_waited_for() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     fill(&bucket);
-    let one = Configuration::new("one", &cluster, &topics, &bucket).through(&cluster, &proxy);
+    let one = Configuration::new("one", &cluster, &topics, &bucket).through(proxy.address);
     let mut worker = distant(one, &bucket).await.start();
     worker.await_ready();
     let expected = produce(&cluster, &topics, 0..600).await;

@@ -11,15 +11,16 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::{Configuration, Worker};
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
 use crate::fences::assert_settled;
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::{Configuration, Worker};
+use crate::proxy::Proxy;
 use crate::{Expected, assert_exactly_once, proxied_cluster, shared_cluster};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -227,12 +228,12 @@ async fn a_worker_that_is_told_to_end_while_kafka_is_away_ends_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_starts_while_kafka_is_away_waits_for_it() {
     let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(1).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(1).await, Proxy::before(&cluster));
     let reference = json!({"uri": bucket.put("a.png", &picture(1))}).to_string();
     cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
     proxy.refuse(true);
     let [mut told, mut waiting] = ["one", "two"].map(|name| {
-        Configuration::new(name, &cluster, &topics, &bucket).through(&cluster, &proxy).start()
+        Configuration::new(name, &cluster, &topics, &bucket).through(proxy.address).start()
     });
     for worker in [&mut told, &mut waiting] {
         worker.await_log("kafka is not to be reached: trying again", 1);

@@ -7,12 +7,13 @@
 //! the order in which they passed, so that a test can show that its fault happened, and when.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kit::kafka::{Cluster, Entry};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub const PRODUCE: i16 = 0;
@@ -135,9 +136,9 @@ pub struct Planned {
 }
 
 impl Proxy {
-    /// Passes on what comes to `listener` to the broker at `broker`, which advertises the
-    /// listener's address.
-    pub fn start(listener: TcpListener, broker: SocketAddr) -> Self {
+    /// A proxy in front of the cluster's one broker.
+    pub fn before(cluster: &Cluster) -> Self {
+        let Entry { listener, broker } = cluster.entry();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let accepting = Arc::clone(&shared);

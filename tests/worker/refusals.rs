@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::bucket::Bucket;
-use crate::process::Configuration;
+use kit::bucket::Bucket;
+use kit::process::Configuration;
+
 use crate::shared_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);

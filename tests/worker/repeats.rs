@@ -9,12 +9,12 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::Configuration;
 use crate::retries::{Requests, store};
 use crate::shared_cluster;
 

@@ -10,11 +10,11 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
+use kit::bucket::{Bucket, picture, uri};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::process::Configuration;
 use crate::shared_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);

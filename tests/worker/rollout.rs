@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use fusioncap::bundle::Bundle;
 use fusioncap::config::{DecodeMode, Limits, Model, Runtime};
 use fusioncap::engine::Engine;
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Record, Topics, deliver};
+use kit::process::{Configuration, Worker};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::FutureProducer;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Record, Topics, deliver};
-use crate::process::{Configuration, Worker};
 use crate::{Expected, assert_exactly_once, shared_cluster};
 
 const PICTURES: u32 = 8;
@@ -24,7 +24,7 @@ const PREFIX: &str = "models/current";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model)
+    kit::root("models").join(model)
 }
 
 /// What one model says of each picture.

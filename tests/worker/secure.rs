@@ -1,28 +1,22 @@
 //! Kafka behind TLS and SASL, with a certificate of our own making.
 
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use kit::bucket::{Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::kafka::{Cluster, Topics};
-use crate::process::Configuration;
+use crate::Shared;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A broker with TLS and SASL, always our own, while any of these tests runs.
 fn secure_cluster() -> Arc<Cluster> {
-    static SHARED: LazyLock<Mutex<Weak<Cluster>>> = LazyLock::new(Mutex::default);
-    let mut shared = SHARED.lock();
-    if let Some(cluster) = shared.upgrade() {
-        return cluster;
-    }
-    let cluster = Arc::new(Cluster::start_own(1, 0, &["--sasl"]));
-    *shared = Arc::downgrade(&cluster);
-    cluster
+    static SHARED: Shared<Cluster> = Shared::new();
+    SHARED.get(|| Cluster::start_own(1, 0, &["--sasl"]))
 }
 
 fn file(cluster: &Cluster, name: &str) -> String {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use kit::bucket::{self, Bucket};
+use kit::kafka::{Record, Topics};
+use kit::process::Configuration;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::{Value, json};
 
-use crate::bucket::{self, Bucket};
 use crate::collector::{Collector, Span, attribute};
-use crate::kafka::{Record, Topics};
-use crate::process::Configuration;
 use crate::shared_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 use fusioncap::kafka::producer::PolledProducer;
 use fusioncap::kafka::record::{ProducerRecord, produce_record};
 use fusioncap::message::{RawHeader, RawRecord};
+use kit::kafka::Cluster;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::Producer;
-
-use crate::kafka::Cluster;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kit::kafka::Cluster;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::now;
-use crate::kafka::Cluster;
 
 pub const BROKERS: i32 = 3;
 /// A cluster that is not whole again after so long never will be.

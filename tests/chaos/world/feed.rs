@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kit::bucket::uri;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::Message;
 use rdkafka::producer::future_producer::DeliveryFuture;
@@ -16,7 +17,6 @@ use serde_json::json;
 
 use super::store::{MISSING, PAGE};
 use crate::book::{Answer, Source};
-use crate::bucket::uri;
 
 pub const PARTITIONS: i32 = 24;
 /// One reference in so many is poison.

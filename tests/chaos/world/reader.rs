@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kit::kafka::Topics;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -14,7 +15,6 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::feed::Answered;
 use crate::book::{Answer, Book, Entry};
-use crate::kafka::Topics;
 
 /// A reader to whom nothing comes for so long has lost its topic.
 const PATIENCE: Duration = Duration::from_secs(180);

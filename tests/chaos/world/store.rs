@@ -16,9 +16,8 @@ use axum::extract::{Path, State};
 use axum::http::{Response, StatusCode, header};
 use axum::response::IntoResponse;
 use futures::stream;
+use kit::bucket::{BUCKET, picture};
 use serde::Serialize;
-
-use crate::bucket::{BUCKET, picture};
 
 /// There is no such object.
 pub const MISSING: &str = "missing.png";

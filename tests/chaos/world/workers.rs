@@ -6,11 +6,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use kit::process::{Configuration, Worker};
 use serde::Serialize;
 
 use super::now;
 use super::transactions::Transactions;
-use crate::process::{Configuration, Worker};
 
 /// How long a transaction of the victim is waited for.
 const AIM: Duration = Duration::from_secs(10);

@@ -1,43 +1,51 @@
-//! A real S3 server with images, and with objects that are no images.
+//! A bucket for images on a real S3 server, and the images, sound and damaged, that tests put there.
 
 use std::io::Cursor;
 
-use fusioncap::config::S3;
 use image::{ImageFormat, Rgb, RgbImage};
 
-use crate::object_store::ObjectStore;
+use crate::object_store::{Access, ObjectStore};
 
+/// The name of the bucket.
 pub const BUCKET: &str = "photos";
 
+/// The bucket [`BUCKET`] on a server of its own, or on the running one.
 pub struct Bucket(ObjectStore);
 
 impl Bucket {
+    /// Starts the server. The caller must be on a multi-threaded runtime.
     pub fn start() -> Self {
         Self(ObjectStore::start(BUCKET))
     }
 
-    /// Puts an object; its URI.
+    /// Puts an object and returns its URI.
     pub fn put(&self, key: &str, bytes: &[u8]) -> String {
         self.0.put(key, bytes);
         uri(key)
     }
 
-    /// With what a worker reaches it.
-    pub fn settings(&self) -> &S3 {
-        &self.0.settings
+    /// The ETag of an object, as the server sends it: in quotes.
+    pub fn etag(&self, key: &str) -> String {
+        self.0.etag(key)
     }
 
-    /// The secret that signs requests.
+    /// How a worker reaches the server.
+    pub fn access(&self) -> &Access {
+        self.0.access()
+    }
+
+    /// The secret that signs requests to the server.
     pub fn secret(&self) -> &str {
-        self.settings().secret_access_key.as_ref().unwrap().reveal()
+        &self.access().secret_access_key
     }
 }
 
+/// The URI of the object with this key.
 pub fn uri(key: &str) -> String {
     format!("s3://{BUCKET}/{key}")
 }
 
-/// A small picture that no other number gives.
+/// A PNG of 64 x 48 pixels that differs from the picture of every other number.
 pub fn picture(number: u32) -> Vec<u8> {
     let (hue, shape) = (number.wrapping_mul(2_654_435_761), number % 7 + 1);
     let image = RgbImage::from_fn(64, 48, |x, y| {
@@ -58,7 +66,7 @@ pub fn truncated_jpeg() -> Vec<u8> {
 /// A PNG whose header claims 60,000 x 60,000 pixels.
 pub fn oversized_png() -> Vec<u8> {
     let mut bytes = picture(0);
-    // Width and height stand at the beginning of the header chunk; its checksum follows it.
+    // The header chunk begins with width and height, and its checksum follows it.
     bytes[16..20].copy_from_slice(&60_000_u32.to_be_bytes());
     bytes[20..24].copy_from_slice(&60_000_u32.to_be_bytes());
     let checksum = crc32fast::hash(&bytes[12..29]);

@@ -1,7 +1,7 @@
 //! A real Apache Kafka for the tests: started by `scripts/kafka`, or a running one named by
 //! `FUSIONCAP_TEST_KAFKA`.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -18,18 +18,27 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
-use crate::proxy::Proxy;
+use crate::root;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Proxies that one cluster can have in front of it, one after the other or at once.
-const PROXIES: usize = 24;
+/// Entries for proxies in front of a broker of the tests' own: one for each proxy, used once.
+const ENTRIES: usize = 24;
 
+/// One broker or several, and a client for them.
 pub struct Cluster {
+    /// The brokers' addresses, as `bootstrap.servers` takes them.
     pub bootstrap: String,
     state: Option<PathBuf>,
     brokers: i32,
-    /// For proxies: where clients come in, and where the broker listens that says so.
-    entries: Mutex<Vec<(TcpListener, SocketAddr)>>,
+    entries: Mutex<Vec<Entry>>,
+}
+
+/// A place for a proxy in front of a broker.
+pub struct Entry {
+    /// Accepts clients. The broker advertises its address to those that come in through it.
+    pub listener: TcpListener,
+    /// Where the broker listens for the proxy.
+    pub broker: SocketAddr,
 }
 
 /// One record as a `read_committed` reader sees it.
@@ -41,37 +50,41 @@ pub struct Record {
 }
 
 impl Record {
+    /// The value of a header, which must be there.
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(header, _)| header == name);
         found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no header {name}"))
     }
 
-    /// Partition and offset of the reference this record answers, by its headers.
+    /// Partition and offset of the reference that this record answers, from its headers.
     pub fn source(&self) -> (i32, i64) {
         let number = |name| self.header(name).parse::<i64>().unwrap();
         (number("fusioncap-source-partition") as i32, number("fusioncap-source-offset"))
     }
 
+    /// A text field of the value, which must be there.
     pub fn text(&self, field: &str) -> &str {
         self.value[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", self.value))
     }
 }
 
 impl Cluster {
-    /// `brokers` new brokers, gone when this process is; a running cluster if one is named.
+    /// Starts `brokers` brokers that end with this process, unless `FUSIONCAP_TEST_KAFKA` names a
+    /// running cluster.
     pub fn start(brokers: i32) -> Self {
         if let Ok(bootstrap) = std::env::var("FUSIONCAP_TEST_KAFKA") {
             return Self { bootstrap, state: None, brokers: 1, entries: Mutex::default() };
         }
-        let proxies = if brokers == 1 { PROXIES } else { 0 };
-        Self::start_own(brokers, proxies, &[])
+        let entries = if brokers == 1 { ENTRIES } else { 0 };
+        Self::start_own(brokers, entries, &[])
     }
 
-    /// New brokers, whatever is running.
-    pub fn start_own(brokers: i32, proxies: usize, options: &[&str]) -> Self {
+    /// Starts brokers even if a running cluster is named, with `entries` for proxies and with
+    /// `options` of `scripts/kafka up`.
+    pub fn start_own(brokers: i32, entries: usize, options: &[&str]) -> Self {
         let state = std::env::temp_dir().join(format!("fusioncap-test-{}", uuid::Uuid::new_v4()));
         let listeners: Vec<TcpListener> =
-            (0..proxies).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            (0..entries).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<String> = listeners
             .iter()
             .map(|listener| listener.local_addr().unwrap().port().to_string())
@@ -89,22 +102,22 @@ impl Cluster {
         let bootstrap = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         let behind = std::fs::read_to_string(state.join("behind")).unwrap_or_default();
         let behind = behind.split_whitespace().map(|address| address.parse().unwrap());
-        let entries = Mutex::new(listeners.into_iter().zip(behind).collect());
-        Self { bootstrap, state: Some(state), brokers, entries }
+        let entries = listeners.into_iter().zip(behind);
+        let entries = entries.map(|(listener, broker)| Entry { listener, broker }).collect();
+        Self { bootstrap, state: Some(state), brokers, entries: Mutex::new(entries) }
     }
 
-    /// A proxy of its own for each caller.
-    pub fn proxy(&self) -> Proxy {
-        let (listener, broker) = self.entries.lock().unwrap().pop().expect("a listener is left");
-        Proxy::start(listener, broker)
+    /// An entry that no other caller gets.
+    pub fn entry(&self) -> Entry {
+        self.entries.lock().unwrap().pop().expect("an entry is left")
     }
 
-    /// Where `scripts/kafka` put what it made.
+    /// The folder with the files that `scripts/kafka` made.
     pub fn folder(&self) -> &Path {
         self.state.as_deref().expect("a cluster of our own")
     }
 
-    /// Whether brokers may be killed: only those this process started.
+    /// Whether this process started the brokers, and therefore may kill them.
     pub fn is_ours(&self) -> bool {
         self.state.is_some()
     }
@@ -118,15 +131,16 @@ impl Cluster {
     /// Whether broker `number` accepts connections.
     pub fn is_listening(&self, number: usize) -> bool {
         let address = self.bootstrap.split(',').nth(number - 1).expect("a broker of that number");
-        std::net::TcpStream::connect(address).is_ok()
+        TcpStream::connect(address).is_ok()
     }
 
-    /// Three new topics: references, captions, dead letters.
+    /// Creates topics for references, captions and dead letters, with `partitions`, 3 and 1
+    /// partitions.
     pub async fn topics(&self, partitions: i32) -> Topics {
         self.topics_with(partitions, TopicReplication::Fixed(self.brokers.min(3))).await
     }
 
-    /// The same, with the captions' three partitions where `output` says.
+    /// As [`Self::topics`], with the replicas of the captions' topic placed by `output`.
     pub async fn topics_with(&self, partitions: i32, output: TopicReplication<'_>) -> Topics {
         let run = uuid::Uuid::new_v4().simple().to_string();
         let topics = Topics {
@@ -149,21 +163,21 @@ impl Cluster {
         topics
     }
 
-    /// Sets one property of a topic, and its others back to their defaults.
+    /// Sets one property of a topic and resets its others to their defaults.
     pub async fn set(&self, topic: &str, property: &str, value: &str) {
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
         let changed = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
         assert_eq!(changed, [Ok(OwnedResourceSpecifier::Topic(topic.to_owned()))]);
     }
 
-    /// Gives a topic more partitions.
+    /// Raises the number of a topic's partitions to `partitions`.
     pub async fn grow(&self, topic: &str, partitions: usize) {
         let more = NewPartitions::new(topic, partitions);
         let grown = self.admin().create_partitions([&more], &AdminOptions::new()).await.unwrap();
         assert_eq!(grown, [Ok(topic.to_owned())]);
     }
 
-    /// Sets the offset of one partition from outside the group, as an operator does.
+    /// Commits an offset for one partition from outside the group, as an operator does.
     pub fn reset(
         &self,
         topics: &Topics,
@@ -180,7 +194,7 @@ impl Cluster {
         self.client().create().unwrap()
     }
 
-    /// Produces one reference to `partition`; its offset.
+    /// Produces one reference to `partition` and returns its offset.
     pub async fn produce(
         &self,
         topic: &str,
@@ -198,7 +212,7 @@ impl Cluster {
         self.client().set("linger.ms", "5").create().unwrap()
     }
 
-    /// Everything committed in `topics`, read from the start until nothing is left.
+    /// All committed records of `topics`.
     pub fn read_committed(&self, topics: &[&str]) -> Vec<Record> {
         self.read(topics, record)
     }
@@ -237,7 +251,7 @@ impl Cluster {
             match consumer.poll(Duration::from_millis(200)) {
                 None => {}
                 Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
-                // Another broker answers, or this one when it is back.
+                // Another broker answers, or the same one when it is back.
                 Some(Err(error))
                     if error.rdkafka_error_code()
                         == Some(RDKafkaErrorCode::BrokerTransportFailure) => {}
@@ -248,7 +262,7 @@ impl Cluster {
         records
     }
 
-    /// Reads until `count` records are committed, or fails after `patience`.
+    /// Waits until `count` records are committed and returns all; panics after `patience`.
     pub fn await_records(&self, topics: &[&str], count: usize, patience: Duration) -> Vec<Record> {
         let deadline = Instant::now() + patience;
         loop {
@@ -262,7 +276,7 @@ impl Cluster {
         }
     }
 
-    /// Sum over the partitions of what `group` has committed of `topic`.
+    /// The sum of the offsets that `group` has committed for the partitions of `topic`.
     pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> i64 {
         let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
         let mut list = rdkafka::TopicPartitionList::new();
@@ -278,12 +292,12 @@ impl Cluster {
             .sum()
     }
 
-    /// References stored in `topic` so far.
+    /// The number of records stored in `topic`, uncommitted ones and markers included.
     pub fn stored(&self, topic: &str, partitions: i32) -> i64 {
         (0..partitions).map(|partition| self.stored_in(topic, partition)).sum()
     }
 
-    /// The offset of the next reference to one partition.
+    /// The end offset of one partition.
     pub fn stored_in(&self, topic: &str, partition: i32) -> i64 {
         let consumer: BaseConsumer = self.client().create().unwrap();
         consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap().1
@@ -299,13 +313,13 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(state) = &self.state {
-            // The watcher would do it too, a moment later.
+            // Otherwise the script's watcher does it when this process has ended.
             let _ = script("down", state).status();
         }
     }
 }
 
-/// The topics and the group of one test.
+/// The names of the topics and of the consumer group of one test.
 #[derive(Clone, Debug)]
 pub struct Topics {
     pub input: String,
@@ -314,6 +328,7 @@ pub struct Topics {
     pub group: String,
 }
 
+/// Produces one record, waits until it is stored, and returns its offset.
 pub async fn deliver(
     producer: &FutureProducer,
     topic: &str,
@@ -345,7 +360,7 @@ fn record(message: &BorrowedMessage<'_>) -> Record {
 }
 
 fn script(command: &str, state: &Path) -> Command {
-    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"));
+    let mut script = Command::new(root("scripts/kafka"));
     script.arg(command).arg("--state").arg(state);
     script
 }

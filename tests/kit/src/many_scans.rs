@@ -1,8 +1,8 @@
-//! Progressive JPEGs of as many scans as one likes: each is a few bytes, and has the decoder go
-//! over all blocks of the image once more.
+//! Progressive JPEGs with a chosen number of scans. A scan is a few bytes, and each makes the
+//! decoder visit all blocks of the image again.
 
-/// A grey JPEG of `edge x edge` pixels with one scan for the mean of each block, and `scans` more
-/// (at most 882), as the standard has them: every coefficient by itself, bit after bit.
+/// A grey JPEG of `edge x edge` pixels: one scan for the mean of each block, and `scans` more (at
+/// most 882), each of which refines one bit of one coefficient.
 pub fn jpeg(edge: u16, scans: usize) -> Vec<u8> {
     let blocks = usize::from(edge).div_ceil(8).pow(2);
     let mut bytes = vec![0xff, 0xd8];
@@ -11,7 +11,7 @@ pub fn jpeg(edge: u16, scans: usize) -> Vec<u8> {
     segment(&mut bytes, 0xdb, &table);
     let [high, low] = edge.to_be_bytes();
     segment(&mut bytes, 0xc2, &[8, high, low, high, low, 1, 1, 0x11, 0]);
-    // Each table has one code, a single 0: no difference, and a run of 2^14 and more blocks.
+    // Each table has one code, the bit 0: no difference, and a run of 2^14 or more blocks.
     for (class, symbol) in [(0x00, 0x00), (0x10, 0xe0)] {
         let mut lengths = [0; 16];
         lengths[0] = 1;
@@ -29,7 +29,7 @@ pub fn jpeg(edge: u16, scans: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs of empty blocks, 15 bits each: the code and the 14 lower bits of the run's length.
+/// Runs of empty blocks, 15 bits each: the code, then the lower 14 bits of the run's length.
 fn runs(mut blocks: usize) -> Vec<u8> {
     let mut bits = Vec::new();
     while blocks > 0 {
@@ -40,7 +40,7 @@ fn runs(mut blocks: usize) -> Vec<u8> {
     }
     let mut bytes = Vec::new();
     for eight in bits.chunks(8) {
-        // Padded with ones, as the standard asks.
+        // The standard pads with ones.
         let byte = (0..8).fold(0, |byte, at| byte << 1 | eight.get(at).copied().unwrap_or(1));
         bytes.push(byte);
         if byte == 0xff {

@@ -1,32 +1,34 @@
-//! The real binary as a process: configured by a file, watched through its log and its metrics,
-//! ended by signals.
+//! A worker as a process: configured by a file, observed through its log and its metrics, ended by
+//! signals.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::kafka::{Cluster, Topics};
-use crate::proxy::Proxy;
+use crate::{binary, free_address, root};
 
-/// One worker's configuration, as YAML.
+/// The configuration of one worker.
 #[derive(Clone)]
 pub struct Configuration {
+    /// The configuration file.
     pub yaml: String,
+    brokers: String,
     listen: SocketAddr,
     log: &'static str,
     variables: Vec<(&'static str, String)>,
 }
 
 impl Configuration {
-    /// A worker called `name`, with time-outs short enough for a test.
+    /// A worker called `name`, with timeouts short enough for a test.
     pub fn new(name: &str, cluster: &Cluster, topics: &Topics, bucket: &Bucket) -> Self {
         let listen = free_address();
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/random");
-        let s3 = bucket.settings();
+        let model = root("models/random");
+        let s3 = bucket.access();
         let yaml = format!(
             "kafka:\n  brokers: {brokers}\n  group: {group}\n  transactional_id: {group}-{name}\n  \
              input_topic: {input}\n  output_topic: {output}\n  dead_letter_topic: {dead}\n  \
@@ -45,67 +47,70 @@ impl Configuration {
             input = topics.input,
             output = topics.output,
             dead = topics.dead_letters,
-            endpoint = s3.endpoint.as_deref().unwrap(),
-            key = s3.access_key_id.as_deref().unwrap(),
-            secret = bucket.secret(),
+            endpoint = s3.endpoint,
+            key = s3.access_key_id,
+            secret = s3.secret_access_key,
             model = model.display(),
         );
-        Self { yaml, listen, log: "info", variables: Vec::new() }
+        let brokers = cluster.bootstrap.clone();
+        Self { yaml, brokers, listen, log: "info", variables: Vec::new() }
     }
 
-    /// The same with one more librdkafka property.
+    /// Adds a librdkafka property.
     pub fn with_property(self, name: &str, value: &str) -> Self {
         self.replacing("  properties:\n", &format!("  properties:\n    {name}: '{value}'\n"))
     }
 
-    /// The same as a static member of its group.
+    /// Makes the worker a static member of its group.
     pub fn with_instance(self, id: &str) -> Self {
         let input = "  input_topic: ";
         self.replacing(input, &format!("  group_instance_id: {id}\n{input}"))
     }
 
-    /// The same, reading and captioning an object anew for each reference.
+    /// Makes the worker read and caption an object again for each reference to it.
     pub fn without_repeats(self) -> Self {
         self.replacing("limits:\n", "limits:\n  repeat_window_ms: 0\n")
     }
 
-    /// The same with everything in its log.
+    /// Logs the worker's own events at `debug`.
     pub fn with_debug_log(mut self) -> Self {
         self.log = "info,fusioncap=debug";
         self
     }
 
-    /// The same, reaching Kafka through `proxy` alone.
-    pub fn through(self, cluster: &Cluster, proxy: &Proxy) -> Self {
-        self.replacing(&cluster.bootstrap, &proxy.address.to_string())
+    /// Reaches Kafka through the proxy at `address` only.
+    pub fn through(self, address: SocketAddr) -> Self {
+        let brokers = self.brokers.clone();
+        self.replacing(&brokers, &address.to_string())
     }
 
-    /// The same with another object store than the bucket's own server.
+    /// Reaches the object store at `store` instead of the bucket's server.
     pub fn with_store(self, bucket: &Bucket, store: SocketAddr) -> Self {
-        let endpoint = bucket.settings().endpoint.as_deref().unwrap();
-        self.replacing(endpoint, &format!("http://{store}"))
+        self.replacing(&bucket.access().endpoint, &format!("http://{store}"))
     }
 
-    /// The same with every `from` replaced.
+    /// Replaces every `from` in the configuration file, which must contain it.
     pub fn replacing(mut self, from: &str, to: &str) -> Self {
         assert!(self.yaml.contains(from), "{from} is not in {}", self.yaml);
         self.yaml = self.yaml.replace(from, to);
         self
     }
 
-    /// The same with one more environment variable.
+    /// Adds an environment variable.
     pub fn with_variable(mut self, name: &'static str, value: &str) -> Self {
         self.variables.push((name, value.to_owned()));
         self
     }
 
+    /// Starts the worker. Its environment is the caller's, `FUSIONCAP_CONFIG` and `FUSIONCAP_LOG`
+    /// apart.
     pub fn start(&self) -> Worker {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("worker.yaml");
         fs::write(&config, &self.yaml).unwrap();
         let log = folder.path().join("worker.log");
         let out = File::create(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
+        let child = Command::new(binary())
             .arg("worker")
             .arg("--config")
             .arg(&config)
@@ -121,6 +126,7 @@ impl Configuration {
     }
 }
 
+/// A running worker; dropping it kills it.
 pub struct Worker {
     child: Child,
     log: PathBuf,
@@ -129,15 +135,17 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends SIGKILL and waits for the end.
+    /// Sends SIGKILL and waits until the process has ended.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -150,6 +158,7 @@ impl Worker {
         assert!(status.success());
     }
 
+    /// Waits until the process has ended; panics after `patience`.
     pub fn wait(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         loop {
@@ -161,11 +170,12 @@ impl Worker {
         }
     }
 
+    /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until its log has `text` so many times.
+    /// Waits until its log contains `text` at least `times` times.
     pub fn await_log(&mut self, text: &str, times: usize) {
         let deadline = Instant::now() + Duration::from_secs(90);
         while self.log().matches(text).count() < times {
@@ -175,7 +185,7 @@ impl Worker {
         }
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` answers 200.
     pub fn await_ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
@@ -185,8 +195,8 @@ impl Worker {
         }
     }
 
-    /// The sum of a metric over its labels, or one series, `name{label="value"}`; 0 where it is
-    /// absent.
+    /// The sum of a metric over its labels, or the value of one series, `name{label="value"}`; 0 if
+    /// there is none.
     pub fn metric(&self, name: &str) -> f64 {
         let answer = self.get("/metrics").unwrap_or_default();
         answer
@@ -196,7 +206,7 @@ impl Worker {
             .sum()
     }
 
-    /// The answer to a plain GET, or nothing while nobody listens.
+    /// The answer to a GET, or none while nothing listens.
     pub fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.listen).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -209,12 +219,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // A test that failed leaves its workers running otherwise.
+        // Otherwise a test that fails leaves its workers running.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

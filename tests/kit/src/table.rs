@@ -1,11 +1,11 @@
-//! How every benchmark shows a ratio that has a goal: `name  ratio  goal  ok|short`.
+//! The table in which every benchmark shows its ratios: `name  ratio  goal  ok|short`.
 
-/// Prints the head of a table.
+/// Prints the head of a table, after an empty line.
 pub fn head(title: &str) {
     println!("\n{title:<58} {:>7} {:>6}", "ratio", "goal");
 }
 
-/// Prints one row; without a goal the ratio is told for what it is.
+/// Prints one row. Without a goal there is no verdict.
 pub fn row(name: &str, ratio: f64, goal: Option<f64>) {
     match goal {
         Some(goal) => {

@@ -1,12 +1,12 @@
 //! The AWS credential chain and the proxy variables, as the environment of a real worker: its
 //! model is in S3, so that the first thing it does is to ask the store.
 
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::recorder::{Answer, Recorder, Request};
+use super::recorder::{Answer, Recorder, Request};
 
 /// A bucket in which nothing is.
 const EMPTY: &str = "<ListBucketResult><Name>lake</Name><KeyCount>0</KeyCount></ListBucketResult>";
@@ -29,15 +29,14 @@ fn run(endpoint: &str, variables: &[(&str, &str)]) -> Output {
          backoff_initial_ms: 1\n  backoff_max_ms: 1\nhttp:\n  listen: 127.0.0.1:0\n"
     );
     std::fs::write(&config, yaml).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
+    let mut command = kit::fusioncap(&["worker", "--config"]);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy().to_uppercase();
-        if text.starts_with("AWS_") || text.starts_with("FUSIONCAP_") || text.ends_with("_PROXY") {
+        if text.starts_with("AWS_") || text.ends_with("_PROXY") {
             command.env_remove(name);
         }
     }
     command
-        .args(["worker", "--config"])
         .arg(&config)
         .env("HOME", home.path())
         .env("AWS_EC2_METADATA_DISABLED", "true")

@@ -8,7 +8,7 @@ use fusioncap::config::{S3, Secret};
 use fusioncap::s3::{ObjectRef, Store};
 use percent_encoding::percent_decode_str;
 
-use crate::recorder::{Answer, Recorder};
+use super::recorder::{Answer, Recorder};
 
 const LIMIT: u64 = 1000;
 

@@ -11,9 +11,10 @@ use fusioncap::engine::Caption;
 use fusioncap::onnx::decoder::{self, DecoderWeights, LayerWeights, Linear, Norm};
 use fusioncap::onnx::initializers::{self, Initializer};
 use fusioncap::onnx::variant;
+use kit::root;
 use tempfile::TempDir;
 
-use crate::{assert_company_changes_nothing, captions, copy_tree, load, root};
+use super::{assert_company_changes_nothing, captions, copy_tree, load};
 
 struct Weights(HashMap<String, Initializer>);
 

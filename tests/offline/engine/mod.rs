@@ -7,21 +7,16 @@ mod variants;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use fusioncap::ErrorKind;
 use fusioncap::bundle::{self, Bundle};
 use fusioncap::config::{Limits, Model, Provider, Runtime};
-#[cfg(feature = "demo")]
-use fusioncap::demo::s3::{Credentials, EmbeddedS3};
 use fusioncap::engine::{Caption, Engine};
 use fusioncap::runtime;
+use kit::object_store::Server;
+use kit::{root, stderr, stdout};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 use tokenizers::Tokenizer;
-
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn engine(model: &str, batch_size: usize, num_beams: Option<usize>) -> Engine {
     let path = root(model);
@@ -46,15 +41,11 @@ fn captions(bundle: Bundle) -> Vec<Caption> {
 
 /// The sample photos at the model's input size.
 fn photos(engine: &Engine) -> Vec<Vec<u8>> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(root("samples")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
-    paths.sort();
     let decode = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap();
         engine.preprocessor().decode(&bytes, &Limits::default()).unwrap().rgb
     };
-    paths.iter().map(decode).collect()
+    kit::samples().iter().map(decode).collect()
 }
 
 fn caption(engine: &mut Engine, photos: &[&[u8]]) -> Vec<Caption> {
@@ -256,30 +247,28 @@ fn a_damaged_file_is_found_by_its_digest() {
 
 #[test]
 fn a_missing_library_is_named() {
-    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-        .args(["caption", "--model"])
+    let output = kit::fusioncap(&["caption", "--model"])
         .arg(root("models/random"))
         .arg(root("samples/cat.jpg"))
         .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let errors = String::from_utf8_lossy(&output.stderr);
+    let errors = stderr(&output);
     assert!(errors.contains("/nowhere/libonnxruntime.so"), "{errors}");
     assert!(errors.contains("make onnxruntime"), "{errors}");
 }
 
 #[test]
 fn a_file_that_is_no_library_is_named() {
-    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-        .args(["caption", "--model"])
+    let output = kit::fusioncap(&["caption", "--model"])
         .arg(root("models/random"))
         .arg(root("samples/cat.jpg"))
         .env("ORT_DYLIB_PATH", root("Cargo.toml"))
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let errors = String::from_utf8_lossy(&output.stderr);
+    let errors = stderr(&output);
     assert!(errors.contains("Cargo.toml") && errors.contains("1.31"), "{errors}");
     assert!(!errors.contains("panicked"), "{errors}");
 }
@@ -317,14 +306,13 @@ fn files_are_captioned_in_order_and_what_fails_is_said() {
     fs::write(folder.path().join("a.jpg"), "<html>").unwrap();
     fs::copy(root("samples/rocket.jpg"), folder.path().join("c.JPG")).unwrap();
     fs::write(folder.path().join("notes.txt"), "no image").unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-        .args(["caption", "--model"])
+    let output = kit::fusioncap(&["caption", "--model"])
         .arg(root("models/random"))
         .arg(folder.path())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = stdout(&output);
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3, "{text}");
@@ -339,21 +327,18 @@ fn files_are_captioned_in_order_and_what_fails_is_said() {
 fn text_keeps_captions_and_failures_apart() {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(root("samples/cat.jpg"), folder.path().join("cat.jpg")).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-        .args(["caption", "--format", "text", "--beams", "2", "--model"])
+    let output = kit::fusioncap(&["caption", "--format", "text", "--beams", "2", "--model"])
         .arg(root("models/random"))
         .args([folder.path().join("missing.jpg"), folder.path().join("cat.jpg")])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let (text, errors) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (text, errors) = (stdout(&output), stderr(&output));
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("cat.jpg: "), "{text}");
     assert!(errors.contains("missing.jpg: no caption: can't read the file"), "{errors}");
 }
 
-#[cfg(feature = "demo")]
 #[test]
 fn a_prefix_in_s3_is_captioned() {
     let store = tempfile::tempdir().unwrap();
@@ -362,20 +347,18 @@ fn a_prefix_in_s3_is_captioned() {
     for name in ["cat.jpg", "rocket", "notes.txt"] {
         fs::copy(root("samples/cat.jpg"), below.join(name)).unwrap();
     }
-    let server = EmbeddedS3::start(store.path(), Credentials::random()).unwrap();
+    let server = Server::start(store.path());
+    let access = server.access();
     let caption = |path: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_fusioncap"))
-            .args(["caption", "--model"])
+        let output = kit::fusioncap(&["caption", "--model"])
             .arg(root("models/random"))
-            .args(["--endpoint", &server.endpoint(), path])
-            .env("AWS_ACCESS_KEY_ID", &server.credentials().access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", server.credentials().secret_access_key.reveal())
+            .args(["--endpoint", &access.endpoint, path])
+            .env("AWS_ACCESS_KEY_ID", &access.access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &access.secret_access_key)
             .env("AWS_REGION", "us-east-1")
             .output()
             .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        (output.status.code(), text, errors)
+        (output.status.code(), stdout(&output), stderr(&output))
     };
     let (code, text, errors) = caption("s3://photos/2025/");
     assert_eq!(code, Some(0), "{errors}");

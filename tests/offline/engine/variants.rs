@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use fusioncap::ErrorKind;
 use fusioncap::bundle::variants::{Reduced, Variant};
 use fusioncap::bundle::{self, Bundle, ModelConfig};
 use fusioncap::config::{Precision, Provider, Runtime};
+use kit::{root, stderr, stdout};
 use tempfile::TempDir;
 
-use crate::{copy_tree, root};
+use super::copy_tree;
 
 /// A copy of `model` in a folder of its own.
 fn copy(model: &str) -> TempDir {
@@ -36,7 +37,7 @@ fn on(provider: Provider) -> Runtime {
 }
 
 fn fusioncap(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fusioncap")).args(arguments).output().unwrap()
+    kit::fusioncap(arguments).output().unwrap()
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn a_precision_that_is_not_there_is_a_wrong_configuration() {
     worker.extend(["--model", model, "--set", "model.precision=int8"]);
     for arguments in [caption, worker] {
         let output = fusioncap(&arguments);
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{errors}");
         let last = errors.lines().last().unwrap();
         for part in ["error: ", "model.precision", "'int8'", "allowed: auto, fp32"] {
@@ -102,7 +103,7 @@ fn a_precision_that_is_not_there_is_a_wrong_configuration() {
         "model.precision=fp8",
     ]);
     assert_eq!(wrong.status.code(), Some(2));
-    let errors = String::from_utf8(wrong.stderr).unwrap();
+    let errors = stderr(&wrong);
     assert_eq!(errors.lines().count(), 1, "{errors}");
     assert!(errors.contains("model.precision") && errors.contains("int8"), "{errors}");
 }
@@ -134,12 +135,11 @@ fn variants_are_no_part_of_the_bundle() {
     assert_eq!(fs::read(model.path().join(bundle::MANIFEST)).unwrap(), before);
 }
 
-#[cfg(feature = "demo")]
 #[tokio::test(flavor = "multi_thread")]
 async fn of_variants_in_s3_only_the_wanted_one_is_fetched() {
     use fusioncap::bundle::variants::is_needed;
-    use fusioncap::demo::s3::{Credentials, EmbeddedS3};
     use fusioncap::s3::Store;
+    use kit::object_store::Server;
 
     let store = tempfile::tempdir().unwrap();
     let model = store.path().join("models/random");
@@ -149,8 +149,8 @@ async fn of_variants_in_s3_only_the_wanted_one_is_fetched() {
     for precision in Reduced::ALL {
         pretend(&model, precision, &digest);
     }
-    let server = EmbeddedS3::start(store.path(), Credentials::random()).unwrap();
-    let client = Store::connect(&server.client_config()).await.unwrap();
+    let server = Server::start(store.path());
+    let client = Store::connect(&crate::settings(server.access())).await.unwrap();
     let runtime = Runtime::default();
     for (precision, fetched) in [(Precision::Auto, None), (Precision::Int8, Some("int8"))] {
         let folder = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ mod made {
     use fusioncap::onnx::variant;
 
     use super::*;
-    use crate::{assert_company_changes_nothing, captions, load};
+    use crate::engine::{assert_company_changes_nothing, captions, load};
 
     /// How many captions of `models/tiny` stay as they are, and how far scores and embeddings
     /// move.
@@ -222,14 +222,14 @@ mod made {
         let images = root("samples");
         for precision in ["int8", "fp16"] {
             let plain = fusioncap(&["variant", path, "--precision", precision]);
-            let errors = String::from_utf8_lossy(&plain.stderr);
+            let errors = stderr(&plain);
             assert_eq!(plain.status.code(), Some(0), "{errors}");
             let card = model.path().join("variants").join(precision).join(bundle::CARD);
             assert!(fs::read_to_string(&card).unwrap().contains("was not measured"));
             let arguments =
                 ["variant", path, "--precision", precision, "--images", images.to_str().unwrap()];
             let output = fusioncap(&arguments);
-            let text = String::from_utf8(output.stdout).unwrap();
+            let text = stdout(&output);
             for part in ["wrote ", "sha256:", "bytes before", "equal;", "images/s before"] {
                 assert!(text.contains(part), "{text}");
             }

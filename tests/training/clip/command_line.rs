@@ -1,38 +1,30 @@
 //! Import, training and captioning with the binary.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::encoder::clip::tower::Storage;
 use fusioncap::onnx::external::data_path;
+use kit::{root, stderr, stdout};
 
 use super::source::Source;
 
-fn project(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 fn fusioncap(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fusioncap"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"FUSIONCAP_") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments.iter().map(|argument| argument.as_ref())).output().unwrap()
+    let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_ref()).collect();
+    kit::fusioncap(&arguments).output().unwrap()
 }
 
 #[track_caller]
 fn succeed(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
+    assert!(output.status.success(), "{}", stderr(output));
+    stdout(output)
 }
 
 /// Trains a full FusionCap with the encoder in `folder`, evaluates it on a photo and captions it.
 fn train_and_caption(folder: &Path) -> serde_json::Value {
-    let short = fs::read_to_string(project("tests/fixtures/train/random.toml")).unwrap();
+    let short = fs::read_to_string(root("tests/fixtures/train/random.toml")).unwrap();
     let settings = folder.join("short.toml");
     let whole = short
         .replace("epochs = 24", "epochs = 1")
@@ -45,7 +37,7 @@ fn train_and_caption(folder: &Path) -> serde_json::Value {
         &"--encoder",
         &encoder,
         &"--corpus",
-        &project("tests/fixtures/train/captions.txt"),
+        &root("tests/fixtures/train/captions.txt"),
         &"--settings",
         &settings,
         &"--cache",
@@ -54,7 +46,7 @@ fn train_and_caption(folder: &Path) -> serde_json::Value {
         &out,
         &"--with-text-tower",
     ]));
-    let photos = project("tests/data/clip-preprocess");
+    let photos = root("tests/data/clip-preprocess");
     let photo = photos.join("cat-small-60x40.png");
     let references = folder.join("references.json");
     let written = serde_json::json!({
@@ -126,7 +118,7 @@ fn a_refusal_is_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("encoder");
     let output = fusioncap(&[&"clip", &"import", &source.dir(), &"--out", &out]);
-    let errors = String::from_utf8(output.stderr).unwrap();
+    let errors = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(output.stdout.is_empty());
     assert_eq!(errors.lines().count(), 1, "{errors}");

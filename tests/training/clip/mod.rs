@@ -1,6 +1,5 @@
 //! CLIP import, compared with `transformers`: `tests/fixtures/hf-clip-tiny` has a model and the
 //! expected outputs. Needs ONNX Runtime.
-#![cfg(feature = "train")]
 
 mod command_line;
 mod exports;

@@ -16,7 +16,7 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::source::Source;
+use super::source::Source;
 
 /// The operator counts of the model at `path` after optimisation for the CPU.
 fn operators(path: &Path) -> BTreeMap<String, usize> {

@@ -12,7 +12,7 @@ use fusioncap::onnx::proto::{DataType, ModelProto};
 use fusioncap::onnx::variant;
 use prost::Message;
 
-use crate::source::{Encoder, Source};
+use super::source::{Encoder, Source};
 
 fn load(path: &Path) -> ModelProto {
     ModelProto::decode(fs::read(path).unwrap().as_slice()).unwrap()

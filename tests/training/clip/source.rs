@@ -23,7 +23,7 @@ use tempfile::TempDir;
 pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf-clip-tiny").join(name)
+    kit::root("tests/fixtures/hf-clip-tiny").join(name)
 }
 
 pub fn read_tensors(path: &Path) -> Tensors {

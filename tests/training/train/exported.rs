@@ -14,7 +14,7 @@ use half::f16;
 use ort::session::Session;
 use ort::value::Tensor as OrtTensor;
 
-use crate::{settings, take_turn};
+use super::{settings, take_turn};
 
 const VOCAB: usize = 50;
 const DIM: usize = 24;

@@ -1,10 +1,9 @@
 //! Training with a random encoder, and the exported graphs compared with the model in burn.
-#![cfg(feature = "train")]
 
 mod exported;
 mod runs;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fusioncap::train::settings::Settings;
 use parking_lot::{Mutex, MutexGuard};
@@ -16,7 +15,7 @@ fn take_turn() -> MutexGuard<'static, ()> {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train").join(name)
+    kit::root("tests/fixtures/train").join(name)
 }
 
 /// The settings of models/random, with two short epochs of seven steps.

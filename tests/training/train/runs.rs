@@ -16,7 +16,7 @@ use fusioncap::train::{self, Request};
 use fusioncap::{ErrorKind, Result};
 use tempfile::TempDir;
 
-use crate::{fixture, settings, take_turn};
+use super::{fixture, settings, take_turn};
 
 /// A directory with an encoder, a cache and the bundle.
 struct Workspace {
@@ -338,9 +338,8 @@ fn a_folder_with_other_files_is_refused() {
 
 #[test]
 fn the_bundles_in_the_repository_load() {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     for name in ["random", "tiny"] {
-        let bundle = Bundle::open(&models.join(name)).unwrap();
+        let bundle = Bundle::open(&kit::root("models").join(name)).unwrap();
         assert_eq!(bundle.config.name, format!("fusioncap-{name}"));
         load(bundle, 1);
     }

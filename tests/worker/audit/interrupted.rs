@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fusioncap::message::{Marker, header};
+use kit::kafka::{Cluster, Topics};
 use serde_json::{Value, json};
 
+use super::redrive::{dead_letter, write};
 use crate::command::{Running, Subcommand};
-use crate::kafka::{Cluster, Topics};
-use crate::proxy::{END_TXN, INIT_PRODUCER_ID, Request};
-use crate::redrive::{dead_letter, write};
+use crate::proxy::{END_TXN, INIT_PRODUCER_ID, Proxy, Request};
 use crate::shared_cluster;
 use crate::topic::{self, Writer, record};
 
@@ -117,7 +117,7 @@ async fn a_redrive_whose_commit_loses_its_answer_goes_on_with_another_producer()
     if !cluster.is_ours() {
         return;
     }
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, cluster.proxy());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
     write_letters(&cluster, &topics);
     let lost = proxy.lose_answer(|request| request.api == END_TXN && request.commits());
     let redrive = Subcommand::of("redrive", &proxy.address.to_string(), &topics);

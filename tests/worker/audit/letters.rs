@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use fusioncap::message::{DeadLetter, RawHeader, RawRecord, RetainedParts};
+use kit::bucket::{Bucket, picture, uri};
+use kit::process::Configuration;
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::process::Configuration;
 use crate::shared_cluster;
 use crate::topic::{self, Raw, Writer, record};
 

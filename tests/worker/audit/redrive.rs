@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use fusioncap::message::{DeadLetter, Marker, RawHeader, RawRecord, SourcePosition, Stage, header};
 use fusioncap::{Error, ErrorKind};
+use kit::bucket::{BUCKET, Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics};
+use kit::process::Configuration;
 use rdkafka::message::OwnedHeaders;
 use serde_json::{Value, json};
 
-use crate::bucket::{BUCKET, Bucket, picture, uri};
+use super::letters::{letter, strange_messages};
 use crate::command::Subcommand;
-use crate::kafka::{Cluster, Topics};
-use crate::letters::{letter, strange_messages};
-use crate::process::Configuration;
 use crate::shared_cluster;
 use crate::topic::{self, Raw, Writer, record};
 

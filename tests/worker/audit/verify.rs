@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use fusioncap::message::{RawHeader, RawRecord};
+use kit::bucket::{BUCKET, Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics, deliver};
+use kit::process::Configuration;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
-use crate::bucket::{BUCKET, Bucket, picture, uri};
 use crate::command::Subcommand;
-use crate::kafka::{Cluster, Topics, deliver};
-use crate::process::Configuration;
 use crate::shared_cluster;
 use crate::topic::{self, Writer, record};
 

@@ -1,13 +1,14 @@
 //! Schemas that grow: readers of the version before read the new records, and the other way round.
 
+use kit::bucket::{Bucket, picture, uri};
 use serde_json::{Value, json};
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::{PATIENCE, ask, await_raw, configuration, payloads, shared_cluster, shared_server};
+use super::{PATIENCE, ask, await_raw, configuration, payloads, shared_server};
+use crate::shared_cluster;
 
-const CAPTION: &str = include_str!("../../schemas/caption.v1.avsc");
-const LETTER: &str = include_str!("../../schemas/dead-letter.v1.avsc");
-const REQUEST: &str = include_str!("../../schemas/image-request.v1.avsc");
+const CAPTION: &str = include_str!("../../../schemas/caption.v1.avsc");
+const LETTER: &str = include_str!("../../../schemas/dead-letter.v1.avsc");
+const REQUEST: &str = include_str!("../../../schemas/image-request.v1.avsc");
 
 /// The schema with one more field.
 fn with_field(schema: &str, field: Value) -> String {
@@ -131,8 +132,8 @@ async fn requests_of_other_versions_are_read() {
 async fn the_json_schemas_grow_backward() {
     let server = shared_server();
     for (number, text) in [
-        include_str!("../../schemas/caption.v1.schema.json"),
-        include_str!("../../schemas/dead-letter.v1.schema.json"),
+        include_str!("../../../schemas/caption.v1.schema.json"),
+        include_str!("../../../schemas/dead-letter.v1.schema.json"),
     ]
     .into_iter()
     .enumerate()

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use fusioncap::message::header;
+use kit::bucket::{BUCKET, Bucket, picture, uri};
+use kit::kafka::{Cluster, Topics};
+use kit::process::Configuration;
 use serde_json::{Value, json};
 
-use crate::bucket::{BUCKET, Bucket, picture, uri};
+use super::server::{Server, framed};
+use super::{PATIENCE, ask, await_raw, configuration, payloads, shared_server};
 use crate::command::Subcommand;
-use crate::kafka::{Cluster, Topics};
-use crate::process::Configuration;
-use crate::server::{Server, framed};
+use crate::shared_cluster;
 use crate::topic::{self, Raw};
-use crate::{PATIENCE, ask, await_raw, configuration, payloads, shared_cluster, shared_server};
 
-const REQUEST: &str = include_str!("../../schemas/image-request.v1.avsc");
+const REQUEST: &str = include_str!("../../../schemas/image-request.v1.avsc");
 
 /// A request in Avro's JSON, which names the branches of unions.
 fn request(key: &str, id: &str) -> Value {
@@ -106,7 +107,7 @@ fn assert_answers(
     }
 }
 
-fn stop(mut worker: crate::process::Worker) {
+fn stop(mut worker: kit::process::Worker) {
     worker.signal("TERM");
     assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
 }
@@ -139,7 +140,7 @@ async fn run(
     // Put back what is there by now, its framed request byte for byte.
     bucket.put("no.png", &picture(2));
     let worker =
-        with_embeddings(crate::configuration(cluster, topics, &bucket, &server.url, &fields))
+        with_embeddings(super::configuration(cluster, topics, &bucket, &server.url, &fields))
             .start();
     let redrive = Subcommand::new("redrive", cluster, topics);
     let format = format!("registry.format={format}");

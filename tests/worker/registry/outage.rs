@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use kit::bucket::{Bucket, picture, uri};
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::server::{Server, framed};
-use crate::{PATIENCE, ask_partition, await_raw, configuration, shared_cluster, topic};
+use super::server::{Server, framed};
+use super::{PATIENCE, ask_partition, await_raw, configuration};
+use crate::{shared_cluster, topic};
 
 /// Longer than the session of the test's workers.
 const OUTAGE: Duration = Duration::from_secs(12);

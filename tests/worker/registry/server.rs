@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kit::root;
 use serde_json::{Value, json};
 
 pub struct Server {
@@ -100,7 +101,7 @@ static CLASSES: LazyLock<String> = LazyLock::new(|| {
     let compiled = Command::new("javac")
         .args(["-cp", &jars, "-d"])
         .arg(&folder)
-        .arg(root().join("tests/registry/AvroRecords.java"))
+        .arg(root("tests/worker/registry/AvroRecords.java"))
         .status()
         .unwrap();
     assert!(compiled.success());
@@ -139,12 +140,8 @@ fn java(arguments: &[String], lines: Vec<String>) -> Vec<String> {
     told
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn script(command: &str, state: &Path) -> Command {
-    let mut script = Command::new(root().join("scripts/schema-registry"));
+    let mut script = Command::new(root("scripts/schema-registry"));
     script.arg(command).arg("--state").arg(state);
     script
 }

@@ -1,12 +1,13 @@
 //! What is settled with the registry before a worker starts, and what it refuses to start with.
 
+use kit::bucket::{Bucket, picture, uri};
 use serde_json::json;
 
-use crate::bucket::{Bucket, picture, uri};
-use crate::{PATIENCE, ask, await_raw, configuration, shared_cluster, shared_server};
+use super::{PATIENCE, ask, await_raw, configuration, shared_server};
+use crate::shared_cluster;
 
 /// One line on what is wrong, with exit code 2, and nothing was consumed.
-fn assert_refused(worker: &mut crate::process::Worker, parts: &[&str]) {
+fn assert_refused(worker: &mut kit::process::Worker, parts: &[&str]) {
     assert_eq!(worker.wait(PATIENCE).code(), Some(2), "{}", worker.log());
     let log = worker.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -65,8 +66,8 @@ async fn schemas_are_only_looked_up_where_that_is_asked_for() {
     let subjects = server.get("/subjects").await;
     assert!(!subjects.as_array().unwrap().contains(&json!(subject)), "{subjects}");
     // Whoever may register does so; the schema as a human would write it.
-    let caption = include_str!("../../schemas/caption.v1.avsc");
-    let letter = include_str!("../../schemas/dead-letter.v1.avsc");
+    let caption = include_str!("../../../schemas/caption.v1.avsc");
+    let letter = include_str!("../../../schemas/dead-letter.v1.avsc");
     let id = server.register(&subject, "AVRO", caption).await;
     let subject = format!("{}-io.github.fusioncap.DeadLetter", topics.dead_letters);
     server.register(&subject, "AVRO", letter).await;

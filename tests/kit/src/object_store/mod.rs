@@ -1,51 +1,60 @@
 //! A real S3 server for the tests: started in the process, or a running one named by
-//! `FUSIONCAP_TEST_S3`, whose keys stand in `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+//! `FUSIONCAP_TEST_S3`, with its keys in `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
 //!
-//! Objects stay on a running one. Tests put the same bytes under the same key, so that they may
+//! Objects stay on a running server. Tests put the same bytes under the same key, so that they can
 //! share it.
+
+mod files;
+mod server;
 
 use std::env;
 use std::future::Future;
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{BehaviorVersion, Region};
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
-use fusioncap::config::{S3, Secret};
-use fusioncap::demo::s3::{Credentials, EmbeddedS3};
+pub use server::Server;
 
+/// How a client reaches an S3 server: path-style URLs, and one pair of keys.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Such as `http://127.0.0.1:40123`.
+    pub endpoint: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+/// One bucket on an S3 server.
 pub struct ObjectStore {
     bucket: &'static str,
-    /// With what a client reaches it.
-    pub settings: S3,
+    access: Access,
     client: Client,
-    _ours: Option<(EmbeddedS3, tempfile::TempDir)>,
+    _ours: Option<(Server, tempfile::TempDir)>,
 }
 
 impl ObjectStore {
-    /// A server with `bucket`; to be called on a runtime of several threads.
+    /// A server with `bucket`. The caller must be on a multi-threaded runtime.
     pub fn start(bucket: &'static str) -> Self {
         if let Ok(endpoint) = env::var("FUSIONCAP_TEST_S3") {
             return Self::new(bucket, running(endpoint), None);
         }
         let folder = tempfile::tempdir().unwrap();
-        let server = EmbeddedS3::start(folder.path(), Credentials::random()).unwrap();
-        Self::new(bucket, server.client_config(), Some((server, folder)))
+        let server = Server::start(folder.path());
+        Self::new(bucket, server.access().clone(), Some((server, folder)))
     }
 
     fn new(
         bucket: &'static str,
-        settings: S3,
-        ours: Option<(EmbeddedS3, tempfile::TempDir)>,
+        access: Access,
+        ours: Option<(Server, tempfile::TempDir)>,
     ) -> Self {
-        let id = settings.access_key_id.clone().unwrap();
-        let secret = settings.secret_access_key.as_ref().unwrap().reveal();
+        let Access { endpoint, access_key_id, secret_access_key } = access.clone();
+        let keys = Credentials::new(access_key_id, secret_access_key, None, None, "test");
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(settings.region.clone()))
-            .endpoint_url(settings.endpoint.as_deref().unwrap())
-            .credentials_provider(aws_sdk_s3::config::Credentials::new(
-                id, secret, None, None, "test",
-            ))
+            .region(Region::new("us-east-1"))
+            .endpoint_url(endpoint)
+            .credentials_provider(keys)
             .force_path_style(true)
             .build();
         let client = Client::from_conf(config);
@@ -54,7 +63,12 @@ impl ObjectStore {
             let there = error.is_bucket_already_exists() || error.is_bucket_already_owned_by_you();
             assert!(there, "{error:?}");
         }
-        Self { bucket, settings, client, _ours: ours }
+        Self { bucket, access, client, _ours: ours }
+    }
+
+    /// How a client reaches the server.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Puts an object.
@@ -63,16 +77,20 @@ impl ObjectStore {
         let put = self.client.put_object().bucket(self.bucket).key(key).body(body);
         wait(put.send()).unwrap();
     }
+
+    /// The ETag of an object, as the server sends it: in quotes.
+    pub fn etag(&self, key: &str) -> String {
+        let object = wait(self.client.get_object().bucket(self.bucket).key(key).send()).unwrap();
+        object.e_tag.expect("the server has ETags")
+    }
 }
 
-fn running(endpoint: String) -> S3 {
+fn running(endpoint: String) -> Access {
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
-    S3 {
-        endpoint: Some(endpoint),
-        force_path_style: true,
-        access_key_id: Some(variable("AWS_ACCESS_KEY_ID")),
-        secret_access_key: Some(Secret::new(variable("AWS_SECRET_ACCESS_KEY"))),
-        ..S3::default()
+    Access {
+        endpoint,
+        access_key_id: variable("AWS_ACCESS_KEY_ID"),
+        secret_access_key: variable("AWS_SECRET_ACCESS_KEY"),
     }
 }
 
