@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::output;
 use crate::cli::settings::KafkaSettings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::redrive::{self, Choice, Plan};
+use crate::redrive::{self, Filter, Plan};
 
 #[derive(Debug, clap::Args)]
 pub struct RedriveArgs {
@@ -38,7 +38,7 @@ pub struct RedriveArgs {
 }
 
 pub fn run(args: RedriveArgs) -> Result<()> {
-    let plan = Plan { choice: choice(&args)?, batch: batch(&args.batch)?, dry_run: args.dry_run };
+    let plan = Plan { filter: filter(&args)?, batch: batch(&args.batch)?, dry_run: args.dry_run };
     let summary = redrive::run(&args.settings.load()?, &plan)?;
     if args.json {
         output::print_json(&summary)?;
@@ -52,7 +52,7 @@ pub fn run(args: RedriveArgs) -> Result<()> {
         .with("not redrivable", summary.not_redrivable()))
 }
 
-fn choice(args: &RedriveArgs) -> Result<Choice> {
+fn filter(args: &RedriveArgs) -> Result<Filter> {
     let chosen = !args.code.is_empty()
         || !args.id.is_empty()
         || args.since.is_some()
@@ -71,7 +71,7 @@ fn choice(args: &RedriveArgs) -> Result<Choice> {
         return Err(Error::new(ErrorKind::Config, format!("--code can't be '{unknown}'"))
             .with("allowed", codes.join(", ")));
     }
-    Ok(Choice {
+    Ok(Filter {
         codes: args.code.iter().cloned().collect(),
         ids: args.id.iter().cloned().collect(),
         since: time("--since", args.since.as_deref())?,

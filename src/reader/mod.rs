@@ -1,10 +1,9 @@
-//! A topic from one offset to another, as a reader with `read_committed` sees it: for `verify` and
-//! `redrive`, which account for what is there.
+//! Reads a topic from one offset to another with `read_committed`, for `verify` and `redrive`.
 //!
-//! The end of a partition is an offset, never a count: offsets skip (transaction markers, aborted
-//! records, compaction). A partition is read when a record at or beyond its end comes, or when
-//! Kafka says that nothing stable is left; so what is read must be stable first
-//! ([`Reader::await_stable`]).
+//! The end of a partition is an offset, never a count: offsets have gaps (transaction markers,
+//! aborted records, compaction). A partition is read to its end when a record at or beyond that
+//! end arrives, or when Kafka reports that no stable record is left; so the range must be stable
+//! first ([`Reader::await_stable`]).
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -25,20 +24,20 @@ use crate::progress::Progress;
 
 /// For one request to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Reading that brings nothing for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// For open transactions to end; the brokers end a dead worker's after 40 s by default.
-const TRANSACTION_PATIENCE: Duration = Duration::from_secs(150);
+/// Reading fails when no record arrives for so long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For open transactions to end; the brokers end those of a dead worker after 40 s by default.
+const STABLE_TIMEOUT: Duration = Duration::from_secs(150);
 /// Unlike a worker, a reader never seeks: a large prefetch is worth its memory.
 const PREFETCH: [(&str, &str); 2] =
     [("queued.min.messages", "20000"), ("queued.max.messages.kbytes", "32768")];
 
 /// Offsets by partition.
 pub type Offsets = BTreeMap<i32, i64>;
-/// What to read, by partition.
+/// Offsets to read, by partition.
 pub type Ranges = BTreeMap<i32, Range<i64>>;
 
-/// Which end of a partition is meant.
+/// An end of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The last stable offset: below it every transaction has ended.
@@ -49,8 +48,8 @@ pub enum End {
 
 /// Reads; never joins the group and commits nothing.
 pub struct Reader {
-    stable: BaseConsumer<Listener>,
-    latest: BaseConsumer<Listener>,
+    stable: BaseConsumer<ReaderContext>,
+    latest: BaseConsumer<ReaderContext>,
     brokers: String,
 }
 
@@ -66,14 +65,14 @@ impl Reader {
         }
         config
             .set("enable.partition.eof", "true")
-            // What is deleted while it is read is not passed over in silence.
+            // Records that are deleted meanwhile must not be skipped silently.
             .set("auto.offset.reset", "error")
             .remove("group.instance.id");
-        // A follower may not have reached yet what the leader calls the end.
+        // A follower may lag behind the end that the leader reports.
         config.remove("client.rack");
         let create = |config: &ClientConfig| {
             config
-                .create_with_context(Listener::default())
+                .create_with_context(ReaderContext::default())
                 .map_err(|error| kafka_error("no consumer can be created", error))
         };
         let stable = create(&config)?;
@@ -87,13 +86,13 @@ impl Reader {
     /// `ErrorKind::Kafka`: no broker answers, or there is no such topic; both name their field.
     pub fn partitions(&self, field: &'static str, topic: &str) -> Result<Vec<i32>> {
         let metadata = self.stable.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| {
-            // Serves the queue on which librdkafka says why.
+            // Takes the events in which librdkafka says why.
             while self.stable.poll(Duration::ZERO).is_some() {}
-            let told = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
+            let silent = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
                 .with("kafka.brokers", &self.brokers);
             match self.stable.context().last_error() {
-                Some(reason) => told.because(reason),
-                None => told.because(error),
+                Some(reason) => silent.because(reason),
+                None => silent.because(error),
             }
         })?;
         let unusable = |code: RDKafkaErrorCode| {
@@ -114,7 +113,7 @@ impl Reader {
         Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
     }
 
-    /// From the log start to `end`, of each partition.
+    /// From the log start to `end` of each partition.
     pub fn ranges(&self, topic: &str, partitions: &[i32], end: End) -> Result<Ranges> {
         let consumer = match end {
             End::Stable => &self.stable,
@@ -132,7 +131,7 @@ impl Reader {
         partitions.iter().map(range).collect()
     }
 
-    /// What the group has committed of `topic`; partitions of which it has nothing are absent.
+    /// The group's committed offsets of `topic`; partitions without one are absent.
     pub fn committed(&self, topic: &str, partitions: &[i32]) -> Result<Offsets> {
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for &partition in partitions {
@@ -150,7 +149,7 @@ impl Reader {
         Ok(offsets)
     }
 
-    /// Waits until everything in `ranges` is stable: until no transaction below its end is open.
+    /// Waits until `ranges` are stable: until no transaction below their ends is open.
     pub fn await_stable(&self, topic: &str, ranges: &Ranges) -> Result<()> {
         let started = Instant::now();
         for (&partition, range) in ranges {
@@ -160,7 +159,7 @@ impl Reader {
                 if reached >= range.end {
                     break;
                 }
-                if started.elapsed() > TRANSACTION_PATIENCE {
+                if started.elapsed() > STABLE_TIMEOUT {
                     return Err(Error::new(ErrorKind::Kafka, "a transaction stays open")
                         .with("topic", topic)
                         .with("partition", partition)
@@ -172,16 +171,16 @@ impl Reader {
         Ok(())
     }
 
-    /// Gives every record of `ranges` to `each`, in the order of its partition, until `each` breaks
-    /// off.
-    pub fn read(
+    /// Calls `each` with every record of `ranges`, in the order of its partition, until `each`
+    /// breaks.
+    pub fn read_records(
         &self,
         topic: &str,
         ranges: &Ranges,
         mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut left: Ranges =
-            ranges.iter().filter(|(_, range)| !range.is_empty()).map(owned).collect();
+            ranges.iter().filter(|(_, range)| !range.is_empty()).map(to_owned_range).collect();
         let mut list = TopicPartitionList::with_capacity(left.len());
         let unreadable = |error| kafka_error("a topic can't be read", error).with("topic", topic);
         for (&partition, range) in &left {
@@ -202,19 +201,16 @@ impl Reader {
                     }
                     continue;
                 }
-                Some(Err(error)) if is_hopeless(&error) => return Err(unreadable(error)),
+                Some(Err(error)) if is_permanent(&error) => return Err(unreadable(error)),
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the reader reports an error");
                     continue;
                 }
-                None if last.elapsed() > PATIENCE => {
-                    return Err(Error::new(
-                        ErrorKind::Kafka,
-                        "reading a topic brings nothing more",
-                    )
-                    .with("topic", topic)
-                    .with("partitions", format_args!("{:?}", left.keys()))
-                    .with("seconds", PATIENCE.as_secs()));
+                None if last.elapsed() > IDLE_TIMEOUT => {
+                    return Err(Error::new(ErrorKind::Kafka, "no more records of a topic arrive")
+                        .with("topic", topic)
+                        .with("partitions", format_args!("{:?}", left.keys()))
+                        .with("seconds", IDLE_TIMEOUT.as_secs()));
                 }
                 None => continue,
             };
@@ -241,17 +237,17 @@ impl Reader {
             }
         }
         progress.finish();
-        // Or they stay paused when they are assigned again.
+        // Otherwise they stay paused at the next assignment.
         self.stable.resume(&paused).map_err(unreadable)?;
         self.stable.unassign().map_err(unreadable)
     }
 }
 
-fn owned((partition, range): (&i32, &Range<i64>)) -> (i32, Range<i64>) {
+fn to_owned_range((partition, range): (&i32, &Range<i64>)) -> (i32, Range<i64>) {
     (*partition, range.clone())
 }
 
-fn is_hopeless(error: &KafkaError) -> bool {
+fn is_permanent(error: &KafkaError) -> bool {
     matches!(error, KafkaError::MessageConsumptionFatal(_))
         || matches!(
             error.rdkafka_error_code(),
@@ -266,20 +262,20 @@ fn is_hopeless(error: &KafkaError) -> bool {
         )
 }
 
-/// Remembers what librdkafka said last about its connections. Its log is for `FUSIONCAP_LOG=debug`:
-/// what matters of it to whoever runs a command is in the error that ends it.
+/// Keeps librdkafka's last connection error, which goes into the error that ends a command. Its log
+/// shows with `FUSIONCAP_LOG=debug` only.
 #[derive(Default)]
-struct Listener {
+struct ReaderContext {
     last_error: Mutex<Option<String>>,
 }
 
-impl Listener {
+impl ReaderContext {
     fn last_error(&self) -> Option<String> {
         self.last_error.lock().clone()
     }
 }
 
-impl ClientContext for Listener {
+impl ClientContext for ReaderContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
     }
@@ -290,4 +286,4 @@ impl ClientContext for Listener {
     }
 }
 
-impl ConsumerContext for Listener {}
+impl ConsumerContext for ReaderContext {}

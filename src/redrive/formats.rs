@@ -1,27 +1,27 @@
-//! How letters and references are read and markers written: with a schema registry or without.
+//! The formats of letters, references and markers, with a schema registry or without.
 
 use std::borrow::Cow;
 
 use crate::config::Topics;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::DeadLetter;
-use crate::registry::{Encoder, Kind, Reader, Registry};
+use crate::registry::{BlockingDecoder, Encoder, Kind, Registry};
 
 pub struct Formats {
-    letters: Reader,
-    requests: Reader,
+    letters: BlockingDecoder,
+    requests: BlockingDecoder,
     pub markers: Encoder,
 }
 
 impl Formats {
-    /// Settles the markers' schema, unless none will be written.
+    /// Resolves the markers' schema, unless none will be written.
     ///
     /// # Errors
     /// As [`Registry::encoder`].
     pub fn connect(topics: &Topics, dry_run: bool) -> Result<Self> {
         let registry = Registry::new(&topics.registry)?;
-        let letters = registry.reader(Kind::DeadLetter)?;
-        let requests = registry.reader(Kind::Request)?;
+        let letters = registry.blocking_decoder(Kind::DeadLetter)?;
+        let requests = registry.blocking_decoder(Kind::Request)?;
         let markers = if dry_run {
             Encoder::Json
         } else {
@@ -30,12 +30,12 @@ impl Formats {
         Ok(Self { letters, requests, markers })
     }
 
-    /// The letter in a record; None where there is none that can be read.
+    /// The letter in a record; None where the record is not one.
     ///
     /// # Errors
     /// `ErrorKind::Registry` where the registry does not answer.
-    pub fn letter(&self, payload: &[u8]) -> Result<Option<DeadLetter>> {
-        let opened = readable(self.letters.open(payload))?;
+    pub fn parse_letter(&self, payload: &[u8]) -> Result<Option<DeadLetter>> {
+        let opened = readable_or_none(self.letters.open(payload))?;
         Ok(opened.and_then(|json| serde_json::from_slice(&json).ok()))
     }
 
@@ -43,12 +43,12 @@ impl Formats {
     ///
     /// # Errors
     /// `ErrorKind::Registry` where the registry does not answer.
-    pub fn request<'p>(&self, payload: &'p [u8]) -> Result<Option<Cow<'p, [u8]>>> {
-        readable(self.requests.open(payload))
+    pub fn open_request<'p>(&self, payload: &'p [u8]) -> Result<Option<Cow<'p, [u8]>>> {
+        readable_or_none(self.requests.open(payload))
     }
 }
 
-fn readable<T>(opened: Result<T, Error>) -> Result<Option<T>> {
+fn readable_or_none<T>(opened: Result<T, Error>) -> Result<Option<T>> {
     match opened {
         Ok(opened) => Ok(Some(opened)),
         Err(error) if error.kind() == ErrorKind::InvalidMessage => {

@@ -1,15 +1,15 @@
 //! Dead letters back onto the input topic, exactly once.
 //!
-//! A run takes over the transactional id `<group>-redrive`: that ends whatever an earlier run left
-//! open, one way or the other, and fences one that still goes on. Only then does it read the whole
-//! dead-letter topic (`survey`), letters and markers. What is chosen and not marked is rebuilt
-//! (`rebuild`) and put back in transactions that hold the references and the markers of the same
-//! letters (`transaction`). So whenever a run dies, each letter is either marked and put back or
-//! neither, and the next run knows which.
+//! A run takes over the transactional id `<group>-redrive`: that ends every transaction that an
+//! earlier run left open, and fences a run that is still at work. Only then does it read the whole
+//! dead-letter topic, letters and markers (`survey`). It rebuilds the references of the letters that
+//! the filter admits and no marker names (`rebuild`), and puts them back in transactions that hold
+//! the references and the markers of the same letters (`transaction`). So whenever a run dies, each
+//! letter is either marked and put back or neither, and the next run knows which.
 //!
 //! A commit during which a connection broke may still act on a later transaction of the same
-//! producer (see `worker/transaction`). After one the producer is replaced, and because another
-//! run may have come in between, everything is surveyed again.
+//! producer (see `kafka/transaction`). After such a commit the producer is replaced, and everything
+//! is surveyed again, because another run may have come in between.
 
 mod formats;
 mod rebuild;
@@ -34,24 +34,24 @@ use crate::redrive::rebuild::{Rebuilder, Rebuilt};
 use crate::redrive::survey::Survey;
 use crate::redrive::transaction::Redriver;
 
-/// Payload bytes a transaction, whatever its number of letters.
+/// Most payload bytes in a transaction, whatever its number of letters.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Which dead letters are put back. An empty criterion admits all.
+/// Selects the dead letters to put back. An empty criterion admits all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct Filter {
     pub codes: BTreeSet<String>,
     pub ids: BTreeSet<String>,
-    /// Failed then or later.
+    /// Letters that failed at this time or later.
     pub since: Option<Timestamp>,
-    /// Failed before.
+    /// Letters that failed before this time.
     pub until: Option<Timestamp>,
 }
 
-impl Choice {
+impl Filter {
     pub fn admits(&self, letter: &DeadLetter) -> bool {
-        let one_of = |wanted: &BTreeSet<String>, value| wanted.is_empty() || wanted.contains(value);
-        if !one_of(&self.codes, &letter.code) || !one_of(&self.ids, &letter.id) {
+        let is_in = |set: &BTreeSet<String>, value| set.is_empty() || set.contains(value);
+        if !is_in(&self.codes, &letter.code) || !is_in(&self.ids, &letter.id) {
             return false;
         }
         if self.since.is_none() && self.until.is_none() {
@@ -65,23 +65,23 @@ impl Choice {
     }
 }
 
-/// What a run is to do.
+/// The task of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    pub choice: Choice,
-    /// Letters a transaction.
+    pub filter: Filter,
+    /// Most letters in a transaction.
     pub batch: usize,
-    /// Count only.
+    /// Counts only, and writes nothing.
     pub dry_run: bool,
 }
 
-/// Puts the chosen letters back.
+/// Puts the references of the selected letters back.
 ///
 /// # Errors
 /// `ErrorKind::Config` for settings that are refused; `ErrorKind::Kafka` when a topic can't be
 /// read, a transaction fails, or another run has taken over; `ErrorKind::Registry` when the schema
-/// registry does not answer. What was committed before stays, and
-/// is known by its markers to the next run.
+/// registry does not answer. Earlier transactions remain committed, and the next run finds their
+/// markers.
 pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
     let kafka = &topics.kafka;
     let formats = Formats::connect(topics, plan.dry_run)?;
@@ -90,16 +90,16 @@ pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
     let inputs = reader.partitions("kafka.input_topic", &kafka.input_topic)?;
     let mut summary = Summary { dry_run: plan.dry_run, ..Summary::default() };
     let mut is_first = true;
-    // Before anything is read: see above.
+    // Before anything is read: see the module's documentation.
     let mut redriver = if plan.dry_run { None } else { Some(Redriver::connect(kafka)?) };
     loop {
         let topic = &kafka.dead_letter_topic;
-        // At the latest end, so that nothing is passed over behind another's open transaction.
+        // Up to the latest end, so that no letter behind an open transaction is missed.
         let ranges = reader.ranges(topic, &letters, End::Latest)?;
         reader.await_stable(topic, &ranges)?;
-        let survey = Survey::read(&reader, &formats, kafka, &plan.choice, &ranges)?;
+        let survey = Survey::read_topic(&reader, &formats, kafka, &plan.filter, &ranges)?;
         if is_first {
-            survey.count(&mut summary);
+            survey.add_to(&mut summary);
             is_first = false;
         }
         let Some(redriver) = &mut redriver else {
@@ -110,7 +110,7 @@ pub fn run(topics: &Topics, plan: &Plan) -> Result<Summary> {
         let batch = Vec::new();
         let reader = &reader;
         let pass = Pass { reader, formats: &formats, kafka, plan, redriver, rebuilder, batch };
-        if pass.run(&survey.ranges(), &survey, &mut summary)?.is_continue() {
+        if pass.run(&survey.pending_ranges(), &survey, &mut summary)?.is_continue() {
             return Ok(summary);
         }
         tracing::info!("a connection broke during a commit: surveying again");
@@ -130,7 +130,7 @@ struct Pass<'r> {
 }
 
 impl Pass<'_> {
-    /// Breaks off where the producer has to be replaced.
+    /// Breaks where the producer has to be replaced.
     fn run(
         mut self,
         ranges: &Ranges,
@@ -139,8 +139,8 @@ impl Pass<'_> {
     ) -> Result<ControlFlow<()>> {
         let (reader, topic) = (self.reader, &self.kafka.dead_letter_topic);
         let (mut bytes, mut ended) = (0_usize, ControlFlow::Continue(()));
-        reader.read(topic, ranges, |record| {
-            if !survey.is_open(record.partition(), record.offset()) {
+        reader.read_records(topic, ranges, |record| {
+            if !survey.is_pending(record.partition(), record.offset()) {
                 return Ok(ControlFlow::Continue(()));
             }
             let position = SourcePosition {
@@ -149,7 +149,7 @@ impl Pass<'_> {
                 offset: record.offset(),
             };
             let payload = record.payload().unwrap_or_default();
-            let letter = self.formats.letter(payload)?.ok_or_else(|| {
+            let letter = self.formats.parse_letter(payload)?.ok_or_else(|| {
                 Error::new(ErrorKind::Internal, "a dead letter changed while it was read")
                     .with("position", &position)
             })?;
@@ -167,7 +167,7 @@ impl Pass<'_> {
             Ok(ended)
         })?;
         if ended.is_continue() && !self.batch.is_empty() {
-            // What comes after the last batch: nothing.
+            // Nothing comes after the last batch.
             let _ = self.commit(summary)?;
         }
         Ok(ended)
@@ -176,7 +176,7 @@ impl Pass<'_> {
     fn commit(&mut self, summary: &mut Summary) -> Result<ControlFlow<()>> {
         let outcome = self.redriver.commit(&self.batch, &self.kafka.input_topic)?;
         for rebuilt in self.batch.drain(..) {
-            summary.redriven(&rebuilt.code);
+            summary.add_redriven(&rebuilt.code);
         }
         Ok(if outcome.keeps_producer() {
             ControlFlow::Continue(())
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn every_kind_of_choice_must_hold() {
         let missing = letter(ErrorKind::ObjectNotFound, "2026-11-23T12:00:00.000001Z");
-        let choice = |codes: &[ErrorKind], ids: &[&str], since: &str, until: &str| Choice {
+        let filter = |codes: &[ErrorKind], ids: &[&str], since: &str, until: &str| Filter {
             codes: codes.iter().map(|kind| kind.code().to_owned()).collect(),
             ids: ids.iter().map(|id| (*id).to_owned()).collect(),
             since: since.parse().ok(),
@@ -211,20 +211,20 @@ mod tests {
         };
         let (found, denied) = (ErrorKind::ObjectNotFound, ErrorKind::AccessDenied);
         let id = missing.id.as_str();
-        for (choice, admitted) in [
-            (Choice::default(), true),
-            (choice(&[found, denied], &[], "", ""), true),
-            (choice(&[denied], &[], "", ""), false),
-            (choice(&[], &[id, "other"], "", ""), true),
-            (choice(&[found], &["other"], "", ""), false),
-            (choice(&[], &[], "2026-11-23T12:00:00.000001Z", ""), true),
-            (choice(&[], &[], "2026-11-23T12:00:00.000002Z", ""), false),
-            (choice(&[], &[], "", "2026-11-23T12:00:00.000001Z"), false),
-            (choice(&[], &[], "", "2026-11-23T13:00:00.000002+01:00"), true),
+        for (filter, admitted) in [
+            (Filter::default(), true),
+            (filter(&[found, denied], &[], "", ""), true),
+            (filter(&[denied], &[], "", ""), false),
+            (filter(&[], &[id, "other"], "", ""), true),
+            (filter(&[found], &["other"], "", ""), false),
+            (filter(&[], &[], "2026-11-23T12:00:00.000001Z", ""), true),
+            (filter(&[], &[], "2026-11-23T12:00:00.000002Z", ""), false),
+            (filter(&[], &[], "", "2026-11-23T12:00:00.000001Z"), false),
+            (filter(&[], &[], "", "2026-11-23T13:00:00.000002+01:00"), true),
         ] {
-            assert_eq!(choice.admits(&missing), admitted, "{choice:?}");
+            assert_eq!(filter.admits(&missing), admitted, "{filter:?}");
         }
         let undated = letter(found, "yesterday");
-        assert!(!choice(&[], &[], "2020-01-01T00:00:00Z", "").admits(&undated));
+        assert!(!filter(&[], &[], "2020-01-01T00:00:00Z", "").admits(&undated));
     }
 }

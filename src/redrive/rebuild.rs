@@ -1,6 +1,6 @@
-//! A dead letter to the reference it came from: the original key, payload and headers, byte for
-//! byte, with the headers that mark it as redriven; or, of a message with several images, a
-//! request for the one that failed, since the whole message would caption the others twice.
+//! Rebuilds the reference of a dead letter: the original key, payload and headers, byte for byte,
+//! with the headers that mark it as redriven. For a message with several images it is a request for
+//! the image that failed, since the whole message would caption the others twice.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -27,29 +27,30 @@ pub enum Reason {
 /// Headers of a redriven reference; they are replaced when it is redriven again.
 const OWN_HEADERS: [&str; 3] = [header::REDRIVEN_FROM, header::REDRIVEN_TIMES, header::REDRIVEN_ID];
 
-/// Room that a record takes beside key, payload and headers.
+/// Bytes of a record beside key, payload and headers.
 const FRAME: usize = 256;
 /// librdkafka's default of `message.max.bytes`.
 const MAX_BYTES: usize = 1_000_000;
 
-/// What is put back for one letter.
+/// The records that put one letter back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuilt {
     pub code: String,
-    /// Of the input topic; any where the letter's own is no more.
+    /// Partition of the input topic; None where the original one no longer exists.
     pub partition: Option<i32>,
     pub reference: RawRecord,
+    /// The letter's position.
     pub position: SourcePosition,
     pub marker: RawRecord,
 }
 
 impl Rebuilt {
     pub fn bytes(&self) -> usize {
-        size(&self.reference).saturating_add(size(&self.marker))
+        record_size(&self.reference).saturating_add(record_size(&self.marker))
     }
 }
 
-/// Rebuilds references; looks up at their source the ones that were left out.
+/// Rebuilds references; reads originals that were left out at their source.
 pub struct Rebuilder<'f> {
     formats: &'f Formats,
     topic: String,
@@ -70,7 +71,10 @@ impl<'f> Rebuilder<'f> {
         })
     }
 
-    /// The outer error is Kafka's, or the schema registry's.
+    /// The records for a letter, or why it can't be put back.
+    ///
+    /// # Errors
+    /// The outer error: `ErrorKind::Kafka` or `ErrorKind::Registry`.
     pub fn rebuild(
         &self,
         letter: &DeadLetter,
@@ -78,26 +82,26 @@ impl<'f> Rebuilder<'f> {
     ) -> Result<Result<Rebuilt, Reason>> {
         let original = match letter.original_record() {
             Ok(Some(original)) => original,
-            Ok(None) => match self.at_source(letter)? {
+            Ok(None) => match self.read_source(letter)? {
                 Some(original) => original,
                 None => return Ok(Err(Reason::Gone)),
             },
             Err(_) => return Ok(Err(Reason::Damaged)),
         };
-        let is_there = self.partitions.contains(&letter.source_partition);
-        let partition = is_there.then_some(letter.source_partition);
-        let opened = self.formats.request(original.payload.as_deref().unwrap_or_default())?;
+        let exists = self.partitions.contains(&letter.source_partition);
+        let partition = exists.then_some(letter.source_partition);
+        let opened = self.formats.open_request(original.payload.as_deref().unwrap_or_default())?;
         let read = opened.map(Cow::into_owned);
         let markers = &self.formats.markers;
-        let made = rebuilt(letter, (original, read), partition, position, markers);
+        let made = rebuild_records(letter, (original, read), partition, position, markers);
         Ok(made.and_then(|rebuilt| {
-            let fits = size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
+            let fits = record_size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
             if fits { Ok(rebuilt) } else { Err(Reason::TooLarge) }
         }))
     }
 
     /// The record at the letter's source, if the topic still has it.
-    fn at_source(&self, letter: &DeadLetter) -> Result<Option<RawRecord>> {
+    fn read_source(&self, letter: &DeadLetter) -> Result<Option<RawRecord>> {
         let (partition, offset) = (letter.source_partition, letter.source_offset);
         if !self.partitions.contains(&partition) {
             return Ok(None);
@@ -108,7 +112,7 @@ impl<'f> Rebuilder<'f> {
         }
         let mut found = None;
         let one = Ranges::from([(partition, offset..offset.saturating_add(1))]);
-        self.source.read(&self.topic, &one, |record| {
+        self.source.read_records(&self.topic, &one, |record| {
             if record.offset() == offset {
                 found = Some(RawRecord::detach(record));
             }
@@ -118,8 +122,9 @@ impl<'f> Rebuilder<'f> {
     }
 }
 
-/// Pure: the records for one letter, of its message as it stood and as it can be read.
-fn rebuilt(
+/// The records for one letter, given its original message and that message's JSON, if it has any.
+/// Pure.
+fn rebuild_records(
     letter: &DeadLetter,
     (mut original, read): (RawRecord, Option<Vec<u8>>),
     partition: Option<i32>,
@@ -130,15 +135,15 @@ fn rebuilt(
         .and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok())
         .unwrap_or(0)
         .saturating_add(1);
-    if let Some(image) = one_of_several(letter, read.as_deref(), &original.headers)? {
+    if let Some(image) = failed_image(letter, read.as_deref(), &original.headers)? {
         original.payload = Some(image.to_json());
-        // The request is what stands here now, and no event.
+        // The payload is a request now, not an event.
         original.headers.retain(|header| !header.name.starts_with(b"ce_"));
     }
     original.headers.retain(|header| !OWN_HEADERS.iter().any(|own| own.as_bytes() == header.name));
     original.headers.push(RawHeader::new(header::REDRIVEN_FROM, position.to_string()));
     original.headers.push(RawHeader::new(header::REDRIVEN_TIMES, times.to_string()));
-    // A message that could not be read may have an id of its own when it can.
+    // A message that could not be read may have an id of its own, which counts once it can be read.
     if letter.uri.is_some() {
         original.headers.push(RawHeader::new(header::REDRIVEN_ID, letter.id.as_str()));
     }
@@ -155,8 +160,8 @@ fn rebuilt(
     Ok(Rebuilt { code, partition, reference: original, position, marker })
 }
 
-/// The image that failed, where the message has others as well.
-fn one_of_several(
+/// The image that failed; None where the message has only one.
+fn failed_image(
     letter: &DeadLetter,
     read: Option<&[u8]>,
     headers: &[RawHeader],
@@ -174,7 +179,7 @@ fn one_of_several(
         return Err(Reason::Damaged);
     }
     let image = requests.images.swap_remove(index);
-    // Read again as the worker will: the request must name the same object.
+    // The worker must read the same object from the request.
     let again = message::parse(&image.to_json(), &[], &source).map_err(|_| Reason::Damaged)?;
     if again.images.as_slice() != [image.clone()] {
         return Err(Reason::Damaged);
@@ -182,7 +187,7 @@ fn one_of_several(
     Ok(Some(image))
 }
 
-fn size(record: &RawRecord) -> usize {
+fn record_size(record: &RawRecord) -> usize {
     let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
     let headers =
         record.headers.iter().map(|header| header.name.len() + length(&header.value) + 10);
@@ -213,18 +218,24 @@ mod tests {
 
     fn put_back(original: &RawRecord, index: usize, offset: i64) -> Rebuilt {
         let message = (original.clone(), original.payload.clone());
-        rebuilt(&letter(original, index), message, Some(1), position(offset), &Encoder::Json)
-            .unwrap()
+        rebuild_records(
+            &letter(original, index),
+            message,
+            Some(1),
+            position(offset),
+            &Encoder::Json,
+        )
+        .unwrap()
     }
 
-    fn of(payload: &str, headers: Vec<RawHeader>) -> RawRecord {
+    fn raw_record(payload: &str, headers: Vec<RawHeader>) -> RawRecord {
         RawRecord { key: Some(b"k".to_vec()), payload: Some(payload.into()), headers }
     }
 
     #[test]
     fn the_original_comes_back_with_three_headers_more() {
         let null = RawHeader { name: b"\xff".to_vec(), value: None };
-        let first = of(r#"{"uri": "s3://photos/a.png"}"#, vec![null.clone(), null]);
+        let first = raw_record(r#"{"uri": "s3://photos/a.png"}"#, vec![null.clone(), null]);
         let once = put_back(&first, 0, 17);
         assert_eq!((&once.reference.key, &once.reference.payload), (&first.key, &first.payload));
         assert_eq!(once.reference.headers[..2], first.headers[..]);
@@ -247,7 +258,9 @@ mod tests {
 
     #[test]
     fn a_message_that_was_not_understood_comes_back_as_it_is() {
-        for original in [RawRecord::default(), of("", vec![]), of("no JSON", vec![])] {
+        for original in
+            [RawRecord::default(), raw_record("", vec![]), raw_record("no JSON", vec![])]
+        {
             let back = put_back(&original, 0, 1).reference;
             assert_eq!((&back.key, &back.payload), (&original.key, &original.payload));
             assert_eq!(back.headers.len(), 2, "no id to keep");
@@ -265,7 +278,7 @@ mod tests {
         let payload = format!(r#"{{"Records": [{}, {}]}}"#, record("a+b.png"), record("c.png"));
         let kept = RawHeader::new("traceparent", "t");
         let event = RawHeader::new("ce_specversion", "1.0");
-        let original = of(&payload, vec![event, kept.clone()]);
+        let original = raw_record(&payload, vec![event, kept.clone()]);
         let images = parse(payload.as_bytes(), &[], &source()).unwrap().images;
         for (index, image) in images.iter().enumerate() {
             let back = put_back(&original, index, 3).reference;
@@ -276,8 +289,8 @@ mod tests {
         }
         let beyond = letter(&original, 2);
         let read = original.payload.clone();
-        let told =
-            rebuilt(&beyond, (original, read), None, position(3), &Encoder::Json).unwrap_err();
-        assert_eq!(told, Reason::Damaged);
+        let refused = rebuild_records(&beyond, (original, read), None, position(3), &Encoder::Json)
+            .unwrap_err();
+        assert_eq!(refused, Reason::Damaged);
     }
 }

@@ -1,4 +1,4 @@
-//! What a run did, in counts.
+//! The counts of a run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,25 +7,25 @@ use serde::Serialize;
 
 use super::rebuild::Reason;
 
-/// Of one error code.
+/// The counts of one error code.
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Counts {
-    /// Letters that were chosen.
+    /// Letters that the filter admits.
     pub chosen: u64,
-    /// Of these, the ones that an earlier run has put back.
+    /// Admitted letters that an earlier run has put back.
     pub already_redriven: u64,
-    /// The ones that this run has put back.
+    /// Letters that this run has put back.
     pub redriven: u64,
 }
 
-/// Chosen letters that can't be put back.
+/// Admitted letters that can't be put back.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct NotRedrivable {
     /// The original was left out of the letter, and is no longer at its source.
     pub gone: u64,
     /// The letter's fields contradict each other or the original.
     pub damaged: u64,
-    /// The reference would outgrow a message with its new headers.
+    /// With its new headers the reference would be too large for a message.
     pub too_large: u64,
 }
 
@@ -39,7 +39,7 @@ impl NotRedrivable {
     }
 }
 
-/// The whole run.
+/// The counts of a whole run.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Summary {
     pub dry_run: bool,
@@ -49,7 +49,7 @@ pub struct Summary {
     pub markers: u64,
     /// Records that are neither letter nor marker.
     pub unreadable: u64,
-    /// Letters whose references came from another topic; never chosen.
+    /// Letters whose references came from another topic; never put back.
     pub other_topic: u64,
     pub chosen: u64,
     pub already_redriven: u64,
@@ -59,13 +59,13 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Chosen letters that can't be put back.
+    /// Admitted letters that can't be put back.
     pub fn not_redrivable(&self) -> u64 {
         let NotRedrivable { gone, damaged, too_large } = self.not_redrivable;
         gone + damaged + too_large
     }
 
-    pub(super) fn redriven(&mut self, code: &str) {
+    pub(super) fn add_redriven(&mut self, code: &str) {
         self.redriven += 1;
         if let Some(counts) = self.codes.get_mut(code) {
             counts.redriven += 1;
@@ -73,7 +73,7 @@ impl Summary {
     }
 }
 
-/// A line for each code, and one for the whole.
+/// A line for each code, and one for the whole run.
 impl fmt::Display for Summary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (code, counts) in &self.codes {
@@ -97,10 +97,10 @@ impl fmt::Display for Summary {
         }
         let NotRedrivable { gone, damaged, too_large } = self.not_redrivable;
         let troubles = [
-            (gone, "not redrivable: the original was left out, and is gone from its source"),
+            (gone, "not redrivable: the original was left out and is no longer at its source"),
             (damaged, "not redrivable: the letter contradicts itself"),
             (too_large, "not redrivable: too large for a message"),
-            (self.other_topic, "of another input topic, not looked at"),
+            (self.other_topic, "from another input topic, not redriven"),
             (self.unreadable, "records are neither dead letter nor marker"),
         ];
         for (count, what) in troubles.into_iter().filter(|(count, _)| *count > 0) {

@@ -1,6 +1,7 @@
-//! Which letters are chosen, and which of them are marked already: places only, no record is kept.
+//! Which letters the filter admits, and which of them are marked already. Positions only: no record
+//! is kept.
 //!
-//! Memory: a place is 16 bytes in a tree; a million letters are about 30 MB.
+//! Memory: a position is 16 bytes in a tree; a million letters are about 30 MB.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -8,7 +9,7 @@ use std::ops::ControlFlow;
 use rdkafka::message::Message as _;
 
 use super::formats::Formats;
-use super::{Choice, Summary};
+use super::{Filter, Summary};
 use crate::config::Kafka;
 use crate::error::Result;
 use crate::kafka::headers::read_headers;
@@ -16,14 +17,14 @@ use crate::message::Marker;
 use crate::reader::{Ranges, Reader};
 
 /// Partition and offset of a letter.
-type Spot = (i32, i64);
+type LetterPosition = (i32, i64);
 
-/// What stands on the dead-letter topic.
+/// The content of the dead-letter topic.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// Chosen and not marked.
-    open: BTreeSet<Spot>,
-    /// By code: chosen, and of these marked.
+    /// Admitted and not marked.
+    pending: BTreeSet<LetterPosition>,
+    /// By code: admitted letters, and how many of them are marked.
     codes: BTreeMap<String, (u64, u64)>,
     letters: u64,
     markers: u64,
@@ -32,18 +33,18 @@ pub struct Survey {
 }
 
 impl Survey {
-    pub fn read(
+    pub fn read_topic(
         reader: &Reader,
         formats: &Formats,
         kafka: &Kafka,
-        choice: &Choice,
+        filter: &Filter,
         ranges: &Ranges,
     ) -> Result<Self> {
         let mut survey = Self::default();
-        let mut chosen: BTreeMap<String, BTreeSet<Spot>> = BTreeMap::new();
-        let mut marked: BTreeSet<Spot> = BTreeSet::new();
+        let mut admitted: BTreeMap<String, BTreeSet<LetterPosition>> = BTreeMap::new();
+        let mut marked: BTreeSet<LetterPosition> = BTreeSet::new();
         let topic = &kafka.dead_letter_topic;
-        reader.read(topic, ranges, |record| {
+        reader.read_records(topic, ranges, |record| {
             let headers = read_headers(record);
             if Marker::is_marker(&headers) {
                 survey.markers += 1;
@@ -53,43 +54,43 @@ impl Survey {
                 return Ok(ControlFlow::Continue(()));
             }
             let payload = record.payload().unwrap_or_default();
-            let Some(letter) = formats.letter(payload)? else {
+            let Some(letter) = formats.parse_letter(payload)? else {
                 survey.unreadable += 1;
                 return Ok(ControlFlow::Continue(()));
             };
             survey.letters += 1;
             if letter.source_topic != kafka.input_topic {
                 survey.other_topic += 1;
-            } else if choice.admits(&letter) {
-                let spot = (record.partition(), record.offset());
-                chosen.entry(letter.code).or_default().insert(spot);
+            } else if filter.admits(&letter) {
+                let position = (record.partition(), record.offset());
+                admitted.entry(letter.code).or_default().insert(position);
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for (code, spots) in chosen {
-            let done = spots.intersection(&marked).count() as u64;
-            survey.codes.insert(code, (spots.len() as u64, done));
-            survey.open.extend(spots.difference(&marked));
+        for (code, positions) in admitted {
+            let done = positions.intersection(&marked).count() as u64;
+            survey.codes.insert(code, (positions.len() as u64, done));
+            survey.pending.extend(positions.difference(&marked));
         }
         Ok(survey)
     }
 
     /// Whether a letter is to be put back.
-    pub fn is_open(&self, partition: i32, offset: i64) -> bool {
-        self.open.contains(&(partition, offset))
+    pub fn is_pending(&self, partition: i32, offset: i64) -> bool {
+        self.pending.contains(&(partition, offset))
     }
 
-    /// From the first to the last letter that is to be put back, of each partition.
-    pub fn ranges(&self) -> Ranges {
+    /// From the first to the last pending letter of each partition.
+    pub fn pending_ranges(&self) -> Ranges {
         let mut ranges = Ranges::new();
-        for &(partition, offset) in &self.open {
+        for &(partition, offset) in &self.pending {
             let range = ranges.entry(partition).or_insert(offset..offset);
             range.end = offset.saturating_add(1);
         }
         ranges
     }
 
-    pub fn count(&self, summary: &mut Summary) {
+    pub fn add_to(&self, summary: &mut Summary) {
         summary.letters = self.letters;
         summary.markers = self.markers;
         summary.unreadable = self.unreadable;

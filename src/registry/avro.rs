@@ -1,8 +1,8 @@
-//! Records between JSON and Avro, as an Avro schema says: the same fields, but that a time is RFC
-//! 3339 text in JSON and a number of microseconds in Avro.
+//! Converts records between JSON and Avro by an Avro schema: the fields are the same, but a time is
+//! RFC 3339 text in JSON and a number of microseconds in Avro.
 //!
-//! Only what the schemas of `schemas/` use is known here; records that others have written are
-//! first resolved to one of these schemas, by Avro's own rules.
+//! Only the types in the schemas of `schemas/` are supported; records of other writers are first
+//! resolved to one of these schemas, by Avro's own rules.
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
@@ -13,10 +13,10 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Most bytes that one length inside a record may claim, before there is memory for it.
+/// Most bytes that one length inside a record may claim; checked before memory is allocated.
 const MAX_ALLOCATION: usize = 64 << 20;
 
-/// The record `json` in binary, without any frame.
+/// The record `json` in Avro's binary encoding, without a frame.
 ///
 /// # Errors
 /// `ErrorKind::Internal` where it does not fit `schema`.
@@ -28,27 +28,26 @@ pub fn encode(json: &Json, schema: &Schema) -> Result<Vec<u8>> {
     writer.write_value_to_vec(value).map_err(failed)
 }
 
-/// The record that `written` describes, read as `wanted`.
+/// The record, written with the schema `written` and resolved to `wanted`.
 ///
 /// # Errors
-/// `ErrorKind::InvalidMessage` where the bytes are no such record, or it can't be read so.
+/// `ErrorKind::InvalidMessage` where the bytes are not such a record, or it can't be resolved.
 pub fn decode(bytes: &[u8], written: &Schema, wanted: &Schema) -> Result<Json> {
     apache_avro::util::max_allocation_bytes(MAX_ALLOCATION);
     let invalid = |message| Error::new(ErrorKind::InvalidMessage, message);
     let failed = |error: apache_avro::Error| {
-        invalid("the message is no Avro record of its schema that can be read").because(error)
+        invalid("the message is not a readable Avro record of its schema").because(error)
     };
     let mut rest = bytes;
     let reader = GenericDatumReader::builder(written).reader_schema(wanted).build();
     let value = reader.map_err(failed)?.read_value(&mut rest).map_err(failed)?;
     if !rest.is_empty() {
-        return Err(invalid("bytes are left behind the Avro record").with("bytes", rest.len()));
+        return Err(invalid("there are bytes behind the Avro record").with("bytes", rest.len()));
     }
     to_json(value)
 }
 
-/// Whether a schema names itself inside itself: reading such a record could go as deep as it is
-/// long.
+/// Whether a schema contains itself: such a record can nest as deep as it is long.
 pub fn is_recursive(schema: &Schema) -> bool {
     fn within<'s>(schema: &'s Schema, above: &mut Vec<&'s apache_avro::schema::Name>) -> bool {
         match schema {
@@ -75,7 +74,7 @@ fn to_avro(json: &Json, schema: &Schema) -> Result<Value> {
     };
     let value = match (schema, json) {
         (Schema::Union(_), Json::Null) => Some(Value::Union(0, Box::new(Value::Null))),
-        // Null comes first in all of them.
+        // Null comes first in all unions of ours.
         (Schema::Union(union), _) => match union.variants() {
             [Schema::Null, inner] => Some(Value::Union(1, Box::new(to_avro(json, inner)?))),
             _ => None,
@@ -112,7 +111,7 @@ fn to_avro(json: &Json, schema: &Schema) -> Result<Value> {
         (Schema::Float, Json::Number(number)) => {
             number.as_f64().map(|number| Value::Float(number as f32))
         }
-        // What is no number has no other form in JSON.
+        // JSON has no other form for a value that is not a number.
         (Schema::Float, Json::Null) => Some(Value::Float(f32::NAN)),
         _ => None,
     };
@@ -143,7 +142,7 @@ fn to_json(value: Value) -> Result<Json> {
             Json::Object(fields.collect::<Result<Map<_, _>>>()?)
         }
         other => {
-            return Err(Error::new(ErrorKind::Internal, "an Avro type is not known here")
+            return Err(Error::new(ErrorKind::Internal, "an Avro type is not supported")
                 .with("value", format!("{other:.100?}")));
         }
     })
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_null_and_what_is_no_number_is_kept_so() {
+    fn an_absent_field_is_null_and_nan_is_kept() {
         let schema = parse(&json!({"type": "record", "name": "R", "fields": [
             {"name": "score", "type": "float"},
             {"name": "more", "type": ["null", {"type": "array", "items": "float"}]},
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error_that_names_the_field() {
+    fn a_misfit_is_an_error_that_names_the_field() {
         let schema = parse(&json!({"type": "record", "name": "R", "fields": [
             {"name": "number", "type": "int"}]}));
         for wrong in [json!({"number": "1"}), json!({"number": 2_147_483_648_i64}), json!({})] {

@@ -1,8 +1,8 @@
-//! Confluent's Schema Registry API, version 1, as far as it is needed here.
+//! A client of Confluent's Schema Registry API, version 1: the calls that are needed here.
 //!
-//! The one thing to know: what the registry says about a schema (there is none, it does not fit)
-//! is an answer; everything else, from a connection that breaks to refused credentials and pages
-//! of some proxy, is an error of `ErrorKind::Registry`, which may be gone at the next try.
+//! The one thing to know: a statement of the registry about a schema (it does not exist, it does not
+//! fit) is an answer. Everything else, from broken connections to refused credentials and a proxy's
+//! error pages, is an error of `ErrorKind::Registry`, which may be gone at the next attempt.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use url::Url;
 use crate::config::{self, Secret};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest answer that an error repeats, in characters.
+/// Longest quotation of an answer in an error, in characters.
 const MAX_QUOTE: usize = 300;
-/// The kind of schemas of which none is told.
+/// The kind of a schema without `schemaType`.
 pub const AVRO: &str = "AVRO";
 
-/// Asks one registry.
+/// Calls one registry.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -42,7 +42,7 @@ pub struct Schema {
     /// [`AVRO`] where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_type: Option<String>,
-    /// Other schemas that it names.
+    /// Other schemas that it refers to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<serde_json::Value>,
 }
@@ -66,10 +66,10 @@ pub struct Version {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Verdict {
     pub is_compatible: bool,
-    /// Confluent's words.
+    /// Confluent's reasons.
     #[serde(default)]
     messages: Vec<String>,
-    /// Apicurio's.
+    /// Apicurio's reason.
     #[serde(default)]
     reason: Option<String>,
 }
@@ -92,7 +92,7 @@ struct Level {
     level: String,
 }
 
-/// What the registry answers with instead of what was asked for.
+/// The registry's error answer.
 #[derive(Clone, Debug, Deserialize)]
 struct Refusal {
     error_code: i64,
@@ -146,11 +146,12 @@ impl Client {
             }
             http = http.tls_certs_only(certificates);
         } else if base.scheme() == "http" {
-            // Or a system without certificates would be refused for nothing.
+            // Otherwise a system without certificates would fail without need.
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|error| {
-            Error::new(ErrorKind::Registry, "no client of the registry can be made").because(error)
+            Error::new(ErrorKind::Registry, "no client of the registry can be created")
+                .because(error)
         })?;
         let login = match (&settings.username, &settings.password, &settings.bearer_token) {
             (Some(user), Some(password), _) => Login::Basic(user.clone(), password.clone()),
@@ -160,28 +161,28 @@ impl Client {
         Ok(Self { http, base, login })
     }
 
-    /// The version of `subject` that is this very schema, or the same one written otherwise: with
-    /// other blanks, or its keys in another order.
+    /// The version of `subject` with exactly this schema, or with the same schema in another form:
+    /// other whitespace, or another order of keys.
     pub async fn lookup(&self, subject: &str, schema: &Schema) -> Result<Option<Version>> {
         let mut url = self.url(&["subjects", subject]);
-        let exact = self.ask(self.http.post(url.clone()).json(schema)).await?.or_absent()?;
+        let exact = self.send(self.http.post(url.clone()).json(schema)).await?.or_absent()?;
         if exact.is_some() {
             return Ok(exact);
         }
         url.set_query(Some("normalize=true"));
-        self.ask(self.http.post(url).json(schema)).await?.or_absent()
+        self.send(self.http.post(url).json(schema)).await?.or_absent()
     }
 
-    /// Registers a schema, or finds it: its id.
+    /// Registers a schema, unless it is registered already; returns its id.
     ///
     /// # Errors
-    /// `ErrorKind::Config` where the registry takes the schema for invalid or incompatible.
+    /// `ErrorKind::Config` where the registry refuses the schema as invalid or incompatible.
     pub async fn register(&self, subject: &str, schema: &Schema) -> Result<u32> {
         let url = self.url(&["subjects", subject, "versions"]);
-        match self.ask::<Id>(self.http.post(url).json(schema)).await? {
+        match self.send::<Id>(self.http.post(url).json(schema)).await? {
             Answer::Found(Id { id }) => Ok(id),
             Answer::Refused(StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY, refusal) => {
-                Err(Error::new(ErrorKind::Config, "the registry does not take a schema")
+                Err(Error::new(ErrorKind::Config, "the registry refuses a schema")
                     .with("subject", subject)
                     .with("answer", quote(&refusal.message)))
             }
@@ -191,31 +192,31 @@ impl Client {
 
     pub async fn latest(&self, subject: &str) -> Result<Option<Version>> {
         let url = self.url(&["subjects", subject, "versions", "latest"]);
-        self.ask(self.http.get(url)).await?.or_absent()
+        self.send(self.http.get(url)).await?.or_absent()
     }
 
-    /// Whether `schema` may follow the latest of `subject`, by the subject's own level; None where
-    /// there is no latest.
+    /// Whether `schema` may follow the latest version of `subject`, by the subject's own level; None
+    /// where the subject has no version.
     pub async fn compatibility(&self, subject: &str, schema: &Schema) -> Result<Option<Verdict>> {
         let mut url = self.url(&["compatibility", "subjects", subject, "versions", "latest"]);
         url.set_query(Some("verbose=true"));
-        self.ask(self.http.post(url).json(schema)).await?.or_absent()
+        self.send(self.http.post(url).json(schema)).await?.or_absent()
     }
 
-    /// The level that holds for `subject`: its own, or else the registry's.
+    /// The compatibility level of `subject`: its own, or else the registry's.
     pub async fn level(&self, subject: &str) -> Result<Option<String>> {
-        let own = self.ask::<Level>(self.http.get(self.url(&["config", subject]))).await?;
+        let own = self.send::<Level>(self.http.get(self.url(&["config", subject]))).await?;
         if let Some(Level { level }) = own.or_absent()? {
             return Ok(Some(level));
         }
-        let global = self.ask::<Level>(self.http.get(self.url(&["config"]))).await?;
+        let global = self.send::<Level>(self.http.get(self.url(&["config"]))).await?;
         Ok(global.or_absent()?.map(|found| found.level))
     }
 
     /// The schema with this id.
     pub async fn schema(&self, id: u32) -> Result<Option<Schema>> {
         let url = self.url(&["schemas", "ids", &id.to_string()]);
-        self.ask(self.http.get(url)).await?.or_absent()
+        self.send(self.http.get(url)).await?.or_absent()
     }
 
     fn url(&self, segments: &[&str]) -> Url {
@@ -227,11 +228,11 @@ impl Client {
         url
     }
 
-    async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<Answer<T>> {
+    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<Answer<T>> {
         let silent = |error: reqwest::Error| {
             Error::new(ErrorKind::Registry, "the schema registry does not answer")
                 .with("registry.url", &self.base)
-                // Its own words repeat the URL.
+                // Its text repeats the URL.
                 .because(error.without_url())
         };
         let request = match &self.login {
@@ -251,7 +252,7 @@ impl Client {
                 .with("fields", "registry.username and password, or registry.bearer_token"));
         }
         let unclear = || {
-            Error::new(ErrorKind::Registry, "the schema registry's answer is not understood")
+            Error::new(ErrorKind::Registry, "the schema registry's answer can't be parsed")
                 .with("registry.url", &self.base)
                 .with("status", status.as_u16())
                 .with("answer", quote(&String::from_utf8_lossy(&body)))
@@ -286,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    /// What one request for a schema looks like to a server, and what becomes of its answer.
+    /// One request for a schema as a server sees it, and the result of its answer.
     async fn exchange(
         settings: config::Registry,
         answer: &str,
@@ -320,12 +321,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credentials_are_sent_and_never_told() {
-        let (request, told) = exchange(with_password(), &answer("401 Unauthorized", "no")).await;
+    async fn credentials_are_sent_and_never_shown() {
+        let (request, result) = exchange(with_password(), &answer("401 Unauthorized", "no")).await;
         assert!(request.starts_with("GET /base/schemas/ids/7 HTTP/1.1"), "{request}");
         // worker:hush-hush
         assert!(request.contains("Basic d29ya2VyOmh1c2gtaHVzaA=="), "{request}");
-        let error = told.unwrap_err();
+        let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Registry);
         assert!(error.to_string().contains("registry.username"), "{error}");
         assert!(!format!("{error:?}").contains("hush"), "{error:?}");
@@ -333,20 +334,20 @@ mod tests {
             bearer_token: Some(Secret::new("hush-token")),
             ..config::Registry::default()
         };
-        let (request, told) = exchange(token, &answer("403 Forbidden", "{}")).await;
+        let (request, result) = exchange(token, &answer("403 Forbidden", "{}")).await;
         assert!(request.to_lowercase().contains("authorization: bearer hush-token"), "{request}");
-        assert_eq!(told.unwrap_err().kind(), ErrorKind::Registry);
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Registry);
     }
 
-    /// Only the registry itself can say that there is no such schema: a page of some proxy can't.
+    /// Only the registry itself can say that a schema does not exist; a proxy's page can't.
     #[tokio::test]
-    async fn absence_is_told_by_the_registry_alone() {
+    async fn only_the_registry_reports_absence() {
         let absent = answer("404 Not Found", r#"{"error_code": 40403, "message": "none"}"#);
-        let (_, told) = exchange(config::Registry::default(), &absent).await;
-        assert_eq!(told.unwrap(), None);
+        let (_, result) = exchange(config::Registry::default(), &absent).await;
+        assert_eq!(result.unwrap(), None);
         let found = answer("200 OK", r#"{"schema": "\"string\""}"#);
-        let (_, told) = exchange(config::Registry::default(), &found).await;
-        assert_eq!(told.unwrap().unwrap().kind(), AVRO);
+        let (_, result) = exchange(config::Registry::default(), &found).await;
+        assert_eq!(result.unwrap().unwrap().kind(), AVRO);
         for other in [
             answer("404 Not Found", "<html>no such page</html>"),
             answer("404 Not Found", r#"{"error_code": 404, "message": "HTTP 404 Not Found"}"#),
@@ -355,13 +356,13 @@ mod tests {
             answer("429 Too Many Requests", "{}"),
             String::new(),
         ] {
-            let (_, told) = exchange(config::Registry::default(), &other).await;
-            assert_eq!(told.unwrap_err().kind(), ErrorKind::Registry, "{other}");
+            let (_, result) = exchange(config::Registry::default(), &other).await;
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Registry, "{other}");
         }
     }
 
     #[test]
-    fn certificates_that_are_none_are_refused() {
+    fn files_without_certificates_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let empty = folder.path().join("ca.pem");
         std::fs::write(&empty, "no certificate").unwrap();

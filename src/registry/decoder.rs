@@ -1,8 +1,8 @@
-//! What stands behind the prefix, read by the schema that its id names.
+//! Decodes framed records by the schema that their id names.
 //!
-//! Ids never change their meaning, so what was found is kept for good. An id that the registry does
-//! not know is asked for once more after a moment, since registries have followers that lag, and is
-//! then unknown for a minute.
+//! An id never changes its meaning, so a schema that was found is kept for good. An id that the
+//! registry does not know is requested once more after a moment, since registries have followers
+//! that lag, and counts as unknown for a minute then.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,32 +14,38 @@ use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 
 use super::client::{AVRO, Client, Schema};
+use super::resolve::SILENCE_LIMIT;
 use super::schemas::Kind;
-use super::settle::PATIENCE;
 use super::{Registry, avro, wire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
 
-/// Before an unknown id is asked for once more.
-const SECOND_LOOK: Duration = Duration::from_millis(300);
-/// For how long an id stays unknown.
-const UNKNOWN: Duration = Duration::from_secs(60);
+/// Pause before an unknown id is requested once more.
+const SECOND_REQUEST_PAUSE: Duration = Duration::from_millis(300);
+/// How long an id stays unknown.
+const UNKNOWN_LIFETIME: Duration = Duration::from_secs(60);
 
-/// How records with one id are read.
+/// The writer's schema of records with one id.
 #[derive(Debug)]
-enum Written {
+enum WriterSchema {
     Json,
     Avro(Box<Avro>),
-    /// By a schema that is of no use here.
+    /// Records with this schema can't be read.
     Unusable(Error),
 }
 
-/// What is known of an id.
+/// The state of an id.
 #[derive(Clone, Debug)]
 enum Entry {
-    Asked,
-    Known(Arc<Written>),
+    Requested,
+    Known(Arc<WriterSchema>),
     Unknown(Instant),
+}
+
+impl Entry {
+    fn is_expired(&self) -> bool {
+        matches!(self, Self::Unknown(since) if since.elapsed() > UNKNOWN_LIFETIME)
+    }
 }
 
 #[derive(Debug)]
@@ -48,8 +54,7 @@ struct Cache {
     entries: Mutex<HashMap<u32, Entry>>,
 }
 
-/// Opens records of one kind without ever waiting: what it does not know yet it asks for in the
-/// background.
+/// Decodes records of one kind without waiting: it requests unknown schemas in the background.
 #[derive(Debug)]
 pub struct Decoder {
     cache: Option<Arc<Cache>>,
@@ -63,11 +68,11 @@ impl Decoder {
         Self { cache, kind, tasks }
     }
 
-    /// The record as JSON; a payload that is not framed, as it is. None while its schema is being
-    /// asked for.
+    /// The record as JSON; a payload without a frame is returned as it is. None while its schema is
+    /// being requested.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidMessage` where it can't be read.
+    /// `ErrorKind::InvalidMessage` where it can't be decoded.
     pub fn open<'p>(&self, payload: &'p [u8]) -> Option<Result<Cow<'p, [u8]>>> {
         let Some((id, record)) = wire::split(payload) else {
             return Some(Ok(Cow::Borrowed(payload)));
@@ -76,39 +81,39 @@ impl Decoder {
             return Some(Err(without_registry(id)));
         };
         match cache.find(id) {
-            Some(Entry::Asked) => None,
-            Some(Entry::Known(written)) => Some(read(&written, (id, record), self.kind)),
-            Some(Entry::Unknown(_)) => Some(Err(unknown(id))),
+            Some(Entry::Requested) => None,
+            Some(Entry::Known(written)) => Some(decode_record(&written, (id, record), self.kind)),
+            Some(Entry::Unknown(_)) => Some(Err(unknown_schema(id))),
             None => {
-                self.ask_for(payload);
+                self.request_schema(payload);
                 None
             }
         }
     }
 
-    /// Sees to it that the payload's schema is asked for, if it has one that is not known.
-    pub fn ask_for(&self, payload: &[u8]) {
+    /// Requests the payload's schema, unless it is known or already requested.
+    pub fn request_schema(&self, payload: &[u8]) {
         let (Some((id, _)), Some(cache)) = (wire::split(payload), &self.cache) else {
             return;
         };
         if cache.find(id).is_none() {
-            cache.entries.lock().insert(id, Entry::Asked);
-            self.tasks.spawn(ask(Arc::downgrade(cache), id));
+            cache.entries.lock().insert(id, Entry::Requested);
+            self.tasks.spawn(fetch_in_background(Arc::downgrade(cache), id));
         }
     }
 }
 
-/// Opens records on a thread that may wait.
+/// Decodes records on a thread that may wait.
 #[derive(Debug)]
-pub struct Reader {
+pub struct BlockingDecoder {
     cache: Option<Arc<Cache>>,
     kind: Kind,
     runtime: Runtime,
 }
 
-impl Reader {
+impl BlockingDecoder {
     pub(super) fn new(registry: &Registry, kind: Kind) -> Result<Self> {
-        // Connections are shared between readers: they live on, whoever waits.
+        // A connection is driven by the runtime even while no decoder waits.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime
@@ -118,10 +123,10 @@ impl Reader {
         Ok(Self { cache, kind, runtime })
     }
 
-    /// As [`Decoder::open`], waiting.
+    /// As [`Decoder::open`], but waits for the schema.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidMessage` where it can't be read; `ErrorKind::Registry` where the registry
+    /// `ErrorKind::InvalidMessage` where it can't be decoded; `ErrorKind::Registry` where the registry
     /// does not answer for a while.
     pub fn open<'p>(&self, payload: &'p [u8]) -> Result<Cow<'p, [u8]>> {
         let Some((id, record)) = wire::split(payload) else {
@@ -131,18 +136,18 @@ impl Reader {
         let entry = match cache.find(id) {
             Some(entry) => entry,
             None => {
-                let entry = self.runtime.block_on(patiently(cache, id))?;
+                let entry = self.runtime.block_on(fetch_with_retry(cache, id))?;
                 cache.entries.lock().insert(id, entry.clone());
                 entry
             }
         };
         match entry {
-            Entry::Known(written) => read(&written, (id, record), self.kind),
-            Entry::Asked | Entry::Unknown(_) => Err(unknown(id)),
+            Entry::Known(written) => decode_record(&written, (id, record), self.kind),
+            Entry::Requested | Entry::Unknown(_) => Err(unknown_schema(id)),
         }
     }
 
-    /// How records are written of which the schema is to be settled first.
+    /// As [`Registry::encoder`], but waits for the id.
     ///
     /// # Errors
     /// As [`Registry::encoder`].
@@ -154,52 +159,47 @@ impl Reader {
 impl Cache {
     fn find(&self, id: u32) -> Option<Entry> {
         let mut entries = self.entries.lock();
-        match entries.get(&id) {
-            Some(Entry::Unknown(since)) if since.elapsed() > UNKNOWN => {
-                // All such ones, so that they are not gathered without bound.
-                entries.retain(
-                    |_, entry| !matches!(entry, Entry::Unknown(since) if since.elapsed() > UNKNOWN),
-                );
-                None
-            }
-            found => found.cloned(),
+        if entries.get(&id).is_some_and(Entry::is_expired) {
+            // Removes all expired entries, so that they don't pile up.
+            entries.retain(|_, entry| !entry.is_expired());
         }
+        entries.get(&id).cloned()
     }
 }
 
 /// # Errors
 /// `ErrorKind::Registry`.
-async fn look_up(client: &Client, id: u32) -> Result<Entry> {
+async fn fetch_entry(client: &Client, id: u32) -> Result<Entry> {
     let found = match client.schema(id).await? {
         Some(schema) => Some(schema),
         None => {
-            tokio::time::sleep(SECOND_LOOK).await;
+            tokio::time::sleep(SECOND_REQUEST_PAUSE).await;
             client.schema(id).await?
         }
     };
     Ok(match found {
-        Some(schema) => Entry::Known(Arc::new(Written::new(&schema))),
+        Some(schema) => Entry::Known(Arc::new(WriterSchema::new(&schema))),
         None => Entry::Unknown(Instant::now()),
     })
 }
 
-async fn patiently(cache: &Cache, id: u32) -> Result<Entry> {
+async fn fetch_with_retry(cache: &Cache, id: u32) -> Result<Entry> {
     let began = Instant::now();
     let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(2));
-    let again = |_: &Error, _, pause| began.elapsed() + pause < PATIENCE;
-    let ended = retry(policy, || look_up(&cache.client, id), again).await;
+    let again = |_: &Error, _, pause| began.elapsed() + pause < SILENCE_LIMIT;
+    let ended = retry(policy, || fetch_entry(&cache.client, id), again).await;
     ended.map(|(entry, _)| entry).map_err(|gave_up| gave_up.error)
 }
 
-/// Asks until there is an answer, or nobody to whom it matters.
-async fn ask(cache: Weak<Cache>, id: u32) {
+/// Repeats the request until the registry answers, or the cache is dropped.
+async fn fetch_in_background(cache: Weak<Cache>, id: u32) {
     let began = Instant::now();
     let policy = Policy::endless(Duration::from_millis(100), Duration::from_secs(5));
     for (number, pause) in policy.pauses().enumerate() {
         let Some(client) = cache.upgrade().map(|cache| Arc::clone(&cache.client)) else {
             return;
         };
-        match look_up(&client, id).await {
+        match fetch_entry(&client, id).await {
             Ok(entry) => {
                 if number > 0 {
                     tracing::info!(id, down = ?began.elapsed(), "the schema registry answers again");
@@ -212,15 +212,17 @@ async fn ask(cache: Weak<Cache>, id: u32) {
             Err(error) if number == 0 => tracing::warn!(
                 id,
                 error = error.chain(),
-                "a request's schema can't be had: requests wait for the schema registry"
+                "a request's schema can't be fetched: requests wait for the schema registry"
             ),
-            Err(error) => tracing::debug!(id, error = error.chain(), "asking again"),
+            Err(error) => {
+                tracing::debug!(id, error = error.chain(), "the schema is requested again")
+            }
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-impl Written {
+impl WriterSchema {
     fn new(schema: &Schema) -> Self {
         let unusable = |reason: &'static str| Error::new(ErrorKind::InvalidMessage, reason);
         match schema.kind() {
@@ -234,7 +236,7 @@ impl Written {
                 }
                 Ok(parsed) => Self::Avro(Box::new(parsed)),
                 Err(error) => {
-                    Self::Unusable(unusable("its schema is no valid Avro").because(error))
+                    Self::Unusable(unusable("its schema is not valid Avro").because(error))
                 }
             },
             other => Self::Unusable(
@@ -246,11 +248,15 @@ impl Written {
     }
 }
 
-fn read<'p>(written: &Written, (id, record): (u32, &'p [u8]), kind: Kind) -> Result<Cow<'p, [u8]>> {
+fn decode_record<'p>(
+    written: &WriterSchema,
+    (id, record): (u32, &'p [u8]),
+    kind: Kind,
+) -> Result<Cow<'p, [u8]>> {
     let json = match written {
-        Written::Json => return Ok(Cow::Borrowed(record)),
-        Written::Unusable(error) => return Err(error.clone().with("schema", id)),
-        Written::Avro(schema) => avro::decode(record, schema, kind.avro()),
+        WriterSchema::Json => return Ok(Cow::Borrowed(record)),
+        WriterSchema::Unusable(error) => return Err(error.clone().with("schema", id)),
+        WriterSchema::Avro(schema) => avro::decode(record, schema, kind.avro()),
     };
     let json = json.map_err(|error| error.with("schema", id))?;
     Ok(Cow::Owned(json.to_string().into_bytes()))
@@ -261,7 +267,7 @@ fn without_registry(id: u32) -> Error {
     Error::new(ErrorKind::InvalidMessage, reason).with("schema", id)
 }
 
-fn unknown(id: u32) -> Error {
+fn unknown_schema(id: u32) -> Error {
     Error::new(ErrorKind::InvalidMessage, "the schema registry does not know the message's schema")
         .with("schema", id)
 }

@@ -1,36 +1,36 @@
-//! The schema registry: how captions and dead letters are written, and requests read that stand in
-//! Confluent's wire format.
+//! The schema registry: encodes captions and dead letters, and decodes requests in Confluent's wire
+//! format.
 //!
-//! `client` speaks the API, `wire` the prefix, `avro` the records; `schemas` has what is
-//! registered. An [`Encoder`] is made at the start, when the schema's id is found ([`settle`]), and
-//! never asks again. A [`Decoder`] asks for each id that it has not seen, and a [`Reader`] waits
-//! for the answer. Without `registry.url` there is plain JSON alone.
+//! `client` calls the API, `wire` frames records, `avro` converts them, and `schemas` holds the
+//! schemas to register. An [`Encoder`] is made at the start, when the schema's id is resolved
+//! ([`resolve`]), and sends no request later. A [`Decoder`] requests each id that it has not seen,
+//! and a [`BlockingDecoder`] waits for the answer. Without `registry.url` all records are plain JSON.
 //!
 //! The crate `schema_registry_converter` has the wire format too, but no compatibility checks, and
-//! it keeps failed look-ups until it is told to forget them.
+//! it keeps failed look-ups until the caller clears them.
 //!
-//! The one thing to know: a registry that does not answer is no message's fault. Whoever reads
-//! waits for it, and nothing is dead-lettered meanwhile.
+//! The one thing to know: a silent registry is not a message's fault. Readers wait for it, and
+//! nothing is dead-lettered meanwhile.
 
 mod avro;
 mod client;
 mod decoder;
+mod resolve;
 mod schemas;
-mod settle;
 mod wire;
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use decoder::{Decoder, Reader};
+pub use decoder::{BlockingDecoder, Decoder};
 pub use schemas::Kind;
 
 use crate::config::{self, Format};
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::client::Client;
 
-/// The registry that is configured, if one is.
+/// The configured registry, if there is one.
 #[derive(Clone, Debug)]
 pub struct Registry {
     settings: config::Registry,
@@ -38,7 +38,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Asks nothing yet.
+    /// Sends no request yet.
     ///
     /// # Errors
     /// `ErrorKind::Config` for settings that can't be used.
@@ -47,8 +47,8 @@ impl Registry {
         Ok(Self { settings: settings.clone(), client: client.map(Arc::new) })
     }
 
-    /// How records of this kind are written to `topic`: its schema is looked up, checked and
-    /// registered as configured.
+    /// The encoder of records of this kind on `topic`: the schema is looked up, checked and registered
+    /// as configured.
     ///
     /// # Errors
     /// `ErrorKind::Config` where the schema is missing or incompatible; `ErrorKind::Registry` where
@@ -59,32 +59,32 @@ impl Registry {
             return Ok(Encoder::Json);
         };
         let subject = kind.subject(self.settings.subject_name_strategy, topic);
-        let wanted = settle::Wanted { subject: &subject, schema: &schema, kind };
-        let id = settle::settle(client, &wanted, self.settings.auto_register).await?;
+        let request = resolve::SchemaRequest { subject: &subject, schema: &schema, kind };
+        let id = resolve::resolve_id(client, &request, self.settings.auto_register).await?;
         Ok(match format {
             Format::Avro => Encoder::Avro { id, kind },
             Format::Json | Format::JsonSchema => Encoder::JsonSchema { id },
         })
     }
 
-    /// How records of this kind are read.
+    /// The decoder of records of this kind; `tasks` runs its requests.
     pub fn decoder(&self, kind: Kind, tasks: tokio::runtime::Handle) -> Decoder {
         Decoder::new(self.client.clone(), kind, tasks)
     }
 
-    /// The same for a thread that may wait.
+    /// A decoder for a thread that may wait.
     ///
     /// # Errors
-    /// `ErrorKind::Io` where no runtime can be had.
-    pub fn reader(&self, kind: Kind) -> Result<Reader> {
-        Reader::new(self, kind)
+    /// `ErrorKind::Io` where no runtime can be started.
+    pub fn blocking_decoder(&self, kind: Kind) -> Result<BlockingDecoder> {
+        BlockingDecoder::new(self, kind)
     }
 }
 
-/// Writes records of one kind.
+/// Encodes records of one kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Encoder {
-    /// Without a prefix.
+    /// Without a frame.
     #[default]
     Json,
     JsonSchema {

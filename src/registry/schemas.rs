@@ -1,4 +1,4 @@
-//! The schemas that are registered, and under which subjects: the files of `schemas/`.
+//! The schemas to register, which are the files of `schemas/`, and their subjects.
 
 use std::sync::LazyLock;
 
@@ -6,9 +6,9 @@ use super::client::{AVRO, Schema};
 use crate::config::{Format, SubjectNameStrategy};
 use apache_avro::Schema as Avro;
 
-/// What the files say of themselves.
+/// The draft that the files name.
 const WRITTEN_FOR: &str = "https://json-schema.org/draft/2020-12/schema";
-/// The draft that registries understand; the files use nothing of a newer one.
+/// The draft that registries support; the files use nothing newer.
 const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
 
 /// Kinds of records that have a schema.
@@ -62,7 +62,7 @@ impl Kind {
         &PARSED[self as usize]
     }
 
-    /// As it is registered; None for plain JSON.
+    /// The schema to register; None for plain JSON.
     pub fn schema(self, format: Format) -> Option<Schema> {
         let (avro, json) = self.texts();
         let (text, schema_type) = match format {
@@ -102,7 +102,7 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
-    /// Whether null, and the bare type, of a field in either language.
+    /// Whether a field may be null, and its type without null.
     fn avro_type(field: &Value) -> (bool, String) {
         let whole = &field["type"];
         let (nullable, inner) = match whole.as_array() {
@@ -144,7 +144,7 @@ mod tests {
             let name = field["name"].as_str().unwrap();
             let property = &properties[name];
             assert!(field["doc"].as_str().is_some_and(|doc| doc.len() > 5), "{place}.{name}");
-            let (null, told) = avro_type(field);
+            let (null, found) = avro_type(field);
             let (wanted_null, wanted) = json_type(property, required.contains(name));
             assert_eq!(null, wanted_null, "{place}.{name}: null");
             let fits: &[&str] = match (wanted.as_str(), property["format"].as_str()) {
@@ -156,7 +156,7 @@ mod tests {
                 ("object", _) => &["map"],
                 other => panic!("{place}.{name}: {other:?}"),
             };
-            assert!(fits.contains(&told.as_str()), "{place}.{name} is {told}");
+            assert!(fits.contains(&found.as_str()), "{place}.{name} is {found}");
             let items = &field["type"]["items"];
             if items["type"] == "record" {
                 assert_same(&format!("{place}.{name}"), items, &property["items"]);
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// What came with later drafts, and would be passed over in silence by registries of draft 7.
+    /// Keywords of later drafts, which registries of draft 7 would silently ignore.
     #[test]
     fn the_json_schemas_hold_in_draft_7() {
         let later = [

@@ -1,20 +1,20 @@
-//! Who asked and who was answered: pure accounting, fed with positions, which keeps no record.
+//! Matches references with their answers: pure accounting of positions, which keeps no record.
 //!
-//! Memory: one byte an offset at which something was asked, in chunks of 65,536 offsets, so that
-//! gaps cost nothing; and about 64 bytes more for a message of several images (and 8 for every 64
-//! images beyond the first 64). Ten million references of one image are 10 MB.
+//! Memory: one byte per offset, in chunks of 65,536 offsets, so that gaps cost nothing; and about 64
+//! bytes more for a message of several images (and 8 for every 64 images beyond the first 64). Ten
+//! million references of one image are 10 MB.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::report::{Example, Output, PartitionReport, Report, Unknown};
 
-/// Offsets a chunk.
+/// Offsets in a chunk.
 const CHUNK: i64 = 1 << 16;
-/// Places listed of each kind of trouble.
+/// Most examples of each kind of problem.
 const EXAMPLES: usize = 10;
 
-/// Where an answer stands.
+/// The position of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub output: Output,
@@ -30,35 +30,35 @@ pub struct Image {
     pub index: usize,
 }
 
-/// Why an answer has no known source.
+/// Why the source of an answer is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stranger {
-    /// No source headers, or broken ones.
+pub enum UnknownAnswer {
+    /// No source headers, or malformed ones.
     NoSource,
     /// The source is another topic.
     OtherTopic,
 }
 
-/// What was asked at an offset, and whether it was answered.
+/// The references at an offset, and whether they are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 enum Slot {
-    /// Nothing: no record, or one that asks for no image.
+    /// None: no record, or one without an image.
     #[default]
     Empty,
     /// One image, without an answer.
     Open,
     /// One image, answered.
     Answered,
-    /// Several images: see `Partition::many`.
-    Many,
+    /// Several images: see `Partition::multi_image`.
+    MultiImage,
 }
 
 /// A message of several images.
 #[derive(Debug)]
-struct Many {
+struct MultiImage {
     images: usize,
-    /// One bit an image.
+    /// One bit per image.
     answered: Box<[u64]>,
 }
 
@@ -66,10 +66,10 @@ struct Many {
 struct Partition {
     /// The offsets that are accounted for.
     range: Range<i64>,
-    /// Where the partition ended when everything had been read: what lies beyond was never asked.
+    /// The end of the partition after everything was read: no reference is known at or beyond it.
     end: i64,
     chunks: BTreeMap<i64, Box<[Slot]>>,
-    many: HashMap<i64, Many>,
+    multi_image: HashMap<i64, MultiImage>,
     report: PartitionReport,
 }
 
@@ -84,14 +84,14 @@ pub struct Account {
 
 impl Account {
     /// Accounts for `range` of a partition whose log ends at `end`.
-    pub fn open(&mut self, partition: i32, range: Range<i64>, end: i64) {
+    pub fn add_partition(&mut self, partition: i32, range: Range<i64>, end: i64) {
         let report = PartitionReport::new(partition, &range);
-        let (chunks, many) = (BTreeMap::new(), HashMap::new());
-        self.partitions.insert(partition, Partition { range, end, chunks, many, report });
+        let (chunks, multi_image) = (BTreeMap::new(), HashMap::new());
+        self.partitions.insert(partition, Partition { range, end, chunks, multi_image, report });
     }
 
-    /// A message asks for `images`; to be called before any answer to it.
-    pub fn ask(&mut self, partition: i32, offset: i64, images: usize) {
+    /// Adds a message of so many images; must come before any answer to it.
+    pub fn add_message(&mut self, partition: i32, offset: i64, images: usize) {
         let Some(account) = self.partitions.get_mut(&partition) else {
             return;
         };
@@ -105,8 +105,8 @@ impl Account {
             1 => Slot::Open,
             _ => {
                 let answered = vec![0; images.div_ceil(64)].into_boxed_slice();
-                account.many.insert(offset, Many { images, answered });
-                Slot::Many
+                account.multi_image.insert(offset, MultiImage { images, answered });
+                Slot::MultiImage
             }
         };
         if let Some(found) = account.slot_mut(offset) {
@@ -114,8 +114,8 @@ impl Account {
         }
     }
 
-    /// A record that answers `image`.
-    pub fn answer(&mut self, answer: Answer, image: Image) {
+    /// Adds a record that answers `image`.
+    pub fn add_answer(&mut self, answer: Answer, image: Image) {
         let Some(account) = self.partitions.get_mut(&image.partition) else {
             return self.never_asked(answer);
         };
@@ -126,60 +126,60 @@ impl Account {
             }
             return self.never_asked(answer);
         }
-        match account.mark(image) {
+        match account.mark_answered(image) {
             None => self.never_asked(answer),
             Some(false) => {
                 account.report.duplicated += 1;
-                note(&mut self.report.examples.duplicated, answer);
+                add_example(&mut self.report.examples.duplicated, answer);
             }
             Some(true) => {
                 match answer.output {
                     Output::Captions => account.report.captions += 1,
                     Output::DeadLetters => account.report.dead_letters += 1,
                 }
-                let place = (image.offset, image.index);
+                let reference = (image.offset, image.index);
                 let key = (answer.output, answer.partition, image.partition);
                 let furthest = self.furthest.entry(key).or_insert((-1, 0));
-                if place < *furthest {
+                if reference < *furthest {
                     account.report.reordered += 1;
-                    note(&mut self.report.examples.reordered, answer);
+                    add_example(&mut self.report.examples.reordered, answer);
                 } else {
-                    *furthest = place;
+                    *furthest = reference;
                 }
             }
         }
     }
 
-    /// A record that answers nothing that can be known.
-    pub fn stranger(&mut self, answer: Answer, why: Stranger) {
+    /// Adds a record whose reference is not known.
+    pub fn add_unknown(&mut self, answer: Answer, why: UnknownAnswer) {
         match why {
-            Stranger::NoSource => self.report.unknown.no_source += 1,
-            Stranger::OtherTopic => self.report.unknown.other_topic += 1,
+            UnknownAnswer::NoSource => self.report.unknown.no_source += 1,
+            UnknownAnswer::OtherTopic => self.report.unknown.other_topic += 1,
         }
-        note(&mut self.report.examples.unknown, answer);
+        add_example(&mut self.report.examples.unknown, answer);
     }
 
-    /// A record that marks a dead letter as redriven.
-    pub fn marker(&mut self) {
+    /// Adds a record that marks a dead letter as redriven.
+    pub fn add_marker(&mut self) {
         self.report.markers += 1;
     }
 
     fn never_asked(&mut self, answer: Answer) {
         let Unknown { never_asked, .. } = &mut self.report.unknown;
         *never_asked += 1;
-        note(&mut self.report.examples.unknown, answer);
+        add_example(&mut self.report.examples.unknown, answer);
     }
 
-    /// What is left without an answer is missing.
-    pub fn close(self) -> Report {
+    /// Ends the account: references without an answer are missing.
+    pub fn into_report(self) -> Report {
         let mut report = self.report;
         for account in self.partitions.into_values() {
             let mut partition = account.report.clone();
             let answered = partition.captions + partition.dead_letters;
             partition.missing = partition.references.saturating_sub(answered);
-            let room = EXAMPLES.saturating_sub(report.examples.missing.len());
+            let left = EXAMPLES.saturating_sub(report.examples.missing.len());
             if partition.missing > 0 {
-                report.examples.missing.extend(account.missing().take(room));
+                report.examples.missing.extend(account.missing_images().take(left));
             }
             report.add(partition);
         }
@@ -196,8 +196,9 @@ impl Partition {
         chunk.get_mut(usize::try_from(offset.rem_euclid(CHUNK)).ok()?)
     }
 
-    /// Marks an image as answered: whether it was not before; None where it was never asked for.
-    fn mark(&mut self, image: Image) -> Option<bool> {
+    /// Marks an image as answered. Returns whether this is its first answer, or None where there is
+    /// no such reference.
+    fn mark_answered(&mut self, image: Image) -> Option<bool> {
         let chunk = self.chunks.get_mut(&image.offset.div_euclid(CHUNK))?;
         let slot = chunk.get_mut(usize::try_from(image.offset.rem_euclid(CHUNK)).ok()?)?;
         match *slot {
@@ -206,8 +207,8 @@ impl Partition {
                 Some(true)
             }
             Slot::Answered if image.index == 0 => Some(false),
-            Slot::Many => {
-                let many = self.many.get_mut(&image.offset)?;
+            Slot::MultiImage => {
+                let many = self.multi_image.get_mut(&image.offset)?;
                 if image.index >= many.images {
                     return None;
                 }
@@ -222,11 +223,11 @@ impl Partition {
     }
 
     /// The images without an answer, in order.
-    fn missing(&self) -> impl Iterator<Item = Example> {
+    fn missing_images(&self) -> impl Iterator<Item = Example> {
         let number = self.report.partition;
         self.chunks.iter().flat_map(move |(chunk, slots)| {
-            slots.iter().enumerate().flat_map(move |(place, slot)| {
-                let offset = chunk * CHUNK + place as i64;
+            slots.iter().enumerate().flat_map(move |(index, slot)| {
+                let offset = chunk * CHUNK + index as i64;
                 self.open_images(offset, *slot).into_iter().map(move |index| Example::Image {
                     partition: number,
                     offset,
@@ -240,7 +241,7 @@ impl Partition {
         match slot {
             Slot::Open => vec![0],
             Slot::Empty | Slot::Answered => Vec::new(),
-            Slot::Many => self.many.get(&offset).map_or_else(Vec::new, |many| {
+            Slot::MultiImage => self.multi_image.get(&offset).map_or_else(Vec::new, |many| {
                 let is_open = |index: &usize| {
                     many.answered
                         .get(index / 64)
@@ -252,7 +253,7 @@ impl Partition {
     }
 }
 
-fn note(examples: &mut Vec<Example>, answer: Answer) {
+fn add_example(examples: &mut Vec<Example>, answer: Answer) {
     if examples.len() < EXAMPLES {
         examples.push(Example::Record {
             topic: answer.output,

@@ -1,23 +1,22 @@
 //! Does every reference have exactly one answer? Read from the topics themselves.
 //!
 //! ```text
-//! images.in ── asked ──┐
-//! captions.out ────────┼─ account ── report
-//! images.dlq ──────────┘
+//! images.in ─ references ─┐
+//! captions.out ───────────┼─ account ─ report
+//! images.dlq ─────────────┘
 //! ```
-//! **The order in which the ends are taken** decides what a live run is told. The end of the input
-//! comes first: the group's committed offsets, the last stable offsets, or what was asked for. The
-//! ends of both output topics are taken after it, at the high watermark, and reading waits until
-//! every transaction below them has ended. A committed offset is in one transaction with its
-//! answers, so these lie below ends that are taken later, even while the transaction's markers are
-//! still on their way to some partition: with `Until::Committed` nothing that is answered looks
-//! missing. The other order would miss answers that came in between. Answers to what came in after
-//! the input's end are out of range, not unknown; for that the input's end is looked up once more,
-//! last. With `Until::End` whatever the workers have not come to yet is missing: that is for when
-//! they have caught up.
+//! **The order in which the ends are taken** matters while workers run. The end of the input comes
+//! first: the group's committed offsets, the last stable offsets, or the offsets given. The ends of
+//! both output topics are taken after it, at the high watermark, and reading waits until every
+//! transaction below them has ended. A committed offset is in one transaction with its answers, so
+//! the answers lie below ends that are taken later, even while some partition still waits for the
+//! transaction's markers: with `Until::Committed` no answered reference looks missing. The other
+//! order would miss answers that came in between. Answers to references beyond the input's end are
+//! out of range, not unknown; to tell, the input's end is taken once more, last. With `Until::End`
+//! references that the workers have not reached yet are missing: use it once they have caught up.
 //!
-//! References are read before answers, whose source headers are looked up in the account; it costs
-//! a byte an offset and keeps no record.
+//! References are read before answers, whose source headers are looked up in the account, which
+//! takes a byte per offset and keeps no record.
 
 mod account;
 mod report;
@@ -33,8 +32,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::headers::read_headers;
 use crate::message::{self, Marker, SourcePosition, header};
 use crate::reader::{End, Offsets, Ranges, Reader};
-use crate::registry::{self, Kind, Registry};
-use crate::verify::account::{Account, Answer, Image, Stranger};
+use crate::registry::{BlockingDecoder, Kind, Registry};
+use crate::verify::account::{Account, Answer, Image, UnknownAnswer};
 use crate::verify::report::Output;
 
 /// Where the account ends.
@@ -43,7 +42,7 @@ pub enum Until {
     /// At the end of each partition.
     #[default]
     End,
-    /// At what the group has committed.
+    /// At the offsets that the group has committed.
     Committed,
     /// Before these offsets; other partitions at their end.
     Offsets(Offsets),
@@ -65,7 +64,7 @@ pub struct Scope {
 /// registry does not answer.
 pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
     let kafka = &topics.kafka;
-    let requests = Registry::new(&topics.registry)?.reader(Kind::Request)?;
+    let requests = Registry::new(&topics.registry)?.blocking_decoder(Kind::Request)?;
     let reader = Reader::new(kafka)?;
     let input = &kafka.input_topic;
     let partitions = reader.partitions("kafka.input_topic", input)?;
@@ -74,11 +73,11 @@ pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
         (Output::DeadLetters, "kafka.dead_letter_topic", &kafka.dead_letter_topic),
     ];
     let known = reader.ranges(input, &partitions, End::Stable)?;
-    let asked = match &scope.until {
+    let references = match &scope.until {
         Until::Committed => {
             let committed = reader.committed(input, &partitions)?;
             if committed.is_empty() {
-                // A misspelt group would be told that all is well with nothing.
+                // Otherwise a misspelt group would pass with nothing verified.
                 return Err(Error::new(ErrorKind::Kafka, "the group has committed no offset")
                     .with("kafka.group", &kafka.group)
                     .with("kafka.input_topic", input));
@@ -88,31 +87,31 @@ pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
         Until::Offsets(to) => narrowed(known, &scope.from, to, None)?,
         Until::End => narrowed(known, &scope.from, &Offsets::new(), None)?,
     };
-    // Only now: see above.
-    let mut answered = Vec::new();
+    // Only now: see the module's documentation.
+    let mut answers = Vec::new();
     for (output, field, topic) in outputs {
         let partitions = reader.partitions(field, topic)?;
-        answered.push((output, topic, reader.ranges(topic, &partitions, End::Latest)?));
+        answers.push((output, topic, reader.ranges(topic, &partitions, End::Latest)?));
     }
     let ends = reader.ranges(input, &partitions, End::Latest)?;
-    for (_, topic, ranges) in &answered {
+    for (_, topic, ranges) in &answers {
         reader.await_stable(topic, ranges)?;
     }
 
     let mut account = Account::default();
-    for (&partition, range) in &asked {
+    for (&partition, range) in &references {
         let end = ends.get(&partition).map_or(range.end, |known| known.end);
-        account.open(partition, range.clone(), end);
+        account.add_partition(partition, range.clone(), end);
     }
-    ask((&reader, &requests), input, &asked, &mut account)?;
-    for (output, topic, ranges) in &answered {
-        answer(&reader, (*output, topic), input, ranges, &mut account)?;
+    read_references((&reader, &requests), input, &references, &mut account)?;
+    for (output, topic, ranges) in &answers {
+        read_answers(&reader, (*output, topic), input, ranges, &mut account)?;
     }
-    Ok(account.close())
+    Ok(account.into_report())
 }
 
-/// `known` between `from` and `to`; where `to` has no offset, up to the end, or up to the start
-/// plus `otherwise`.
+/// `known` between `from` and `to`. A partition without an offset in `to` ends at its end, or at its
+/// start plus `otherwise`.
 fn narrowed(
     mut known: Ranges,
     from: &Offsets,
@@ -147,14 +146,14 @@ fn narrowed(
     Ok(known)
 }
 
-fn ask(
-    (reader, requests): (&Reader, &registry::Reader),
+fn read_references(
+    (reader, requests): (&Reader, &BlockingDecoder),
     topic: &str,
     ranges: &Ranges,
     account: &mut Account,
 ) -> Result<()> {
     use rdkafka::message::Message as _;
-    reader.read(topic, ranges, |record| {
+    reader.read_records(topic, ranges, |record| {
         let (partition, offset) = (record.partition(), record.offset());
         let source = SourcePosition { topic: topic.into(), partition, offset };
         let payload = record.payload().unwrap_or_default();
@@ -164,15 +163,15 @@ fn ask(
         let images = match parsed {
             Ok(requests) => requests.images.len(),
             Err(error) if error.kind() == ErrorKind::Registry => return Err(error),
-            // What can't be read is answered with one dead letter.
+            // A message that can't be read gets one dead letter.
             Err(_) => 1,
         };
-        account.ask(partition, offset, images);
+        account.add_message(partition, offset, images);
         Ok(ControlFlow::Continue(()))
     })
 }
 
-fn answer(
+fn read_answers(
     reader: &Reader,
     (output, topic): (Output, &str),
     input: &str,
@@ -180,17 +179,19 @@ fn answer(
     account: &mut Account,
 ) -> Result<()> {
     use rdkafka::message::Message as _;
-    reader.read(topic, ranges, |record| {
+    reader.read_records(topic, ranges, |record| {
         let answer = Answer { output, partition: record.partition(), offset: record.offset() };
         let headers = read_headers(record);
         match header::parse_source(&headers) {
-            _ if output == Output::DeadLetters && Marker::is_marker(&headers) => account.marker(),
-            None => account.stranger(answer, Stranger::NoSource),
+            _ if output == Output::DeadLetters && Marker::is_marker(&headers) => {
+                account.add_marker()
+            }
+            None => account.add_unknown(answer, UnknownAnswer::NoSource),
             Some((source, _)) if &*source.topic != input => {
-                account.stranger(answer, Stranger::OtherTopic);
+                account.add_unknown(answer, UnknownAnswer::OtherTopic);
             }
             Some((SourcePosition { partition, offset, .. }, index)) => {
-                account.answer(answer, Image { partition, offset, index });
+                account.add_answer(answer, Image { partition, offset, index });
             }
         }
         Ok(ControlFlow::Continue(()))

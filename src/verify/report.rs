@@ -1,14 +1,14 @@
-//! What an account comes to: counts by input partition, and the first places of each trouble.
+//! The result of an account: counts by input partition, and the first examples of each problem.
 //!
-//! Of every partition `references = captions + dead_letters + missing`; what is there beyond that
-//! is `duplicated`, `unknown` or `out_of_range`.
+//! For every partition `references = captions + dead_letters + missing`; all other answers are
+//! `duplicated`, `unknown` or `out_of_range`.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
-/// Of one input partition.
+/// The counts of one input partition.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct PartitionReport {
     pub partition: i32,
@@ -17,7 +17,7 @@ pub struct PartitionReport {
     /// The offset before which the account ends.
     pub to: i64,
     pub messages: u64,
-    /// Images that the messages ask for. A message that can't be read counts as one.
+    /// Images in the messages. A message that can't be read counts as one.
     pub references: u64,
     /// References whose first answer is a caption.
     pub captions: u64,
@@ -50,14 +50,14 @@ pub struct Total {
     pub reordered: u64,
 }
 
-/// Records that answer nothing that was asked.
+/// Records that answer no reference.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Unknown {
-    /// Without source headers, or with broken ones.
+    /// Without source headers, or with malformed ones.
     pub no_source: u64,
     /// From another topic.
     pub other_topic: u64,
-    /// From an offset or an index at which nothing was asked.
+    /// From an offset or an index without a reference.
     pub never_asked: u64,
 }
 
@@ -67,11 +67,11 @@ impl Unknown {
     }
 }
 
-/// A place to look at.
+/// A position to look at.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 #[serde(untagged)]
 pub enum Example {
-    /// On the input topic.
+    /// A reference on the input topic.
     Image {
         partition: i32,
         offset: i64,
@@ -84,7 +84,7 @@ pub enum Example {
     },
 }
 
-/// The first places of each trouble.
+/// The first positions of each problem.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Examples {
     pub missing: Vec<Example>,
@@ -137,7 +137,7 @@ const COLUMNS: [&str; 9] = [
     "reordered",
 ];
 
-/// A table, one row a partition, and a line for each thing that is not as it should be.
+/// A table with a row per partition, and a line for each kind of problem.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows = vec![COLUMNS.map(str::to_owned)];
@@ -189,8 +189,8 @@ impl fmt::Display for Report {
             ("unknown", &self.examples.unknown),
         ];
         for (name, examples) in lists.into_iter().filter(|(_, examples)| !examples.is_empty()) {
-            let places: Vec<String> = examples.iter().map(Example::to_string).collect();
-            writeln!(formatter, "{name}, the first: {}", places.join(", "))?;
+            let positions: Vec<String> = examples.iter().map(Example::to_string).collect();
+            writeln!(formatter, "{name}, the first: {}", positions.join(", "))?;
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl fmt::Display for Example {
     }
 }
 
-/// Which topic an answer stands on.
+/// The topic of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Output {
     Captions,

@@ -1,10 +1,10 @@
-//! The account against a model that keeps everything.
+//! The account against a model that keeps every record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::account::{Account, Answer, Image, Stranger};
+use super::account::{Account, Answer, Image, UnknownAnswer};
 use super::*;
 
 const CAPTIONS: Output = Output::Captions;
@@ -17,10 +17,10 @@ fn at(output: Output, partition: i32, offset: i64) -> Answer {
     Answer { output, partition, offset }
 }
 
-/// One partition, offsets 10 to 19, one image each; 13 asks for nothing, 14 for three, 15 for 130.
+/// One partition, offsets 10 to 19, one image each; 13 has none, 14 three, 15 130.
 fn account() -> Account {
     let mut account = Account::default();
-    account.open(0, 10..20, 25);
+    account.add_partition(0, 10..20, 25);
     for offset in 10..20 {
         let images = match offset {
             13 => 0,
@@ -28,7 +28,7 @@ fn account() -> Account {
             15 => 130,
             _ => 1,
         };
-        account.ask(0, offset, images);
+        account.add_message(0, offset, images);
     }
     account
 }
@@ -40,11 +40,11 @@ fn everything_is_answered_once() {
     for offset in (10..20).filter(|offset| *offset != 13) {
         let images = [(14, 3), (15, 130)].into_iter().find(|(many, _)| *many == offset);
         for index in 0..images.map_or(1, |(_, count)| count) {
-            account.answer(at(CAPTIONS, 0, place), image(0, offset, index));
+            account.add_answer(at(CAPTIONS, 0, place), image(0, offset, index));
             place += 1;
         }
     }
-    let report = account.close();
+    let report = account.into_report();
     assert!(report.is_exactly_once());
     assert_eq!(report.total.references, 7 + 3 + 130);
     assert_eq!(report.total.captions, 140);
@@ -53,23 +53,23 @@ fn everything_is_answered_once() {
 }
 
 #[test]
-fn each_trouble_is_counted_where_it_is() {
+fn each_problem_is_counted_at_its_partition() {
     let mut account = account();
-    account.answer(at(CAPTIONS, 0, 0), image(0, 11, 0));
-    account.answer(at(CAPTIONS, 0, 1), image(0, 10, 0)); // reordered
-    account.answer(at(Output::DeadLetters, 0, 0), image(0, 11, 0)); // twice
-    account.answer(at(CAPTIONS, 1, 0), image(0, 14, 2)); // another partition: in order
-    account.answer(at(CAPTIONS, 1, 1), image(0, 14, 1)); // reordered within its message
+    account.add_answer(at(CAPTIONS, 0, 0), image(0, 11, 0));
+    account.add_answer(at(CAPTIONS, 0, 1), image(0, 10, 0)); // reordered
+    account.add_answer(at(Output::DeadLetters, 0, 0), image(0, 11, 0)); // twice
+    account.add_answer(at(CAPTIONS, 1, 0), image(0, 14, 2)); // another partition: in order
+    account.add_answer(at(CAPTIONS, 1, 1), image(0, 14, 1)); // reordered within its message
     for never in [image(0, 13, 0), image(0, 14, 3), image(0, 10, 1), image(0, 25, 0)] {
-        account.answer(at(CAPTIONS, 1, 2), never);
+        account.add_answer(at(CAPTIONS, 1, 2), never);
     }
-    account.answer(at(CAPTIONS, 1, 3), image(7, 10, 0)); // no such partition
-    account.answer(at(CAPTIONS, 1, 4), image(0, 9, 0)); // before the range
-    account.answer(at(CAPTIONS, 1, 5), image(0, 24, 0)); // after it
-    account.stranger(at(CAPTIONS, 1, 6), Stranger::NoSource);
-    account.stranger(at(CAPTIONS, 1, 7), Stranger::OtherTopic);
-    account.marker();
-    let report = account.close();
+    account.add_answer(at(CAPTIONS, 1, 3), image(7, 10, 0)); // no such partition
+    account.add_answer(at(CAPTIONS, 1, 4), image(0, 9, 0)); // before the range
+    account.add_answer(at(CAPTIONS, 1, 5), image(0, 24, 0)); // after it
+    account.add_unknown(at(CAPTIONS, 1, 6), UnknownAnswer::NoSource);
+    account.add_unknown(at(CAPTIONS, 1, 7), UnknownAnswer::OtherTopic);
+    account.add_marker();
+    let report = account.into_report();
     assert!(!report.is_exactly_once());
     let total = &report.total;
     assert_eq!((total.duplicated, total.reordered), (1, 2));
@@ -90,12 +90,12 @@ fn each_trouble_is_counted_where_it_is() {
 fn offsets_far_apart_cost_no_memory_between_them() {
     let mut account = Account::default();
     let far = i64::MAX - 10;
-    account.open(3, 0..i64::MAX, i64::MAX);
+    account.add_partition(3, 0..i64::MAX, i64::MAX);
     for offset in [0, 70_000, far] {
-        account.ask(3, offset, 1);
+        account.add_message(3, offset, 1);
     }
-    account.answer(at(CAPTIONS, 0, 0), image(3, far, 0));
-    let report = account.close();
+    account.add_answer(at(CAPTIONS, 0, 0), image(3, far, 0));
+    let report = account.into_report();
     let missing = |offset| Example::Image { partition: 3, offset, index: 0 };
     assert_eq!(report.examples.missing, [missing(0), missing(70_000)]);
     assert_eq!(report.total.captions, 1);
@@ -110,7 +110,7 @@ fn ranges_are_narrowed_and_wrong_ones_named() {
     assert_eq!(narrow(&none, &none, None).unwrap(), known());
     let some = narrow(&one(0, 6), &one(1, 4), None).unwrap();
     assert_eq!(some, Ranges::from([(0, 6..10), (1, 0..4)]));
-    // Of partition 1 the group has committed nothing, of partition 0 less than is left of it.
+    // The group has committed nothing of partition 1, and less than the log start of partition 0.
     let committed = narrow(&none, &one(0, 3), Some(0)).unwrap();
     assert_eq!(committed, Ranges::from([(0, 5..5), (1, 0..0)]));
     for (from, to, part) in [
@@ -123,10 +123,10 @@ fn ranges_are_narrowed_and_wrong_ones_named() {
     }
 }
 
-/// What was asked by partition and offset, and every answer in the order of its topic.
+/// Images by partition and offset, and every answer in the order of its topic.
 type Run = (BTreeMap<(i32, i64), usize>, Vec<(Output, i32, Image)>);
 
-/// A worker's run, and then random losses, duplicates, swaps and strangers.
+/// A worker's run, and then random losses, duplicates, swaps and unknown answers.
 fn runs() -> impl Strategy<Value = Run> {
     let asked = proptest::collection::btree_map((0..3_i32, 0..40_i64), 0..4_usize, 0..40);
     (asked, proptest::collection::vec((0..5_u8, any::<u16>(), any::<u16>()), 0..12)).prop_map(
@@ -160,18 +160,18 @@ fn runs() -> impl Strategy<Value = Run> {
 
 proptest! {
     #[test]
-    fn the_account_agrees_with_one_that_keeps_everything((asked, answers) in runs()) {
+    fn the_account_agrees_with_one_that_keeps_every_record((asked, answers) in runs()) {
         let mut account = Account::default();
         for partition in 0..3 {
-            account.open(partition, 0..40, 45);
+            account.add_partition(partition, 0..40, 45);
         }
         for (&(partition, offset), &images) in &asked {
-            account.ask(partition, offset, images);
+            account.add_message(partition, offset, images);
         }
         for (place, &(output, partition, of)) in answers.iter().enumerate() {
-            account.answer(at(output, partition, place as i64), of);
+            account.add_answer(at(output, partition, place as i64), of);
         }
-        let report = account.close();
+        let report = account.into_report();
 
         let open: BTreeSet<Image> = asked
             .iter()

@@ -107,7 +107,7 @@ pub async fn run(
     let _stop_when_dropped = stop.clone().drop_guard();
     let Instruments { metrics, health, tracer, meter, .. } = instruments;
     let registry = Registry::new(&config.registry)?;
-    let encoders = Encoders::settle(&registry, &config.kafka).await?;
+    let encoders = Encoders::resolve(&registry, &config.kafka).await?;
     let awaiting_schema = AwaitingSchema::new(registry.decoder(Kind::Request, Handle::current()));
     let clients = Clients::new(&config.kafka)?;
     let deadlines = Deadlines::new(&config, clients.timeouts)?;

@@ -308,7 +308,7 @@ async fn a_call_that_does_not_come_back_is_left_behind() {
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     cluster.await_records(&both, expected.len(), PATIENCE);
     // The old producer gives its connection up after 30 s, and finds itself fenced.
-    worker.await_log("a kafka call that was left behind has come back", 1);
+    worker.await_log("a kafka call that was left behind has returned", 1);
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
     assert_eq!(worker.log().matches("\"transaction failed\"").count(), 1, "{}", worker.log());
 }

@@ -26,7 +26,7 @@ impl AwaitingSchema {
 
     pub fn push(&mut self, message: Arc<SourceMessage>) {
         // Requests the schemas of all messages that wait at once.
-        self.decoder.ask_for(payload(&message));
+        self.decoder.request_schema(payload(&message));
         self.messages.push_back(message);
     }
 

@@ -77,7 +77,7 @@ pub struct Encoders {
 impl Encoders {
     /// # Errors
     /// As [`Registry::encoder`].
-    pub async fn settle(registry: &Registry, kafka: &Kafka) -> Result<Self> {
+    pub async fn resolve(registry: &Registry, kafka: &Kafka) -> Result<Self> {
         Ok(Self {
             captions: registry.encoder(Kind::Caption, &kafka.output_topic).await?,
             dead_letters: registry.encoder(Kind::DeadLetter, &kafka.dead_letter_topic).await?,

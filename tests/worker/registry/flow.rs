@@ -63,11 +63,11 @@ async fn requests(server: &Server, topics: &Topics) -> (Vec<Vec<u8>>, [&'static 
     sent.push(b"\0\0\0\0".to_vec());
     let reasons = [
         "does not know the message's schema (schema: 4000000)",
-        "is no Avro record of its schema that can be read",
-        "bytes are left behind the Avro record",
+        "is not a readable Avro record of its schema",
+        "there are bytes behind the Avro record",
         "schemaType: PROTOBUF",
         "its schema contains itself",
-        "the message is no JSON",
+        "the message is not JSON",
     ];
     (sent, reasons)
 }

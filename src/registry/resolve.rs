@@ -1,9 +1,9 @@
-//! At the start: which id a schema has under its subject, and whether it may stand there.
+//! Resolves a schema to its id at the start, and registers it where that is allowed.
 //!
-//! A schema that its subject has already is taken as it is, even where a newer version follows it:
-//! so an older worker can come back. One that is new there must be able to read what the latest
-//! version has written (`BACKWARD`). The registry says so by the subject's own level, which may be
-//! `NONE`; of Avro it is therefore also worked out here.
+//! A schema that its subject already has is used as it is, even where a newer version follows it: so
+//! an older worker can come back. A new schema must be able to read records of the latest version
+//! (`BACKWARD`). The registry checks this by the subject's own level, which may be `NONE`; Avro
+//! schemas are therefore checked here as well.
 
 use std::time::{Duration, Instant};
 
@@ -15,61 +15,66 @@ use super::schemas::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::{Policy, retry};
 
-/// How long the registry may not answer at the start.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-/// Levels that hold `BACKWARD`.
+/// How long a registry may be silent at the start.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Levels that include `BACKWARD`.
 const LEVELS: [&str; 4] = ["BACKWARD", "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"];
 
-/// A schema and where it is to stand.
+/// A schema whose id is requested, and its subject.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'w> {
-    pub subject: &'w str,
-    pub schema: &'w Schema,
+pub struct SchemaRequest<'r> {
+    pub subject: &'r str,
+    pub schema: &'r Schema,
     pub kind: Kind,
 }
 
-/// The schema's id.
+/// The id of the requested schema; it is registered where `register` is set and the subject does not
+/// have it.
 ///
 /// # Errors
 /// As [`super::Registry::encoder`].
-pub async fn settle(client: &Client, wanted: &Wanted<'_>, register: bool) -> Result<u32> {
+pub async fn resolve_id(
+    client: &Client,
+    request: &SchemaRequest<'_>,
+    register: bool,
+) -> Result<u32> {
     let began = Instant::now();
     let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(2));
     let ended = retry(
         policy,
-        || once(client, wanted, register),
+        || try_resolve(client, request, register),
         |error, _, pause| {
             tracing::warn!(error = error.chain(), "the schema registry is asked again");
-            began.elapsed() + pause < PATIENCE
+            began.elapsed() + pause < SILENCE_LIMIT
         },
     )
     .await;
     let id = ended.map_err(|gave_up| gave_up.error)?.0;
-    tracing::info!(subject = wanted.subject, id, "schema settled");
+    tracing::info!(subject = request.subject, id, "schema resolved");
     Ok(id)
 }
 
-async fn once(client: &Client, wanted: &Wanted<'_>, register: bool) -> Result<u32> {
-    let &Wanted { subject, schema, .. } = wanted;
+async fn try_resolve(client: &Client, request: &SchemaRequest<'_>, register: bool) -> Result<u32> {
+    let &SchemaRequest { subject, schema, .. } = request;
     if let Some(found) = client.lookup(subject, schema).await? {
-        check_level(client, subject).await;
+        warn_of_level(client, subject).await;
         return Ok(found.id);
     }
     if !register {
         return Err(Error::new(ErrorKind::Config, "the registry does not have the schema")
             .with("subject", subject)
-            .with("schema", wanted.kind.name())
+            .with("schema", request.kind.name())
             .with("allowed", "to register it beforehand, or registry.auto_register: true"));
     }
-    check(client, wanted).await?;
+    check_compatibility(client, request).await?;
     let id = client.register(subject, schema).await?;
-    check_level(client, subject).await;
+    warn_of_level(client, subject).await;
     Ok(id)
 }
 
-/// Refuses a schema that can't read what the latest version has written.
-async fn check(client: &Client, wanted: &Wanted<'_>) -> Result<()> {
-    let &Wanted { subject, schema, .. } = wanted;
+/// Refuses a schema that can't read records of the latest version.
+async fn check_compatibility(client: &Client, request: &SchemaRequest<'_>) -> Result<()> {
+    let &SchemaRequest { subject, schema, .. } = request;
     let Some(latest) = client.latest(subject).await? else {
         return Ok(());
     };
@@ -80,7 +85,7 @@ async fn check(client: &Client, wanted: &Wanted<'_>) -> Result<()> {
             .with("reason", reason)
     };
     let (found, ours) = (latest.schema.kind(), schema.kind());
-    // What a registry says to that differs.
+    // Registries differ in their answers to that.
     if found != ours {
         return Err(incompatible(format!("it is {found}, and ours {ours}")));
     }
@@ -88,11 +93,11 @@ async fn check(client: &Client, wanted: &Wanted<'_>) -> Result<()> {
     if let Some(verdict) = verdict.filter(|verdict| !verdict.is_compatible) {
         return Err(incompatible(verdict.reason()));
     }
-    unreadable(&latest, wanted.kind).map_or(Ok(()), |reason| Err(incompatible(reason)))
+    incompatibility(&latest, request.kind).map_or(Ok(()), |reason| Err(incompatible(reason)))
 }
 
-/// Why our schema can't read what `latest` has written, as far as that can be known here.
-fn unreadable(latest: &Version, kind: Kind) -> Option<String> {
+/// Why our schema can't read records of `latest`; None where it can, or the schema is not Avro.
+fn incompatibility(latest: &Version, kind: Kind) -> Option<String> {
     if latest.schema.kind() != AVRO {
         return None;
     }
@@ -103,8 +108,8 @@ fn unreadable(latest: &Version, kind: Kind) -> Option<String> {
     SchemaCompatibility::can_read(&written, kind.avro()).err().map(|error| error.to_string())
 }
 
-/// Says so where the registry would let anything follow.
-async fn check_level(client: &Client, subject: &str) {
+/// Warns where the registry would accept any later schema.
+async fn warn_of_level(client: &Client, subject: &str) {
     match client.level(subject).await {
         Ok(Some(level)) if !LEVELS.contains(&level.as_str()) => tracing::warn!(
             subject,
@@ -112,7 +117,7 @@ async fn check_level(client: &Client, subject: &str) {
             "the registry does not hold later schemas to BACKWARD compatibility"
         ),
         Ok(_) => {}
-        // It may be for administrators alone.
+        // Only administrators may be allowed to read it.
         Err(error) => tracing::debug!(error = error.chain(), subject, "the level is not known"),
     }
 }
