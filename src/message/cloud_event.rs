@@ -5,7 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{RawHeader, invalid};
+use super::RawHeader;
+use super::json::{invalid, parse_json};
 use crate::error::Result;
 
 const VERSION_HEADER: &str = "ce_specversion";
@@ -41,11 +42,11 @@ pub fn take_data(mut event: Value) -> Result<Value> {
         let bytes = STANDARD
             .decode(text)
             .map_err(|error| invalid("data_base64 is not Base64").because(error))?;
-        return super::parse_json(&bytes);
+        return parse_json(&bytes);
     }
     match event.get_mut("data").map(Value::take) {
         // Some producers send JSON as text.
-        Some(Value::String(text)) => super::parse_json(text.as_bytes()),
+        Some(Value::String(text)) => parse_json(text.as_bytes()),
         Some(Value::Null) | None => Err(invalid("the CloudEvent has no data")),
         Some(data) => Ok(data),
     }

@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{header, now};
-use super::{DeadLetter, MAX_FIELD_BYTES, RawHeader, SourcePosition};
+use super::image_request::MAX_FIELD_BYTES;
+use super::record::now;
+use super::{DeadLetter, RawHeader, SourcePosition, header};
 
 /// The record that marks a dead letter as redriven (`schemas/dead-letter-marker.v1.schema.json`).
 /// Its header [`header::REDRIVEN`] identifies it, whatever the header's value.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{ImageRequest, SourcePosition, invalid};
+use super::image_request::ImageRequest;
+use super::json::invalid;
+use super::position::SourcePosition;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An unknown field is an error: a misspelt one would otherwise be ignored.
@@ -33,18 +35,6 @@ pub fn parse(message: Value, source: &SourcePosition) -> Result<ImageRequest> {
         etag,
         attributes: fields.attributes,
     })
-}
-
-/// The request that [`parse`] reads as `image`.
-pub fn to_json(image: &ImageRequest) -> Vec<u8> {
-    let ImageRequest { id, version_id, etag, attributes, .. } = image;
-    let mut fields = json!({"uri": image.uri(), "id": id, "attributes": attributes});
-    for (name, value) in [("version_id", version_id), ("etag", etag)] {
-        if let Some(text) = value {
-            fields[name] = text.as_str().into();
-        }
-    }
-    fields.to_string().into_bytes()
 }
 
 /// Bucket and key of an `s3://bucket/key` URI; the key is taken as it stands, not unescaped.

@@ -4,7 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{RawHeader, invalid};
+use super::RawHeader;
+use super::json::invalid;
 use crate::error::Result;
 
 /// The parts of the original message in a dead letter.

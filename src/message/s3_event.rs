@@ -10,7 +10,9 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ImageRequest, Requests, SourcePosition, invalid};
+use super::image_request::{ImageRequest, Requests};
+use super::json::invalid;
+use super::position::SourcePosition;
 use crate::error::Result;
 
 #[derive(Debug, Deserialize)]

@@ -8,8 +8,9 @@ use std::ops::ControlFlow;
 
 use rdkafka::message::Message as _;
 
+use super::filter::Filter;
 use super::formats::Formats;
-use super::{Filter, Summary};
+use super::summary::Summary;
 use crate::config::Kafka;
 use crate::error::Result;
 use crate::kafka::headers::read_headers;

@@ -9,7 +9,7 @@ const MAX_LINES: usize = 500;
 
 /// The top-level modules from the ground up: each uses only modules on lower floors.
 const FLOORS: [&[&str]; 11] = [
-    &["error", "exit", "html", "model", "plan"],
+    &["error", "exit", "html", "model", "plan", "progress"],
     &["object_name", "retry", "telemetry"],
     &["config"],
     &["kafka", "registry", "runtime", "s3"],
