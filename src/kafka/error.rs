@@ -1,5 +1,5 @@
-//! librdkafka's errors: as errors of this crate, and what a failed call of the transaction API
-//! allows (librdkafka's INTRODUCTION.md, "Transactional error handling").
+//! librdkafka's errors: converted to errors of this crate, and classified by what a transaction may
+//! do after them (librdkafka's INTRODUCTION.md, "Transactional error handling").
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -26,7 +26,7 @@ pub fn kafka_error(message: &'static str, error: KafkaError) -> Error {
     }
 }
 
-/// What a failed call of the transaction API allows.
+/// The ways to go on after a failed call of the transaction API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
     /// The same call again, with the same arguments.

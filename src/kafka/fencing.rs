@@ -18,7 +18,7 @@ const WINDOW: Duration = Duration::from_secs(300);
 pub struct FencingLimit {
     /// Fencings within five minutes; at least 1.
     pub fencings: usize,
-    /// What the process ends with then.
+    /// The process ends with this error then.
     pub error: Error,
 }
 

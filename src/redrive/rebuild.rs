@@ -93,7 +93,7 @@ impl<'f> Rebuilder<'f> {
         let opened = self.formats.open_request(original.payload.as_deref().unwrap_or_default())?;
         let read = opened.map(Cow::into_owned);
         let markers = &self.formats.markers;
-        let made = rebuild_records(letter, (original, read), partition, position, markers);
+        let made = rebuild_records(letter, original, read, partition, position, markers);
         Ok(made.and_then(|rebuilt| {
             let fits = record_size(&rebuilt.reference).saturating_add(FRAME) <= self.max_bytes;
             if fits { Ok(rebuilt) } else { Err(Reason::TooLarge) }
@@ -126,7 +126,8 @@ impl<'f> Rebuilder<'f> {
 /// Pure.
 fn rebuild_records(
     letter: &DeadLetter,
-    (mut original, read): (RawRecord, Option<Vec<u8>>),
+    mut original: RawRecord,
+    read: Option<Vec<u8>>,
     partition: Option<i32>,
     position: SourcePosition,
     markers: &Encoder,
@@ -217,10 +218,11 @@ mod tests {
     }
 
     fn put_back(original: &RawRecord, index: usize, offset: i64) -> Rebuilt {
-        let message = (original.clone(), original.payload.clone());
+        let (record, read) = (original.clone(), original.payload.clone());
         rebuild_records(
             &letter(original, index),
-            message,
+            record,
+            read,
             Some(1),
             position(offset),
             &Encoder::Json,
@@ -289,7 +291,7 @@ mod tests {
         }
         let beyond = letter(&original, 2);
         let read = original.payload.clone();
-        let refused = rebuild_records(&beyond, (original, read), None, position(3), &Encoder::Json)
+        let refused = rebuild_records(&beyond, original, read, None, position(3), &Encoder::Json)
             .unwrap_err();
         assert_eq!(refused, Reason::Damaged);
     }

@@ -82,7 +82,7 @@ impl Decoder {
         };
         match cache.find(id) {
             Some(Entry::Requested) => None,
-            Some(Entry::Known(written)) => Some(decode_record(&written, (id, record), self.kind)),
+            Some(Entry::Known(written)) => Some(decode_record(&written, id, record, self.kind)),
             Some(Entry::Unknown(_)) => Some(Err(unknown_schema(id))),
             None => {
                 self.request_schema(payload);
@@ -142,7 +142,7 @@ impl BlockingDecoder {
             }
         };
         match entry {
-            Entry::Known(written) => decode_record(&written, (id, record), self.kind),
+            Entry::Known(written) => decode_record(&written, id, record, self.kind),
             Entry::Requested | Entry::Unknown(_) => Err(unknown_schema(id)),
         }
     }
@@ -250,7 +250,8 @@ impl WriterSchema {
 
 fn decode_record<'p>(
     written: &WriterSchema,
-    (id, record): (u32, &'p [u8]),
+    id: u32,
+    record: &'p [u8],
     kind: Kind,
 ) -> Result<Cow<'p, [u8]>> {
     let json = match written {

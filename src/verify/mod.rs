@@ -103,9 +103,9 @@ pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
         let end = ends.get(&partition).map_or(range.end, |known| known.end);
         account.add_partition(partition, range.clone(), end);
     }
-    read_references((&reader, &requests), input, &references, &mut account)?;
+    read_references(&reader, &requests, input, &references, &mut account)?;
     for (output, topic, ranges) in &answers {
-        read_answers(&reader, (*output, topic), input, ranges, &mut account)?;
+        read_answers(&reader, *output, topic, input, ranges, &mut account)?;
     }
     Ok(account.into_report())
 }
@@ -147,7 +147,8 @@ fn narrowed(
 }
 
 fn read_references(
-    (reader, requests): (&Reader, &BlockingDecoder),
+    reader: &Reader,
+    requests: &BlockingDecoder,
     topic: &str,
     ranges: &Ranges,
     account: &mut Account,
@@ -173,7 +174,8 @@ fn read_references(
 
 fn read_answers(
     reader: &Reader,
-    (output, topic): (Output, &str),
+    output: Output,
+    topic: &str,
     input: &str,
     ranges: &Ranges,
     account: &mut Account,

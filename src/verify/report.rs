@@ -38,7 +38,7 @@ impl PartitionReport {
     }
 }
 
-/// Of all partitions together.
+/// The counts of all partitions together.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Total {
     pub messages: u64,
