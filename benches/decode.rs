@@ -1,9 +1,9 @@
-//! From JPEG bytes to CLIP's normalised 224 x 224 input on one core: our path in both of its modes,
-//! against Pillow and numpy (`peer/pillow.py`) and against the `image` crate alone (its own JPEG
-//! decoder, orientation, Catmull-Rom, centre crop). `cargo bench --bench decode`.
+//! From JPEG bytes to CLIP's normalised 224 x 224 input on one core: both of our modes against Pillow
+//! and numpy (`peer/pillow.py`) and against the `image` crate alone (its own JPEG decoder,
+//! orientation, Catmull-Rom, centre crop). `cargo bench --bench decode`.
 //!
-//! All take turns, one thread at a time, and do so in several rounds: a busy machine hurts all
-//! alike. Python is that of `scripts/bench-python`, or `BENCH_PYTHON`.
+//! The contenders take turns in several rounds, one thread at a time, so that a busy machine slows
+//! all of them. Python is that of `scripts/bench-python`, or `BENCH_PYTHON`.
 
 use std::fs;
 use std::hint::black_box;
@@ -24,7 +24,7 @@ const SIDE: u32 = 224;
 const PIXELS: usize = (SIDE * SIDE) as usize;
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-/// A camera's.
+/// JPEG quality of a typical camera.
 const QUALITY: i32 = 88;
 const ROUNDS: usize = 7;
 
@@ -32,9 +32,9 @@ struct Photo {
     name: &'static str,
     size: [u32; 2],
     progressive: bool,
-    /// How often each decodes it in a round.
+    /// Decodes per contender and round.
     times: usize,
-    /// Of `fast` against Pillow.
+    /// Least speed-up of `fast` over Pillow.
     goal: f64,
 }
 
@@ -52,8 +52,8 @@ const PHOTOS: [Photo; 3] = [
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` comes without the flag, there is nothing to test;
-    // and `make bench` may ask for parts of other benchmarks.
+    // `cargo test --benches` passes no such flag and tests nothing here; `make bench` may ask for
+    // parts of other benchmarks.
     let mut parts = arguments.iter().filter(|argument| !argument.starts_with('-')).peekable();
     let wanted = parts.peek().is_none() || parts.any(|part| part == "decode");
     if !wanted || !arguments.iter().any(|argument| argument == "--bench") {
@@ -94,10 +94,10 @@ fn main() {
     let rgb = vec![7; 3 * PIXELS];
     let mut tensor = vec![0.0; 3 * PIXELS];
     let seconds = median(200, || exact.normalise(black_box(&rgb), black_box(&mut tensor)));
-    println!("\nof that normalising: {:.3} ms", seconds * 1e3);
+    println!("\nnormalising takes {:.3} ms of it", seconds * 1e3);
 }
 
-/// Middle of the seconds that `work` takes, `times` tried.
+/// Median of the seconds that `work` takes in `times` runs.
 fn median<T>(times: usize, mut work: impl FnMut() -> T) -> f64 {
     let timed = |_| {
         let started = Instant::now();
@@ -113,7 +113,7 @@ fn middle(mut values: Vec<f64>) -> f64 {
 }
 
 impl Photo {
-    /// A sample of the repository, scaled and encoded as a camera would.
+    /// A sample of the repository, scaled and encoded like a camera's photo.
     fn encode(&self) -> Vec<u8> {
         let sample = root("samples/boats.jpg");
         let [width, height] = self.size;
@@ -155,7 +155,7 @@ fn ours(preprocessor: &Preprocessor, bytes: &[u8]) -> Vec<f32> {
     tensor
 }
 
-/// What one writes with the `image` crate and nothing else.
+/// The same with the `image` crate alone.
 fn plain(bytes: &[u8]) -> Vec<f32> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().expect("a JPEG");
     let mut decoder = reader.into_decoder().expect("a JPEG");
@@ -181,7 +181,7 @@ fn normalised(rgb: &RgbImage) -> Vec<f32> {
     tensor
 }
 
-/// `peer/pillow.py`, running.
+/// A running `peer/pillow.py`.
 struct Pillow {
     child: Child,
     input: ChildStdin,
@@ -189,7 +189,7 @@ struct Pillow {
 }
 
 impl Pillow {
-    /// None, with a line that says why, where Python or Pillow is missing.
+    /// None if Python or Pillow is missing; prints the reason.
     fn start() -> Option<Self> {
         let python = std::env::var_os("BENCH_PYTHON")
             .map_or_else(|| root(".tools/bench-python/bin/python"), PathBuf::from);
@@ -219,7 +219,7 @@ impl Pillow {
         (!line.is_empty()).then(|| line.trim().to_owned())
     }
 
-    /// Middle of the seconds that Pillow takes for the file.
+    /// Median of the seconds that Pillow takes for the file.
     fn time(&mut self, path: &Path, times: usize) -> f64 {
         writeln!(self.input, "{} {times}", path.display()).expect("Pillow still runs");
         self.line().and_then(|line| line.parse().ok()).expect("Pillow answers with a time")

@@ -1,8 +1,8 @@
-//! Images a second of the engine alone: `models/tiny` on the sample photos, already decoded and
-//! in memory. `cargo bench --bench engine`, with `ORT_DYLIB_PATH` or after `make onnxruntime`.
+//! Images per second of the engine alone: `models/tiny` on the sample photos, decoded and in memory.
+//! `cargo bench --bench engine`, with `ORT_DYLIB_PATH` or after `make onnxruntime`.
 //!
-//! It computes where `FUSIONCAP_RUNTIME__PROVIDERS` and the other variables of that section say, as
-//! the worker does; `FUSIONCAP_TEST_MODEL` names another bundle.
+//! `FUSIONCAP_RUNTIME__PROVIDERS` and the other variables of that section apply as in the worker;
+//! `FUSIONCAP_TEST_MODEL` names another bundle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,19 +23,19 @@ fn full_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, None);
 }
 
-/// Full batches with greedy search: what beam search costs is the difference.
+/// Full batches with greedy search: the difference is the cost of beam search.
 #[divan::bench(args = [1, 8, 32, 128, 256], sample_count = 20, max_time = 10)]
 fn full_batch_greedy(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, batch_size, Some(1));
 }
 
-/// One image in a batch of many: what padding costs.
+/// One image in a batch of many: the cost of padding.
 #[divan::bench(args = [8], sample_count = 20)]
 fn padded_batch(bencher: Bencher, batch_size: usize) {
     measure(bencher, batch_size, 1, None);
 }
 
-/// Full batches of the variant in 8 bits.
+/// Full batches of the int8 variant.
 #[cfg(feature = "train")]
 #[divan::bench(args = [1, 8, 32], sample_count = 20)]
 fn full_batch_int8(bencher: Bencher, batch_size: usize) {

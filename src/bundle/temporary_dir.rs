@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub struct TemporaryDir(PathBuf);
 
 impl TemporaryDir {
-    /// Names a new directory in `parent`; it is created by whoever writes to it first.
+    /// Chooses a new name in `parent`. The download creates the directory.
     pub fn new(parent: &Path) -> Self {
         Self(parent.join(format!("fusioncap-model-{}", uuid::Uuid::new_v4())))
     }

@@ -88,7 +88,7 @@ const fn message(kind: ErrorKind) -> &'static str {
         ErrorKind::AccessDenied => "the object store refused access",
         ErrorKind::CredentialsRefused => "the object store refused the credentials",
         ErrorKind::FetchUnavailable => "the object store is not available",
-        _ => "there is no such object",
+        _ => "the object does not exist",
     }
 }
 

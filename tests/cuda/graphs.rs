@@ -1,5 +1,5 @@
-//! The vision tower as a CUDA graph: recorded once, replayed for batches of any fill, on any thread,
-//! and recorded beside an engine that works.
+//! The vision tower as a CUDA graph: captured once, replayed for batches of any fill on any thread,
+//! and captured beside a running engine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +9,7 @@ use fusioncap::engine::{Caption, Engine};
 
 const BATCH: usize = 8;
 
-fn recorded() -> Runtime {
+fn with_graphs() -> Runtime {
     Runtime { cuda_graphs: true, ..cuda() }
 }
 
@@ -32,27 +32,27 @@ fn split_captions(engine: Engine, photos: &[Vec<u8>], fill: usize) -> Vec<Captio
 }
 
 #[test]
-fn a_replayed_graph_says_the_same_of_batches_of_any_fill() {
+fn a_replayed_graph_captions_batches_of_any_fill() {
     if !gpu() {
         return;
     }
     let mut plain = load(&cuda(), BATCH, None).unwrap();
     let photos = photos(&plain);
     let expected = captions(&mut plain, &photos, BATCH);
-    let mut engine = load(&recorded(), BATCH, None).unwrap();
+    let mut engine = load(&with_graphs(), BATCH, None).unwrap();
     let full = captions(&mut engine, &photos, BATCH);
-    assert_near(&full, &expected, EXACT, "recorded");
+    assert_near(&full, &expected, EXACT, "captured");
     for fill in [5, 1, 8, 2, 8] {
         let found = captions(&mut engine, &photos, fill);
         for (one, other) in found.iter().zip(&full) {
             assert_eq!(one.embedding, other.embedding, "{fill} in a batch");
         }
-        assert_near(&found, &expected, EXACT, &format!("recorded, {fill} in a batch"));
+        assert_near(&found, &expected, EXACT, &format!("captured, {fill} in a batch"));
     }
 }
 
 #[test]
-fn a_graph_is_replayed_on_whatever_thread_the_encoder_is() {
+fn a_graph_is_replayed_on_any_thread() {
     if !gpu() {
         return;
     }
@@ -60,7 +60,7 @@ fn a_graph_is_replayed_on_whatever_thread_the_encoder_is() {
     let photos = photos(&plain);
     let expected = captions(&mut plain, &photos, BATCH);
     for fill in [8, 3] {
-        let engine = load(&recorded(), BATCH, None).unwrap();
+        let engine = load(&with_graphs(), BATCH, None).unwrap();
         let found = split_captions(engine, &photos, fill);
         assert_near(&found, &expected, EXACT, &format!("two threads, {fill} in a batch"));
     }
@@ -68,11 +68,11 @@ fn a_graph_is_replayed_on_whatever_thread_the_encoder_is() {
 
 /// As when a worker loads a changed model.
 #[test]
-fn a_graph_is_recorded_beside_an_engine_that_works() {
+fn a_graph_is_captured_beside_a_running_engine() {
     if !gpu() {
         return;
     }
-    let mut working = load(&recorded(), BATCH, None).unwrap();
+    let mut working = load(&with_graphs(), BATCH, None).unwrap();
     let photos = photos(&working);
     let expected = captions(&mut working, &photos, BATCH);
     let loaded = AtomicBool::new(false);
@@ -81,15 +81,15 @@ fn a_graph_is_recorded_beside_an_engine_that_works() {
             let mut batches = 0;
             while !loaded.load(Ordering::Relaxed) {
                 let found = captions(&mut working, &photos, BATCH);
-                assert_near(&found, &expected, EXACT, "beside one that is loaded");
+                assert_near(&found, &expected, EXACT, "beside an engine that loads");
                 batches += 1;
             }
             batches
         });
         for _ in 0..3 {
-            let mut next = load(&recorded(), BATCH, None).unwrap();
+            let mut next = load(&with_graphs(), BATCH, None).unwrap();
             let found = captions(&mut next, &photos, BATCH);
-            assert_near(&found, &expected, EXACT, "loaded beside one that works");
+            assert_near(&found, &expected, EXACT, "loaded beside a running engine");
         }
         loaded.store(true, Ordering::Relaxed);
         work.join().unwrap()

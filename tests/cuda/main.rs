@@ -63,28 +63,28 @@ fn photos(engine: &Engine) -> Vec<Vec<u8>> {
     photos
 }
 
-/// The photos' captions, so many photos a batch.
+/// The photos' captions, in batches of `batch` photos.
 fn captions(engine: &mut Engine, photos: &[Vec<u8>], batch: usize) -> Vec<Caption> {
     let views: Vec<&[u8]> = photos.iter().map(Vec::as_slice).collect();
     views.chunks(batch).flat_map(|batch| engine.caption(batch).unwrap()).collect()
 }
 
-/// How far a GPU's captions may be from the CPU's.
+/// Allowed differences between captions on a GPU and on the CPU.
 #[derive(Clone, Copy, Debug)]
 struct Tolerance {
-    /// Of a caption's score, a mean log-probability, where the words are the same.
+    /// Difference in score (mean log-probability) of captions with the same words.
     score: f32,
-    /// Of the score where the words differ, which near-ties do.
+    /// Difference in score of captions with different words, which only near-ties have.
     near_tie: f32,
-    /// Captions of whose words some may differ.
+    /// Number of captions with different words.
     different: usize,
-    /// 1 less the cosine of both embeddings.
+    /// 1 minus the cosine of the embeddings.
     embedding: f32,
 }
 
-/// 32-bit floats added in another order.
+/// 32-bit floats, summed in another order.
 const EXACT: Tolerance = Tolerance { score: 2e-3, near_tie: 0.05, different: 1, embedding: 1e-5 };
-/// Products of 10 bits of mantissa.
+/// Products with 10 bits of mantissa.
 const TF32: Tolerance = Tolerance { score: 0.02, near_tie: 0.2, different: 4, embedding: 1e-3 };
 
 fn assert_near(found: &[Caption], expected: &[Caption], tolerance: Tolerance, what: &str) {

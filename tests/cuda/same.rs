@@ -1,4 +1,4 @@
-//! A GPU says what the CPU says.
+//! A GPU gives the captions of the CPU.
 
 use super::{EXACT, TF32, assert_near, captions, cpu, cuda, gpu, load, photos};
 use fusioncap::config::Runtime;
@@ -24,10 +24,10 @@ fn captions_are_those_of_the_cpu_by_beam_search_and_greedily() {
     }
 }
 
-/// The tower computes whole batches, so that an image's embedding is the same in every company, to
-/// the last bit. The beam search has as many rows as there are beams.
+/// The vision tower always computes whole batches, so an image's embedding is the same to the last
+/// bit in any batch. The beam search runs with as many rows as there are beams.
 #[test]
-fn company_changes_no_embedding_and_no_word() {
+fn embeddings_and_words_do_not_depend_on_the_batch() {
     if !gpu() {
         return;
     }

@@ -1,6 +1,5 @@
-//! Decoding and preprocessing against Pillow and CLIP's own image processor, and against files
-//! that are no images; and that the mode `fast` is worth its name without moving what the model
-//! sees.
+//! Decoding and preprocessing against Pillow and CLIP's own image processor, and on files that are
+//! not images; mode `fast` gives the model nearly the same input as `exact`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,7 +93,7 @@ fn normalising_gives_planes() {
 }
 
 #[test]
-fn what_is_no_image_is_refused() {
+fn files_that_are_not_images_are_refused() {
     assert_eq!(refusal(b""), ErrorKind::EmptyObject);
     assert_eq!(refusal(b"<!DOCTYPE html><html></html>"), ErrorKind::NotAnImage);
     assert_eq!(refusal(b"\xff\xd8\xff"), ErrorKind::CorruptImage);
@@ -111,7 +110,7 @@ fn a_truncated_image_is_refused() {
     }
 }
 
-/// Wherever a JPEG is cut: libjpeg only warns, and Pillow's users get grey.
+/// libjpeg only warns, wherever a JPEG is cut, and Pillow fills the rest with grey.
 #[test]
 fn a_jpeg_cut_anywhere_is_refused() {
     for name in ["astronaut-progressive.jpg", "coffee-q50-420.jpg", "cat-exif6.jpg"] {
@@ -125,7 +124,7 @@ fn a_jpeg_cut_anywhere_is_refused() {
     }
 }
 
-/// Stray bytes before a marker are forgiven, but not together with a cut.
+/// Stray bytes before a marker are ignored in a whole file, not in a truncated one.
 #[test]
 fn stray_bytes_in_a_jpeg_do_no_harm_unless_it_is_cut() {
     let good = fs::read(Path::new(FIXTURES).join("china-640x427.jpg")).unwrap();
@@ -156,7 +155,7 @@ fn a_line_of_pixels_is_decoded_without_growing() {
     }
 }
 
-/// A scan is a few bytes, and has the decoder go over the whole image again.
+/// A scan of a few bytes makes the decoder process the whole image again.
 #[test]
 fn a_jpeg_of_more_scans_than_anyone_writes_is_refused() {
     let decode = |scans| {
@@ -242,8 +241,8 @@ fn the_model_sees_nearly_the_same_in_both_modes_takes_minutes() {
             (fast.source_width, fast.source_height),
             (exact.source_width, exact.source_height)
         );
-        // Decoded the same way, they would be the same to the bit.
-        assert_ne!(exact.rgb, fast.rgb, "{name} was not made smaller");
+        // Equal bits would mean that both modes decode the same way.
+        assert_ne!(exact.rgb, fast.rgb, "{name} was not scaled");
         let [exact, fast] =
             [exact, fast].map(|pixels| engine.caption(&[&pixels.rgb]).unwrap().remove(0));
         let cosine: f32 =
@@ -254,14 +253,14 @@ fn the_model_sees_nearly_the_same_in_both_modes_takes_minutes() {
             different.push(name);
         }
     }
-    // A caption hangs by a hair now and then: other noise of the same size changes it too.
-    assert!(different.len() <= 2, "captioned otherwise: {different:?}");
+    // Some captions are near-ties, which any noise of this size changes.
+    assert!(different.len() <= 2, "different captions: {different:?}");
 }
 
-/// A photo with each of the eight orientations, whose edges are no multiples of eight: whatever
-/// the last blocks hold in part lies where it belongs.
+/// A photo with each of the eight orientations, whose edges are not multiples of eight: partially
+/// filled blocks are placed correctly.
 #[test]
-fn a_photo_made_smaller_lies_where_the_whole_one_does() {
+fn a_scaled_photo_covers_the_area_of_the_whole_one() {
     let photo = image::open(Path::new(FIXTURES).join("china-4000x2669.jpg")).unwrap();
     let plain = encode(&photo.crop_imm(0, 0, 3993, 2665).into_rgb8());
     let (exact, fast) = (clip(), clip().in_mode(DecodeMode::Fast));
@@ -275,7 +274,7 @@ fn a_photo_made_smaller_lies_where_the_whole_one_does() {
             [&exact, &fast].map(|mode| mode.decode(&bytes, &Limits::default()).unwrap());
         let upright = if orientation < 5 { (3993, 2665) } else { (2665, 3993) };
         assert_eq!((fast.source_width, fast.source_height), upright, "{orientation}");
-        assert_ne!(exact.rgb, fast.rgb, "{orientation}: the photo was not made smaller");
+        assert_ne!(exact.rgb, fast.rgb, "{orientation}: the photo was not scaled");
         let sum: u64 = exact
             .rgb
             .iter()
@@ -288,10 +287,10 @@ fn a_photo_made_smaller_lies_where_the_whole_one_does() {
     }
 }
 
-/// Mean square difference of the same photo moved by an eighth of a pixel, and more.
+/// More than the mean square difference of a photo and itself shifted by an eighth of a pixel.
 const MOVED: f64 = 2.0;
 
-/// What is cut, strayed or in inks is answered alike, however large the image is.
+/// Truncated files and stray bytes give the same result in mode `fast`.
 #[test]
 fn damage_is_found_in_both_modes() {
     let fast = clip().in_mode(DecodeMode::Fast);

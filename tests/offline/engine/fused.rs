@@ -1,5 +1,5 @@
-//! `models/tiny` was exported before attention was one operator. Its decoder written anew, from
-//! its own weights, says the same, whatever shares its batch, and so do that one's variants.
+//! `models/tiny` was exported before attention was one operator. Its decoder, exported again from
+//! its own weights, gives the same captions in any batch, and so do its variants.
 
 use std::collections::HashMap;
 use std::fs;
@@ -78,7 +78,7 @@ fn assert_same(dir: &Path, expected: &[Caption], score: f32) {
 }
 
 #[test]
-fn a_decoder_written_anew_says_the_same() {
+fn a_decoder_exported_again_gives_the_same_captions() {
     let expected = captions(Bundle::open(&root("models/tiny")).unwrap());
     let model = rewritten();
     let found = captions(Bundle::open(model.path()).unwrap());
@@ -86,7 +86,7 @@ fn a_decoder_written_anew_says_the_same() {
         assert_eq!(left.text, right.text);
         assert!((left.score - right.score).abs() < 1e-3, "{left:?} {right:?}");
     }
-    assert_company_changes_nothing(load(Bundle::open(model.path()).unwrap()), "written anew");
+    assert_company_changes_nothing(load(Bundle::open(model.path()).unwrap()), "exported again");
     let origin = Bundle::open(model.path()).unwrap();
     for (precision, score) in [(Reduced::Fp16, 0.02), (Reduced::Int8, 0.1)] {
         let made = variant::write(&origin, precision, "").unwrap();

@@ -1,5 +1,5 @@
-//! The engine on bundles of the repository: the same photo, the same caption, whatever shares its
-//! batch; and what can't be loaded, refused.
+//! The engine on bundles of the repository: a photo gets the same caption, whichever photos share
+//! its batch, and bundles that can't be loaded are refused.
 
 #[cfg(feature = "train")]
 mod fused;
@@ -30,7 +30,7 @@ fn load(bundle: Bundle) -> Engine {
     Engine::load(bundle, &Runtime::default(), &Model::default(), 8).unwrap()
 }
 
-/// What it says of the sample photos.
+/// The captions of the sample photos.
 #[cfg(feature = "train")]
 fn captions(bundle: Bundle) -> Vec<Caption> {
     let mut engine = load(bundle);
@@ -115,8 +115,8 @@ fn a_wider_beam_never_scores_worse_in_sum() {
     assert!(four >= one, "beams 1: {one}, beams 4: {four}");
 }
 
-/// What a beam of one finds, with nothing of the engine's but the graphs: at each step the
-/// likeliest token that completes no n-gram for the second time.
+/// Greedy search on the bare graphs, without the engine: each step takes the likeliest token that
+/// does not repeat an n-gram.
 fn greedy(bundle: &Bundle, pixels: &[f32], side: usize) -> (Vec<u32>, f32) {
     let open = |name| runtime::session(&Runtime::default(), &bundle.path(name)).unwrap();
     let (mut vision, mut prefix) = (open(bundle::VISION), open(bundle::PREFIX));

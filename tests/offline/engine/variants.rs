@@ -1,4 +1,4 @@
-//! Variants of a bundle: chosen, refused, and, where the crate can write graphs, made.
+//! Variants of a bundle: selected, refused, and, with feature `train`, made.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn copy(model: &str) -> TempDir {
     copy
 }
 
-/// Puts a variant of `of` into `dir` whose arithmetic is the bundle's own.
+/// Writes a variant of `of` into `dir` that has the arithmetic of the bundle itself.
 fn pretend(dir: &Path, precision: Reduced, of: &str) {
     let folder = precision.folder(dir);
     fs::create_dir_all(&folder).unwrap();
@@ -136,7 +136,7 @@ fn variants_are_no_part_of_the_bundle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_variants_in_s3_only_the_wanted_one_is_fetched() {
+async fn only_the_selected_variant_is_fetched_from_s3() {
     use fusioncap::bundle::variants::is_needed;
     use fusioncap::s3::Store;
     use kit::object_store::Server;
@@ -171,8 +171,8 @@ mod made {
     use super::*;
     use crate::engine::{assert_company_changes_nothing, captions, load};
 
-    /// How many captions of `models/tiny` stay as they are, and how far scores and embeddings
-    /// move.
+    /// At least `least_equal` captions of `models/tiny` stay equal, with scores and embeddings within
+    /// the given limits.
     fn assert_near(precision: Reduced, least_equal: usize, score: f32, cosine: f32) {
         let model = copy("models/tiny");
         let origin = Bundle::open(model.path()).unwrap();
@@ -196,17 +196,17 @@ mod made {
     }
 
     #[test]
-    fn eight_bits_say_nearly_the_same() {
+    fn int8_captions_are_nearly_the_same() {
         assert_near(Reduced::Int8, 10, 0.1, 0.999);
     }
 
     #[test]
-    fn sixteen_bits_say_nearly_the_same() {
+    fn fp16_captions_are_nearly_the_same() {
         assert_near(Reduced::Fp16, 11, 0.02, 0.9999);
     }
 
     #[test]
-    fn in_eight_bits_too_the_company_changes_nothing() {
+    fn int8_captions_do_not_depend_on_the_batch() {
         for name in ["models/random", "models/tiny"] {
             let model = copy(name);
             let origin = Bundle::open(model.path()).unwrap();
