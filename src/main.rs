@@ -1,7 +1,7 @@
-//! Arguments to exit codes, nothing else.
+//! The binary: runs the command line and returns its exit code.
 
 fn main() {
-    // ONNX Runtime keeps a device id and reports usage unless told not to before it is loaded.
+    // Without this variable, ONNX Runtime stores a device id and reports usage once it is loaded.
     // SAFETY: the process has no other thread yet.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
     fusioncap::exit(fusioncap::cli::main())

@@ -52,7 +52,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Internal, "not every photo came back as exactly one caption")
-        .with("captioned", report.captioned())
+        .with("captioned", report.captioned_count())
         .with("photos", report.photos.len()))
 }
 

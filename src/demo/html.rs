@@ -1,7 +1,7 @@
-//! The page of a demonstration: one self-contained HTML file with its photos.
+//! The page of a demonstration: one HTML file that contains the photos and their captions.
 //!
-//! Everything from outside (file names, captions, reasons) is escaped. The page loads nothing and
-//! runs no script.
+//! All text from outside (file names, captions, reasons) is escaped. The page loads nothing and
+//! has no script.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::demo::report::{Answered, DemoReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::html::{self, Escaped, push};
 
-/// Upper limit of photos on the page: browsers get slow with more.
-const MOST: usize = 500;
+/// Most photos on the page; browsers become slow with more.
+const MAX_PHOTOS: usize = 500;
 
 /// Writes the page of `report` to `path`.
 ///
@@ -33,7 +33,7 @@ fn page(report: &DemoReport) -> String {
     stages(&mut html, report);
     html.push_str("</div>\n");
     html.push_str("<main>\n");
-    for answered in report.photos.iter().take(MOST) {
+    for answered in report.photos.iter().take(MAX_PHOTOS) {
         figure(&mut html, answered);
     }
     html.push_str("</main>\n");
@@ -87,7 +87,7 @@ fn figure(html: &mut String, answered: &Answered) {
         Some(address) => {
             let alt =
                 if class.is_empty() { text.clone() } else { format!("{name}, not captioned") };
-            push(html, format_args!("<img alt=\"{}\" src=\"{address}\">", Escaped(&alt),));
+            push(html, format_args!("<img alt=\"{}\" src=\"{address}\">", Escaped(&alt)));
         }
         None => html.push_str("<div class=\"none\">no picture</div>"),
     }
@@ -104,7 +104,7 @@ fn figure(html: &mut String, answered: &Answered) {
 }
 
 fn footer(html: &mut String, report: &DemoReport) {
-    let left_out = report.photos.len().saturating_sub(MOST);
+    let left_out = report.photos.len().saturating_sub(MAX_PHOTOS);
     html.push_str("<footer>\n");
     if left_out > 0 {
         push(html, format_args!("<p>{left_out} more photos are not on this page.</p>\n"));
@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn the_page_holds_photos_and_escapes_text() {
+    fn the_page_contains_photos_and_escapes_text() {
         let caption = Outcome::Caption { caption: "a \"cat\" <b>&".into(), score: -1.0 };
         let dead = Outcome::DeadLetter { code: "not_an_image".into(), reason: "it's text".into() };
         let report = DemoReport {
             model: "tiny 1".into(),
             digest: "sha256:00".into(),
             photos: vec![answered("cat.jpg", vec![caption]), answered("<x>.txt", vec![dead])],
-            strangers: 0,
+            unexpected: 0,
             elapsed: Duration::from_secs(1),
             stages: vec![("fetch", Duration::from_millis(250))],
         };
@@ -149,6 +149,6 @@ mod tests {
         assert!(html.contains("not_an_image: it&#39;s text"));
         assert!(html.contains("&lt;x&gt;.txt") && !html.contains("<x>"));
         assert!(html.contains("captioned 1 of 2 images in 1.0 s"));
-        assert!(!html.contains("http"), "nothing is loaded from elsewhere");
+        assert!(!html.contains("http"), "the page loads nothing");
     }
 }

@@ -1,9 +1,9 @@
-//! The Kafka of one demonstration: embedded, or a real one, with topics of this run only.
+//! The Kafka of one demonstration: embedded, or a real one with topics of this run.
 //!
-//! The embedded one is librdkafka's mock cluster. It speaks the protocol, transactions
-//! included, and that is all it is for: it drops the offsets sent in a transaction, hides
-//! nothing from `read_committed`, fences nobody and keeps 5 MiB a partition. It proves nothing
-//! about exactly-once delivery; the tests on Apache Kafka do.
+//! The embedded Kafka is librdkafka's mock cluster. It implements the protocol, transactions
+//! included, but not their guarantees: it drops the offsets that a transaction sends, does not
+//! hide uncommitted records from `read_committed`, fences no producer and keeps 5 MiB a partition.
+//! The tests of exactly-once delivery run on Apache Kafka.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,17 +26,17 @@ use crate::message::{CaptionRecord, DeadLetter};
 
 /// Partitions of each topic.
 const PARTITIONS: i32 = 4;
-/// Pause after an error that librdkafka recovers from by itself.
-const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
-/// Longest wait of an idle fetch, in milliseconds: the mock cluster sits it out to the end even
-/// when a record comes, where a real broker answers at once.
+/// Pause after an error from which librdkafka recovers by itself.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait of an idle fetch, in milliseconds. A real broker answers when a record arrives;
+/// the mock cluster always waits this long.
 const FETCH_WAIT_MS: &str = "20";
-/// Longest wait for topics to be made or deleted.
-const ADMIN: Duration = Duration::from_secs(10);
+/// Longest wait for topics to be created or deleted.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a reference to be delivered.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the worker answered to one reference.
+/// The worker's answer to one reference.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Caption { caption: String, score: f32 },
@@ -53,17 +53,17 @@ pub struct Answer {
 /// A Kafka with the three topics of one run.
 pub struct DemoKafka {
     brokers: String,
-    /// Distinguishes the topics and groups of runs on the same Kafka.
+    /// Distinguishes the topics and groups of the runs on one Kafka.
     run: String,
-    /// Held for its brokers, which live as long as it does.
+    /// The brokers run until this is dropped.
     embedded: Option<MockCluster<'static, DefaultProducerContext>>,
 }
 
 impl DemoKafka {
-    /// Makes the topics on a new embedded Kafka, or on the real one at `brokers`.
+    /// Creates the topics on a new embedded Kafka, or on the real one at `brokers`.
     ///
     /// # Errors
-    /// `ErrorKind::Kafka` if there is no such Kafka, or it refuses to make topics.
+    /// `ErrorKind::Kafka` if Kafka can't be reached or refuses to create the topics.
     pub async fn start(brokers: Option<&str>, run: &str) -> Result<Self> {
         match brokers {
             Some(real) => {
@@ -71,13 +71,13 @@ impl DemoKafka {
                 kafka.create_topics().await?;
                 Ok(kafka)
             }
-            None => Self::embed(run).map_err(|error| {
-                Error::new(ErrorKind::Kafka, "can't start the embedded kafka").because(error)
+            None => Self::start_embedded(run).map_err(|error| {
+                Error::new(ErrorKind::Kafka, "can't start the embedded Kafka").because(error)
             }),
         }
     }
 
-    fn embed(run: &str) -> KafkaResult<Self> {
+    fn start_embedded(run: &str) -> KafkaResult<Self> {
         let cluster = MockCluster::new(1)?;
         let brokers = cluster.bootstrap_servers();
         let kafka = Self { brokers, run: run.into(), embedded: Some(cluster) };
@@ -97,12 +97,12 @@ impl DemoKafka {
         &self.brokers
     }
 
-    /// How the worker is told about this Kafka.
+    /// The section `kafka` of the worker's configuration.
     pub fn worker_config(&self) -> config::Kafka {
         let [input_topic, output_topic, dead_letter_topic] = self.topics();
         config::Kafka {
             brokers: self.brokers.clone(),
-            group: self.name("fusioncap"),
+            group: self.name_in_run("fusioncap"),
             transactional_id: None,
             group_instance_id: None,
             group_protocol: config::Kafka::CLASSIC.into(),
@@ -116,11 +116,11 @@ impl DemoKafka {
     }
 
     fn topics(&self) -> [String; 3] {
-        ["images.in", "captions.out", "images.dlq"].map(|topic| self.name(topic))
+        ["images.in", "captions.out", "images.dlq"].map(|topic| self.name_in_run(topic))
     }
 
-    /// A real Kafka is shared, so what this run makes there bears its name.
-    fn name(&self, base: &str) -> String {
+    /// The name of a topic or group. A real Kafka is shared, so names there contain the run.
+    fn name_in_run(&self, base: &str) -> String {
         if self.is_embedded() { base.into() } else { format!("{base}.demo-{}", self.run) }
     }
 
@@ -141,96 +141,102 @@ impl DemoKafka {
 
     async fn create_topics(&self) -> Result<()> {
         let refused = |error: KafkaError| {
-            Error::new(ErrorKind::Kafka, "can't make the demonstration's topics")
+            Error::new(ErrorKind::Kafka, "can't create the demonstration's topics")
                 .with("brokers", &self.brokers)
                 .because(error)
         };
         let topics = self.topics();
-        // -1: as many replicas as the cluster's default says.
+        // -1: the cluster's default number of replicas.
         let wanted: Vec<_> = topics
             .iter()
             .map(|topic| NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1)))
             .collect();
-        let options =
-            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
-        let made = self.admin().map_err(refused)?.create_topics(&wanted, &options).await;
-        for topic in made.map_err(refused)? {
+        let options = AdminOptions::new()
+            .request_timeout(Some(ADMIN_TIMEOUT))
+            .operation_timeout(Some(ADMIN_TIMEOUT));
+        let created = self.admin().map_err(refused)?.create_topics(&wanted, &options).await;
+        for topic in created.map_err(refused)? {
             topic.map_err(|(_, code)| refused(KafkaError::AdminOp(code)))?;
         }
         Ok(())
     }
 
-    /// Deletes what this run made on a real Kafka, as far as it allows that.
-    pub async fn remove(self) {
+    /// Deletes the topics of this run on a real Kafka. If Kafka refuses, a warning is logged.
+    pub async fn delete_topics(self) {
         if self.is_embedded() {
             return;
         }
         let topics = self.topics();
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
-        let options =
-            AdminOptions::new().request_timeout(Some(ADMIN)).operation_timeout(Some(ADMIN));
+        let options = AdminOptions::new()
+            .request_timeout(Some(ADMIN_TIMEOUT))
+            .operation_timeout(Some(ADMIN_TIMEOUT));
         let deleted = match self.admin() {
             Ok(admin) => admin.delete_topics(&names, &options).await,
             Err(error) => Err(error),
         };
         if let Err(error) = deleted {
-            tracing::warn!(%error, ?topics, "the demonstration's topics were not deleted");
+            tracing::warn!(%error, ?topics, "the demonstration's topics can't be deleted");
         }
     }
 
-    /// A producer of references; it connects while other things start.
+    /// A producer for the input topic. It connects in the background.
     ///
     /// # Errors
-    /// `ErrorKind::Kafka` if librdkafka refuses.
-    pub fn references(&self) -> Result<References> {
+    /// `ErrorKind::Kafka` if librdkafka can't create it.
+    pub fn reference_producer(&self) -> Result<ReferenceProducer> {
         let [topic, ..] = self.topics();
         let producer = self
             .client()
             .set("enable.idempotence", "true")
-            .set("message.timeout.ms", PATIENCE.as_millis().to_string())
+            .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
             .create()
             .map_err(|error| {
-                Error::new(ErrorKind::Kafka, "can't make a producer").because(error)
+                Error::new(ErrorKind::Kafka, "can't create a producer").because(error)
             })?;
-        Ok(References { producer, topic })
+        Ok(ReferenceProducer { producer, topic })
     }
 
-    /// A reader of both output topics from their beginning.
+    /// A reader of both output topics from the beginning.
     ///
     /// # Errors
-    /// `ErrorKind::Kafka` if librdkafka refuses.
-    pub fn answers(&self) -> Result<Answers> {
+    /// `ErrorKind::Kafka` if librdkafka can't create its consumers.
+    pub fn answer_reader(&self) -> Result<AnswerReader> {
         let [_, captions, dead_letters] = self.topics();
-        Ok(Answers { captions: self.reader(&captions)?, dead_letters: self.reader(&dead_letters)? })
+        Ok(AnswerReader {
+            captions: self.topic_reader(&captions)?,
+            dead_letters: self.topic_reader(&dead_letters)?,
+        })
     }
 
-    fn reader(&self, topic: &str) -> Result<TopicReader> {
+    fn topic_reader(&self, topic: &str) -> Result<TopicReader> {
         let mut client = self.client();
         client.extend(self.fetch_properties());
-        TopicReader::new(client, topic, &self.name("fusioncap-reader")).map_err(|error| {
+        TopicReader::new(client, topic, &self.name_in_run("fusioncap-reader")).map_err(|error| {
             Error::new(ErrorKind::Kafka, "can't read a topic").with("topic", topic).because(error)
         })
     }
 }
 
-/// The way onto the input topic.
-pub struct References {
+/// Sends references to the input topic.
+pub struct ReferenceProducer {
     producer: FutureProducer,
     topic: String,
 }
 
-impl References {
-    /// Sends `references`, each a key and a JSON object, and waits for every delivery.
+impl ReferenceProducer {
+    /// Sends `references`, each a key and a JSON object, and waits until all are delivered.
     ///
     /// # Errors
     /// `ErrorKind::Kafka` if one can't be delivered.
     pub async fn send(&self, references: &[(String, String)]) -> Result<()> {
         let deliveries = references.iter().map(|(key, payload)| {
-            self.producer.send(FutureRecord::to(&self.topic).key(key).payload(payload), PATIENCE)
+            self.producer
+                .send(FutureRecord::to(&self.topic).key(key).payload(payload), DELIVERY_TIMEOUT)
         });
         for delivery in future::join_all(deliveries).await {
             delivery.map_err(|(error, _)| {
-                Error::new(ErrorKind::Kafka, "a reference could not be sent")
+                Error::new(ErrorKind::Kafka, "a reference can't be sent")
                     .with("topic", &self.topic)
                     .because(error)
             })?;
@@ -239,17 +245,17 @@ impl References {
     }
 }
 
-/// Both output topics, read as any consumer of captions would: committed records only.
-pub struct Answers {
+/// Reads the committed records of both output topics, as any consumer of captions does.
+pub struct AnswerReader {
     captions: TopicReader,
     dead_letters: TopicReader,
 }
 
-impl Answers {
-    /// The next answer of either kind, in the order of arrival; waits for it.
+impl AnswerReader {
+    /// Waits for the next answer of either topic. Cancel-safe.
     ///
     /// # Errors
-    /// As [`Answers::rest`]. Safe to cancel.
+    /// As [`Self::read_to_end`].
     pub async fn next(&mut self) -> Result<Answer> {
         loop {
             let answer = tokio::select! {
@@ -262,12 +268,11 @@ impl Answers {
         }
     }
 
-    /// Every answer from here to the end of the topics, where nothing may be written any more.
+    /// The remaining answers of both topics. The worker must have stopped.
     ///
     /// # Errors
-    /// `ErrorKind::Kafka` if the topics can't be read, `ErrorKind::Internal` if a record is
-    /// none that the worker writes.
-    pub async fn rest(mut self) -> Result<Vec<Answer>> {
+    /// `ErrorKind::Internal` if a record is not in the worker's format.
+    pub async fn read_to_end(mut self) -> Result<Vec<Answer>> {
         let mut answers = Vec::new();
         while let Some(answer) = self.captions.next::<CaptionRecord>().await? {
             answers.push(answer);
@@ -279,31 +284,31 @@ impl Answers {
     }
 }
 
-/// The end of a partition reaches a client as an error: no news to anybody here.
-struct Quiet;
+/// Logs client errors at `debug`, since librdkafka also reports the end of a partition as one.
+struct DebugContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for DebugContext {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client error");
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for DebugContext {}
 
-/// One topic, and which of its partitions have been read to their end.
+/// A consumer of one topic, and the partitions that it has read to the end.
 struct TopicReader {
-    consumer: StreamConsumer<Quiet>,
+    consumer: StreamConsumer<DebugContext>,
     at_end: BTreeSet<i32>,
 }
 
 impl TopicReader {
     fn new(mut client: ClientConfig, topic: &str, group: &str) -> KafkaResult<Self> {
-        let consumer: StreamConsumer<Quiet> = client
+        let consumer: StreamConsumer<DebugContext> = client
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
-            .create_with_context(Quiet)?;
+            .create_with_context(DebugContext)?;
         let mut partitions = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
             partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
@@ -312,7 +317,7 @@ impl TopicReader {
         Ok(Self { consumer, at_end: BTreeSet::new() })
     }
 
-    /// The next answer, or `None` each time every partition has been read to its end.
+    /// The next answer, or `None` each time all partitions have been read to the end.
     async fn next<R: Record>(&mut self) -> Result<Option<Answer>> {
         loop {
             match self.consumer.recv().await {
@@ -327,15 +332,15 @@ impl TopicReader {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "reading answers was interrupted");
-                    tokio::time::sleep(RECOVERY_PAUSE).await;
+                    tracing::debug!(%error, "reading the answers failed; trying again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
         }
     }
 }
 
-/// A record of one of the output topics.
+/// The format of one output topic.
 trait Record: DeserializeOwned {
     fn answer(self) -> Answer;
 }
@@ -372,13 +377,13 @@ mod tests {
 
     use super::*;
 
-    /// What the worker does, in small: the embedded Kafka must carry it.
+    /// The worker's calls in their order: the embedded Kafka must support them.
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_embedded_kafka_carries_a_transaction() {
+    async fn the_embedded_kafka_supports_a_transaction() {
         let kafka = DemoKafka::start(None, "test").await.unwrap();
         let settings = kafka.worker_config();
         let reference = ("a".to_owned(), r#"{"uri":"s3://b/a"}"#.to_owned());
-        kafka.references().unwrap().send(&[reference]).await.unwrap();
+        kafka.reference_producer().unwrap().send(&[reference]).await.unwrap();
 
         let consumer: StreamConsumer = kafka
             .client()
@@ -396,7 +401,7 @@ mod tests {
 
         let producer: ThreadedProducer<_> =
             kafka.client().set("transactional.id", "worker-0").create().unwrap();
-        producer.init_transactions(PATIENCE).unwrap();
+        producer.init_transactions(DELIVERY_TIMEOUT).unwrap();
         producer.begin_transaction().unwrap();
         let dead_letter = serde_json::json!({
             "id": "a", "uri": "s3://b/a", "code": "empty_object", "reason": "no bytes",
@@ -412,15 +417,19 @@ mod tests {
         let next = Offset::Offset(reference.offset() + 1);
         offsets.add_partition_offset(&settings.input_topic, reference.partition(), next).unwrap();
         producer
-            .send_offsets_to_transaction(&offsets, &consumer.group_metadata().unwrap(), PATIENCE)
+            .send_offsets_to_transaction(
+                &offsets,
+                &consumer.group_metadata().unwrap(),
+                DELIVERY_TIMEOUT,
+            )
             .unwrap();
-        producer.commit_transaction(PATIENCE).unwrap();
+        producer.commit_transaction(DELIVERY_TIMEOUT).unwrap();
 
         let outcome =
             Outcome::DeadLetter { code: "empty_object".into(), reason: "no bytes".into() };
         let expected = Answer { id: "a".into(), outcome };
-        let mut answers = kafka.answers().unwrap();
+        let mut answers = kafka.answer_reader().unwrap();
         assert_eq!(answers.next().await.unwrap(), expected);
-        assert_eq!(kafka.answers().unwrap().rest().await.unwrap(), [expected]);
+        assert_eq!(kafka.answer_reader().unwrap().read_to_end().await.unwrap(), [expected]);
     }
 }

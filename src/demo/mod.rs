@@ -1,12 +1,11 @@
-//! Everything embedded: the first command a newcomer runs.
+//! `fusioncap demo`: Kafka, S3 and the worker in one process, and a report.
 //!
-//! Photos go into a bucket of an S3 server on loopback, references to them onto `images.in`, and
-//! the worker runs as in production: the same `worker::run` with the same configuration type.
-//! Only what surrounds it is embedded. When every photo has its answer the worker is shut down,
-//! and a second reader goes through the output topics from their beginning: what it finds is
-//! what the report counts, so an answer that came twice shows.
+//! An S3 server on loopback serves the photos, and a producer sends references to them to
+//! `images.in`. The worker runs as in production: the same `worker::run` with the same
+//! configuration type. Only Kafka and S3 are embedded. When every photo has an answer, the worker
+//! is shut down, and a second consumer reads the output topics from the beginning. The report
+//! counts what that consumer finds, so it shows an answer that came twice.
 
-mod files;
 pub mod html;
 pub mod kafka;
 pub mod photos;
@@ -25,7 +24,7 @@ use crate::config::{Batch, Config, Decode, Http, Limits, Model, Registry, Runtim
 use crate::demo::kafka::{Answer, DemoKafka};
 use crate::demo::photos::Photo;
 use crate::demo::report::DemoReport;
-use crate::demo::s3::{Credentials, EmbeddedS3};
+use crate::demo::s3::EmbeddedS3;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Progress, announce};
@@ -33,21 +32,21 @@ use crate::s3::Store;
 use crate::telemetry::{Health, Instruments, Metrics};
 use crate::worker::{self, InitialModel};
 
-/// Longest wait for the worker to join its group.
-const START: Duration = Duration::from_secs(60);
-/// Longest wait for the next answer; after it, what did not come back is missing.
-const ANSWER: Duration = Duration::from_secs(120);
+/// Longest wait for the worker to join its consumer group.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for the next answer. After it, the photos without an answer count as missing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for the second reading of the output topics.
-const RECOUNT: Duration = Duration::from_secs(60);
-/// Most photos on the embedded Kafka, which forgets what exceeds 5 MiB a partition.
-const MOST_EMBEDDED: usize = 10_000;
+const RECOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most photos on the embedded Kafka, which keeps 5 MiB a partition and drops the rest.
+const MAX_EMBEDDED_PHOTOS: usize = 10_000;
 
-/// What to caption, with what.
+/// The arguments of one run.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Files and folders.
     pub paths: Vec<PathBuf>,
-    /// Bootstrap servers of a real Kafka; embedded without.
+    /// Bootstrap servers of a real Kafka; without them, Kafka is embedded.
     pub brokers: Option<String>,
     /// Directory of the bundle.
     pub model: PathBuf,
@@ -55,20 +54,20 @@ pub struct Settings {
     pub batch_size: usize,
 }
 
-/// Captions the photos at `settings.paths` and counts what came back.
+/// Captions the photos at `settings.paths` and counts the answers.
 ///
 /// # Errors
-/// If a part can't be started or the worker fails. A photo that is not captioned is no error:
-/// the report says so.
+/// If Kafka, S3 or the worker can't be started, or the worker fails. A photo without a caption is
+/// not an error; the report shows it.
 pub async fn run(settings: &Settings) -> Result<DemoReport> {
     let photos = photos::find(&settings.paths)?;
-    if settings.brokers.is_none() && photos.len() > MOST_EMBEDDED {
+    if settings.brokers.is_none() && photos.len() > MAX_EMBEDDED_PHOTOS {
         return Err(Error::new(
             ErrorKind::Config,
-            "too many photos for the embedded kafka; use a real one with --brokers",
+            "too many photos for the embedded Kafka; name a real one with --brokers",
         )
         .with("value", photos.len())
-        .with("allowed", MOST_EMBEDDED));
+        .with("allowed", MAX_EMBEDDED_PHOTOS));
     }
     announce(&format!("loading the model {}", settings.model.display()));
     let bundle = Bundle::open(&settings.model)?;
@@ -76,21 +75,18 @@ pub async fn run(settings: &Settings) -> Result<DemoReport> {
     let digest = bundle.digest().to_owned();
     let engine = load(bundle, settings).await?;
 
-    let folder = tempfile::tempdir().map_err(|error| {
-        Error::new(ErrorKind::Io, "can't make a temporary folder").because(error)
-    })?;
-    let store = EmbeddedS3::start(folder.path(), Credentials::random())?;
-    announce(&format!("uploading {} photos to s3 at {}", photos.len(), store.endpoint()));
-    photos::upload(&photos, &store).await?;
+    let files = photos.iter().map(|photo| (photo.id.clone(), photo.path.clone())).collect();
+    let store = EmbeddedS3::start(files).await?;
+    announce(&format!("serving {} photos from S3 at {}", photos.len(), store.endpoint()));
 
-    // Eight hexadecimal digits tell the runs on one Kafka apart.
+    // Eight hexadecimal digits distinguish the runs on one Kafka.
     let run = uuid::Uuid::new_v4().simple().to_string().split_off(24);
     let kafka = DemoKafka::start(settings.brokers.as_deref(), &run).await?;
     let captioned = caption(&photos, &kafka, &store, engine, settings).await;
-    kafka.remove().await;
+    kafka.delete_topics().await;
     let Captioned { answers, elapsed, stages } = captioned?;
-    let (sorted, strangers) = DemoReport::sort(photos, answers);
-    Ok(DemoReport { model, digest, photos: sorted, strangers, elapsed, stages })
+    let (photos, unexpected) = report::group_by_photo(photos, answers);
+    Ok(DemoReport { model, digest, photos, unexpected, elapsed, stages })
 }
 
 async fn load(bundle: Bundle, settings: &Settings) -> Result<Engine> {
@@ -100,10 +96,10 @@ async fn load(bundle: Bundle, settings: &Settings) -> Result<Engine> {
         Engine::load(bundle, &Runtime::default(), &model, batch_size)
     })
     .await
-    .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))?
+    .map_err(|error| Error::new(ErrorKind::Internal, "loading the model panicked").because(error))?
 }
 
-/// What the worker did, as its surroundings saw it.
+/// The outcome of the worker's run.
 struct Captioned {
     answers: Vec<Answer>,
     elapsed: Duration,
@@ -117,8 +113,8 @@ async fn caption(
     engine: Engine,
     settings: &Settings,
 ) -> Result<Captioned> {
-    let place = if kafka.is_embedded() { "embedded kafka" } else { "kafka" };
-    announce(&format!("starting the worker on the {place} at {}", kafka.brokers()));
+    let kind = if kafka.is_embedded() { "the embedded Kafka" } else { "Kafka" };
+    announce(&format!("starting the worker on {kind} at {}", kafka.brokers()));
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::new(&opentelemetry::global::meter("fusioncap")));
     let shutdown = CancellationToken::new();
@@ -138,37 +134,40 @@ async fn caption(
         work.await
     });
 
-    let followed = tokio::select! {
-        elapsed = follow(photos, kafka, &health) => elapsed,
-        () = ended.cancelled() => Err(Error::new(ErrorKind::Internal, "the worker ended early")),
+    let waited = tokio::select! {
+        elapsed = send_and_wait(photos, kafka, &health) => elapsed,
+        () = ended.cancelled() => Err(Error::new(ErrorKind::Internal, "the worker stopped early")),
         _ = tokio::signal::ctrl_c() => Err(Error::new(ErrorKind::Internal, "interrupted")),
     };
     shutdown.cancel();
     let worked = worker
         .await
         .map_err(|error| Error::new(ErrorKind::Internal, "the worker panicked").because(error))?;
-    // The worker's own error first: it is what made the follower give up.
+    // The worker's own error first: it is the cause of the other.
     let report = worked?;
-    let elapsed = followed?;
-    announce("counting what came back");
+    let elapsed = waited?;
+    announce("counting the answers");
     Ok(Captioned { answers: recount(kafka).await?, elapsed, stages: report.stages })
 }
 
-/// Sends the references and waits for the answers; returns how long that took.
-async fn follow(photos: &[Photo], kafka: &DemoKafka, health: &Health) -> Result<Duration> {
+/// Sends the references, waits for the answers, and returns the time that both took.
+async fn send_and_wait(photos: &[Photo], kafka: &DemoKafka, health: &Health) -> Result<Duration> {
     let references: Vec<_> =
         photos.iter().map(|photo| (photo.id.clone(), photo.reference())).collect();
     let mut waiting: HashSet<_> = photos.iter().map(|photo| photo.id.as_str()).collect();
-    let producer = kafka.references()?;
-    let mut answers = kafka.answers()?;
-    ready(health).await?;
+    let producer = kafka.reference_producer()?;
+    let mut answers = kafka.answer_reader()?;
+    wait_until_ready(health).await?;
 
     let progress = Progress::new("captioning", "images", photos.len() as u64);
     let started = Instant::now();
     producer.send(&references).await?;
     while !waiting.is_empty() {
-        let Ok(answer) = tokio::time::timeout(ANSWER, answers.next()).await else {
-            tracing::warn!(missing = waiting.len(), "no answer for a long time; giving up");
+        let Ok(answer) = tokio::time::timeout(ANSWER_TIMEOUT, answers.next()).await else {
+            tracing::warn!(
+                missing = waiting.len(),
+                "no answer for two minutes; the demo stops waiting"
+            );
             break;
         };
         if waiting.remove(answer?.id.as_str()) {
@@ -178,22 +177,24 @@ async fn follow(photos: &[Photo], kafka: &DemoKafka, health: &Health) -> Result<
     Ok(started.elapsed())
 }
 
-async fn ready(health: &Health) -> Result<()> {
+async fn wait_until_ready(health: &Health) -> Result<()> {
     let joined = async {
         while !health.is_ready() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(START, joined).await.map_err(|_| {
-        Error::new(ErrorKind::Kafka, "the worker did not join its group")
-            .with("seconds", START.as_secs())
+    tokio::time::timeout(JOIN_TIMEOUT, joined).await.map_err(|_| {
+        Error::new(ErrorKind::Kafka, "the worker did not join its consumer group")
+            .with("seconds", JOIN_TIMEOUT.as_secs())
     })
 }
 
 async fn recount(kafka: &DemoKafka) -> Result<Vec<Answer>> {
-    let Ok(answers) = tokio::time::timeout(RECOUNT, kafka.answers()?.rest()).await else {
-        return Err(Error::new(ErrorKind::Kafka, "the output topics could not be read again")
-            .with("seconds", RECOUNT.as_secs()));
+    let Ok(answers) =
+        tokio::time::timeout(RECOUNT_TIMEOUT, kafka.answer_reader()?.read_to_end()).await
+    else {
+        return Err(Error::new(ErrorKind::Kafka, "the output topics can't be read a second time")
+            .with("seconds", RECOUNT_TIMEOUT.as_secs()));
     };
     answers
 }
@@ -211,7 +212,7 @@ fn config(settings: &Settings, kafka: &DemoKafka, store: &EmbeddedS3) -> Config 
         batch: Batch { size: settings.batch_size, ..Batch::default() },
         runtime: Runtime::default(),
         limits: Limits::default(),
-        // Any free port: nobody asks.
+        // Any free port: no client uses it.
         http: Http { listen: ([127, 0, 0, 1], 0).into() },
         registry: Registry::default(),
     }

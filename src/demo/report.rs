@@ -1,4 +1,4 @@
-//! The result of a demonstration, and its text for a terminal.
+//! The report of a demonstration, and its form on a terminal.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::demo::kafka::{Answer, Outcome};
 use crate::demo::photos::Photo;
 
-/// Columns of the longest bar in the table of stages.
-const BAR: f64 = 24.0;
-/// Length of the longest file name that is shown whole.
-const NAME: usize = 32;
+/// Width of the longest bar in the table of stages, in columns.
+const BAR_WIDTH: f64 = 24.0;
+/// Longest file name that is not shortened, in characters.
+const NAME_WIDTH: usize = 32;
 
-/// One photo and all its answers.
+/// One photo and all answers to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answered {
     pub photo: Photo,
@@ -35,56 +35,56 @@ pub struct DemoReport {
     pub digest: String,
     /// In the given order.
     pub photos: Vec<Answered>,
-    /// Answers without a photo of this run.
-    pub strangers: usize,
+    /// Number of answers that belong to no photo of this run.
+    pub unexpected: usize,
     /// From the first reference sent to the last answer received.
     pub elapsed: Duration,
-    /// Busy time of each stage of the worker, summed over its threads.
+    /// Busy time of each stage of the worker, the sum over its threads.
     pub stages: Vec<(&'static str, Duration)>,
 }
 
-impl DemoReport {
-    /// Groups `answers` by photo; also returns the number of answers without one.
-    pub fn sort(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
-        let places: HashMap<_, _> =
-            photos.iter().enumerate().map(|(index, photo)| (photo.id.clone(), index)).collect();
-        let mut sorted: Vec<_> =
-            photos.into_iter().map(|photo| Answered { photo, outcomes: Vec::new() }).collect();
-        let mut strangers = 0;
-        for answer in answers {
-            match places.get(&answer.id).and_then(|index| sorted.get_mut(*index)) {
-                Some(answered) => answered.outcomes.push(answer.outcome),
-                None => strangers += 1,
-            }
+/// Groups `answers` by photo. The number counts the answers that belong to no photo.
+pub fn group_by_photo(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
+    let places: HashMap<_, _> =
+        photos.iter().enumerate().map(|(index, photo)| (photo.id.clone(), index)).collect();
+    let mut grouped: Vec<_> =
+        photos.into_iter().map(|photo| Answered { photo, outcomes: Vec::new() }).collect();
+    let mut unexpected = 0;
+    for answer in answers {
+        match places.get(&answer.id).and_then(|index| grouped.get_mut(*index)) {
+            Some(answered) => answered.outcomes.push(answer.outcome),
+            None => unexpected += 1,
         }
-        (sorted, strangers)
     }
+    (grouped, unexpected)
+}
 
-    pub fn captioned(&self) -> usize {
+impl DemoReport {
+    pub fn captioned_count(&self) -> usize {
         self.photos.iter().filter(|answered| answered.is_captioned_once()).count()
     }
 
-    /// Whether every photo has one caption, and there is no other answer.
+    /// Every photo has exactly one caption, and there is no other answer.
     pub fn is_complete(&self) -> bool {
-        self.strangers == 0 && self.captioned() == self.photos.len()
+        self.unexpected == 0 && self.captioned_count() == self.photos.len()
     }
 
     /// `captioned 13 of 13 images in 3.1 s`.
     pub fn headline(&self) -> String {
-        let (done, all) = (self.captioned(), self.photos.len());
+        let (done, all) = (self.captioned_count(), self.photos.len());
         let seconds = self.elapsed.as_secs_f64();
         format!("captioned {done} of {all} images in {seconds:.1} s")
     }
 
     pub fn images_per_second(&self) -> f64 {
-        self.captioned() as f64 / self.elapsed.as_secs_f64().max(f64::EPSILON)
+        self.captioned_count() as f64 / self.elapsed.as_secs_f64().max(f64::EPSILON)
     }
 
     pub fn longest_stage(&self) -> Duration {
         self.stages.iter().map(|(_, busy)| *busy).max().unwrap_or_default()
     }
 
-    /// Returns one line per photo, the summary, and the table of stages.
+    /// One line for each photo, the headline, the verdict and the table of stages.
     pub fn text(&self) -> String {
         let mut text = self.lines();
         // Writing to a String can't fail.
@@ -96,34 +96,34 @@ impl DemoReport {
     }
 
     fn lines(&self) -> String {
-        let width = self.photos.iter().map(|shown| shorten(&shown.photo.name).chars().count());
-        let names = width.max().unwrap_or_default();
-        let said: Vec<_> = self.photos.iter().map(said).collect();
-        // Only captions set the width: they have a score beside them, and a reason may be long.
-        let captions = said.iter().filter(|(_, score)| !score.is_empty());
-        let words = captions.map(|(words, _)| words.chars().count()).max().unwrap_or_default();
+        let names = self.photos.iter().map(|shown| shorten(&shown.photo.name).chars().count());
+        let names = names.max().unwrap_or_default();
+        let outcomes: Vec<_> = self.photos.iter().map(text_and_score).collect();
+        // A reason can be long, so only captions set the width of the column.
+        let captions = outcomes.iter().filter(|(_, score)| !score.is_empty());
+        let width = captions.map(|(text, _)| text.chars().count()).max().unwrap_or_default();
         let mut lines = String::new();
-        for (shown, (what, score)) in self.photos.iter().zip(&said) {
+        for (shown, (text, score)) in self.photos.iter().zip(&outcomes) {
             let line =
-                format!("{:<names$}  {what:<words$}  {score:>7}", shorten(&shown.photo.name));
+                format!("{:<names$}  {text:<width$}  {score:>7}", shorten(&shown.photo.name));
             lines.push_str(line.trim_end());
             lines.push('\n');
         }
         lines
     }
 
-    /// Returns one line: exactly once, or the numbers of what differs.
+    /// One line: every photo came back exactly once, or the counts of those that did not.
     pub fn verdict(&self) -> String {
         if self.is_complete() {
             return "every photo came back exactly once".into();
         }
         let missing = self.photos.iter().filter(|shown| shown.outcomes.is_empty()).count();
         let repeated = self.photos.iter().filter(|shown| shown.outcomes.len() > 1).count();
-        let refused = self.photos.len() - self.captioned() - missing - repeated;
+        let refused = self.photos.len() - self.captioned_count() - missing - repeated;
         format!(
             "not captioned: {refused}; never came back: {missing}; came back more than once: \
-             {repeated}; answers without a photo: {}",
-            self.strangers
+             {repeated}; unexpected answers: {}",
+            self.unexpected
         )
     }
 
@@ -133,7 +133,7 @@ impl DemoReport {
         let mut table = String::from("where the time went (busy time, all threads together):\n");
         for (stage, busy) in &self.stages {
             let seconds = busy.as_secs_f64();
-            let columns = (seconds / longest * BAR).round() as usize;
+            let columns = (seconds / longest * BAR_WIDTH).round() as usize;
             let bar = "#".repeat(columns);
             let _ = writeln!(
                 table,
@@ -145,8 +145,8 @@ impl DemoReport {
     }
 }
 
-/// Returns the text for a photo, and its score.
-fn said(answered: &Answered) -> (String, String) {
+/// The text of a photo's line, and the score, which is empty without a caption.
+fn text_and_score(answered: &Answered) -> (String, String) {
     match answered.outcomes.as_slice() {
         [] => ("(nothing came back)".into(), String::new()),
         [Outcome::Caption { caption, score }] => (caption.clone(), format!("{score:.3}")),
@@ -155,13 +155,13 @@ fn said(answered: &Answered) -> (String, String) {
     }
 }
 
-/// Cuts the front of a long name: its end, with the extension, tells files apart.
+/// Shortens a long name to its end, which distinguishes files and shows their type.
 fn shorten(name: &str) -> String {
     let letters = name.chars().count();
-    if letters <= NAME {
+    if letters <= NAME_WIDTH {
         return name.into();
     }
-    let kept: String = name.chars().skip(letters - NAME + 1).collect();
+    let kept: String = name.chars().skip(letters - NAME_WIDTH + 1).collect();
     format!("…{kept}")
 }
 
@@ -181,12 +181,12 @@ mod tests {
 
     fn report(answers: Vec<Answer>) -> DemoReport {
         let photos = vec![photo(1, "cat.jpg"), photo(2, "notes.txt")];
-        let (photos, strangers) = DemoReport::sort(photos, answers);
+        let (photos, unexpected) = group_by_photo(photos, answers);
         DemoReport {
             model: "tiny 1".into(),
             digest: "sha256:00".into(),
             photos,
-            strangers,
+            unexpected,
             elapsed: Duration::from_millis(2_000),
             stages: vec![
                 ("fetch", Duration::from_millis(500)),
@@ -205,7 +205,7 @@ cat.jpg    a cat on a bed   -1.250
 notes.txt  (not_an_image: text)
 
 captioned 1 of 2 images in 2.0 s (0.5 images/s)
-not captioned: 1; never came back: 0; came back more than once: 0; answers without a photo: 0
+not captioned: 1; never came back: 0; came back more than once: 0; unexpected answers: 0
 where the time went (busy time, all threads together):
   fetch      0.50 s  ########
   caption    1.50 s  ########################
@@ -228,16 +228,16 @@ where the time went (busy time, all threads together):
         assert!(report(twice.clone()).text().contains("came back more than once: 1"));
         assert!(!report(twice).is_complete());
 
-        let mut strange = both();
-        strange.push(caption("0003-dog.jpg"));
-        assert!(!report(strange).is_complete());
+        let mut unexpected = both();
+        unexpected.push(caption("0003-dog.jpg"));
+        assert!(!report(unexpected).is_complete());
     }
 
     #[test]
     fn a_long_name_keeps_its_end() {
         let name = format!("{}.jpg", "x".repeat(60));
         let short = shorten(&name);
-        assert_eq!(short.chars().count(), NAME);
+        assert_eq!(short.chars().count(), NAME_WIDTH);
         assert!(short.starts_with('…') && short.ends_with("x.jpg"));
     }
 }

@@ -1,174 +1,155 @@
-//! An S3 server on loopback: objects are files below a folder, requests must be signed.
+//! The embedded S3 server of the demonstration: `GET` and `HEAD` of objects, each a file on disk.
 //!
-//! It speaks the real protocol (`s3s`) and verifies AWS Signature Version 4, so clients meet it
-//! as they meet any S3: path style only, 403 on a wrong secret. The demonstration and the tests
-//! use it; it runs on a thread and runtime of its own, so it answers even while the caller's
-//! runtime is blocked. Unlike AWS, it answers `NoSuchKey` for a missing bucket, too.
+//! The worker reaches it through the AWS SDK, as it reaches any S3. The server implements what one
+//! worker needs: path-style URLs, an ETag, and S3's errors as XML. It does not verify signatures.
+//! Every request carries the access key id, which is drawn at random for each run, so that other
+//! users of this machine cannot read the photos. The tests use a complete S3 server instead.
 
-use std::fmt;
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use crate::config::{S3, Secret};
-use crate::demo::files::Files;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Pause after a connection that could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-
-/// The one key pair that a server accepts.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    pub access_key_id: String,
-    pub secret_access_key: Secret,
-}
-
-impl Credentials {
-    /// A pair nobody else knows, for a server that lives as long as one process.
-    pub fn random() -> Self {
-        Self {
-            access_key_id: "fusioncap".into(),
-            secret_access_key: Secret::new(uuid::Uuid::new_v4().simple().to_string()),
-        }
-    }
-}
+/// The bucket that holds the objects.
+pub const BUCKET: &str = "photos";
 
 /// A running server; dropping it stops it.
+#[derive(Debug)]
 pub struct EmbeddedS3 {
     address: SocketAddr,
-    credentials: Credentials,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<()>>,
+    access_key_id: String,
+    _task: AbortOnDropHandle<io::Result<()>>,
+}
+
+#[derive(Debug)]
+struct Objects {
+    access_key_id: String,
+    /// File of each key.
+    files: HashMap<String, PathBuf>,
 }
 
 impl EmbeddedS3 {
-    /// Serves the folder `root` on a free port of 127.0.0.1. Each bucket is a folder in it.
+    /// Serves `files`, by key, as the objects of [`BUCKET`], on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// `ErrorKind::Io` if `root` is no folder, or no port or thread can be had.
-    pub fn start(root: &Path, credentials: Credentials) -> Result<Self> {
-        let service = service(root, &credentials)?;
-        let unbound = |error: io::Error| failed("can't listen on 127.0.0.1").because(error);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(unbound)?;
-        listener.set_nonblocking(true).map_err(unbound)?;
-        let address = listener.local_addr().map_err(unbound)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| failed("can't start a runtime").because(error))?;
-        let shutdown = CancellationToken::new();
-        let stopped = shutdown.clone();
-        let thread = std::thread::Builder::new()
-            .name("embedded-s3".into())
-            .spawn(move || serve(runtime, listener, service, stopped))
-            .map_err(|error| failed("can't start a thread").because(error))?;
-        Ok(Self { address, credentials, shutdown, thread: Some(thread) })
+    /// `ErrorKind::Io` if there is no free port.
+    pub async fn start(files: HashMap<String, PathBuf>) -> Result<Self> {
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Io, "the embedded S3 server can't listen on 127.0.0.1")
+                .because(error)
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let access_key_id = Uuid::new_v4().simple().to_string();
+        let objects = Objects { access_key_id: access_key_id.clone(), files };
+        let router =
+            Router::new().route("/{bucket}/{*key}", get(object)).with_state(Arc::new(objects));
+        let task = tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(Self { address, access_key_id, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// Such as `http://127.0.0.1:40123`.
+    /// For example `http://127.0.0.1:40123`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn credentials(&self) -> &Credentials {
-        &self.credentials
-    }
-
-    /// The configuration with which a client reaches this server.
+    /// The configuration of a client of this server.
     pub fn client_config(&self) -> S3 {
         S3 {
             endpoint: Some(self.endpoint()),
             force_path_style: true,
-            access_key_id: Some(self.credentials.access_key_id.clone()),
-            secret_access_key: Some(self.credentials.secret_access_key.clone()),
+            access_key_id: Some(self.access_key_id.clone()),
+            secret_access_key: Some(Secret::new("not verified")),
             ..S3::default()
         }
     }
+}
 
-    /// Stops the server and waits until it is gone; requests under way are cut off.
-    pub fn stop(mut self) {
-        self.halt();
+impl Objects {
+    /// Whether the request is signed with this server's access key:
+    /// `AWS4-HMAC-SHA256 Credential=<access key id>/<date>/...`.
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let authorization =
+            headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let credential = authorization.and_then(|value| value.split_once("Credential="));
+        credential
+            .and_then(|(_, scope)| scope.split_once('/'))
+            .is_some_and(|(id, _)| id == self.access_key_id)
     }
+}
 
-    fn halt(&mut self) {
-        self.shutdown.cancel();
-        if let Some(thread) = self.thread.take() {
-            // The server's thread ends by returning; a panic there has been printed already.
-            let _ = thread.join();
+async fn object(
+    State(objects): State<Arc<Objects>>,
+    Path((bucket, key)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    if !objects.admits(&headers) {
+        return refusal(StatusCode::FORBIDDEN, "InvalidAccessKeyId");
+    }
+    let Some(file) = objects.files.get(&key).filter(|_| bucket == BUCKET) else {
+        return refusal(StatusCode::NOT_FOUND, "NoSuchKey");
+    };
+    match tokio::fs::read(file).await {
+        Ok(bytes) => {
+            let etag = format!("\"{}\"", hex::encode(Sha256::digest(&bytes)));
+            ([(header::ETAG, etag)], bytes).into_response()
+        }
+        Err(error) => {
+            tracing::warn!(%error, path = %file.display(), "a photo can't be read");
+            refusal(StatusCode::FORBIDDEN, "AccessDenied")
         }
     }
 }
 
-impl Drop for EmbeddedS3 {
-    fn drop(&mut self) {
-        self.halt();
-    }
+/// S3's form of an error.
+fn refusal(status: StatusCode, code: &str) -> Response {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+    (status, [(header::CONTENT_TYPE, "application/xml")], body).into_response()
 }
 
-impl fmt::Debug for EmbeddedS3 {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("EmbeddedS3").field("endpoint", &self.endpoint()).finish()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::s3::{ObjectRef, Store};
 
-fn service(root: &Path, credentials: &Credentials) -> Result<S3Service> {
-    let files = Files::new(root).map_err(|error| {
-        failed("can't serve a folder").with("path", root.display()).because(format!("{error:?}"))
-    })?;
-    let mut builder = S3ServiceBuilder::new(files);
-    builder.set_auth(SimpleAuth::from_single(
-        credentials.access_key_id.as_str(),
-        credentials.secret_access_key.reveal(),
-    ));
-    Ok(builder.build())
-}
+    #[tokio::test]
+    async fn the_client_of_the_worker_reads_objects() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("photo.jpg"), "pixels").unwrap();
+        let files = [("1-a.jpg", file("photo.jpg")), ("2-gone.jpg", file("gone.jpg"))];
+        let files = files.map(|(key, path)| (key.to_owned(), path)).into();
+        let server = EmbeddedS3::start(files).await.unwrap();
+        let settings = server.client_config();
+        let store = Store::connect(&settings).await.unwrap();
+        let object = |bucket, key| ObjectRef { bucket, key, version_id: None, etag: None };
 
-fn serve(runtime: Runtime, listener: TcpListener, service: S3Service, shutdown: CancellationToken) {
-    if let Err(error) = runtime.block_on(accept(listener, service, shutdown)) {
-        tracing::error!(%error, "the embedded s3 server can't accept connections");
-    }
-    // File reads under way on the blocking pool are not waited for.
-    runtime.shutdown_background();
-}
-
-async fn accept(
-    listener: TcpListener,
-    service: S3Service,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let http = Builder::new(TokioExecutor::new());
-    let connections = TaskTracker::new();
-    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
-        let Ok((socket, _)) = accepted else {
-            // Out of file descriptors, or a client that went away: the next one may do better.
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
+        let photo = store.get(object(BUCKET, "1-a.jpg"), 10).await.unwrap();
+        assert_eq!(photo.bytes, b"pixels");
+        assert_eq!(photo.etag.unwrap().len(), 64);
+        let kind = async |store: &Store, bucket, key| {
+            store.get(object(bucket, key), 10).await.unwrap_err().kind()
         };
-        let connection = http.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
-        let stopped = shutdown.clone();
-        connections.spawn(async move {
-            if let Some(Err(error)) = stopped.run_until_cancelled(connection).await {
-                tracing::debug!(%error, "an s3 connection ended early");
-            }
-        });
-    }
-    connections.close();
-    connections.wait().await;
-    Ok(())
-}
+        assert_eq!(kind(&store, BUCKET, "photo.jpg").await, ErrorKind::ObjectNotFound);
+        assert_eq!(kind(&store, "others", "1-a.jpg").await, ErrorKind::ObjectNotFound);
+        assert_eq!(kind(&store, BUCKET, "2-gone.jpg").await, ErrorKind::AccessDenied);
 
-fn failed(what: &'static str) -> Error {
-    Error::new(ErrorKind::Io, what).with("part", "embedded S3 server")
+        let stranger = S3 { access_key_id: Some("guessed".into()), ..settings };
+        let stranger = Store::connect(&stranger).await.unwrap();
+        assert_eq!(kind(&stranger, BUCKET, "1-a.jpg").await, ErrorKind::CredentialsRefused);
+    }
 }

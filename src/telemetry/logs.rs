@@ -26,7 +26,7 @@ const FORMAT: &str = "FUSIONCAP_LOG_FORMAT";
 const QUIET: &str = "librdkafka=warn,rdkafka=warn,rdkafka::consumer::base_consumer=off,ort=warn,\
                      aws_config=warn,aws_runtime=warn,\
                      aws_sdk_s3=warn,aws_smithy_runtime=warn,hyper=warn,hyper_util=warn,h2=warn,\
-                     tonic=warn,tower=warn,s3s=warn,s3s_fs=warn,opentelemetry=warn,\
+                     tonic=warn,tower=warn,opentelemetry=warn,\
                      opentelemetry_sdk=warn,opentelemetry-otlp=warn,reqwest=warn";
 
 /// The crates that push logs: pushing their own events would never end.

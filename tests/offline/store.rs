@@ -33,17 +33,21 @@ fn lake(key: &str) -> ObjectRef<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_is_read_whole_or_refused() {
     let (large, largest) = (vec![7; 1001], vec![7; 1000]);
-    let server =
-        serve(&[("a b.jpg", b"bytes"), ("empty", b""), ("large", &large), ("largest", &largest)]);
+    let server = serve(&[
+        ("deep/b c+ü.jpg", b"bytes"),
+        ("empty", b""),
+        ("large", &large),
+        ("largest", &largest),
+    ]);
     let store = Store::connect(&settings(server.access())).await.unwrap();
-    assert_eq!(store.get(lake("a b.jpg"), LIMIT).await.unwrap().bytes, b"bytes");
+    assert_eq!(store.get(lake("deep/b c+ü.jpg"), LIMIT).await.unwrap().bytes, b"bytes");
     assert_eq!(store.get(lake("largest"), LIMIT).await.unwrap().bytes.len(), 1000);
     assert_eq!(kind(&store, lake("missing")).await, ErrorKind::ObjectNotFound);
     assert_eq!(kind(&store, lake("empty")).await, ErrorKind::EmptyObject);
     assert_eq!(kind(&store, lake("large")).await, ErrorKind::ObjectTooLarge);
-    let changed = ObjectRef { etag: Some("\"another\""), ..lake("a b.jpg") };
+    let changed = ObjectRef { etag: Some("\"another\""), ..lake("deep/b c+ü.jpg") };
     assert_eq!(kind(&store, changed).await, ErrorKind::EtagMismatch);
-    let elsewhere = ObjectRef { bucket: "elsewhere", ..lake("a b.jpg") };
+    let elsewhere = ObjectRef { bucket: "elsewhere", ..lake("deep/b c+ü.jpg") };
     assert_eq!(kind(&store, elsewhere).await, ErrorKind::ObjectNotFound);
 }
 
