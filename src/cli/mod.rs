@@ -32,7 +32,8 @@ pub mod worker;
 use std::error::Error as StdError;
 use std::io::{self, Write};
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::logs::{self, Level};
@@ -109,7 +110,9 @@ impl Command {
 /// Returns the exit code. clap itself ends the process with 2 on a wrong command line, and with 0
 /// after `--help`.
 pub fn main() -> u8 {
-    let Err(error) = run(Cli::parse()) else {
+    let parsed =
+        Cli::try_parse().map_err(|error| not_built(&error).unwrap_or_else(|| error.exit()));
+    let Err(error) = parsed.and_then(run) else {
         return 0;
     };
     // With stderr closed, the exit code is the only report.
@@ -117,7 +120,32 @@ pub fn main() -> u8 {
     error.exit_code()
 }
 
-/// Runs one subcommand.
+/// The error for a command that only a build with another feature has.
+fn not_built(error: &clap::Error) -> Option<Error> {
+    let Some(ContextValue::String(command)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let feature = feature_of(command)?;
+    if Cli::command().find_subcommand(command).is_some() {
+        return None;
+    }
+    let message = format!(
+        "this build does not have `{command}`: build it with `cargo build --release --features \
+         {feature}`"
+    );
+    Some(Error::new(ErrorKind::Config, message))
+}
+
+/// The feature that a command needs, if it needs one.
+fn feature_of(command: &str) -> Option<&'static str> {
+    match command {
+        "demo" => Some("demo"),
+        "train" | "ablate" | "encoder" | "clip" | "variant" => Some("train"),
+        _ => None,
+    }
+}
+
+/// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> Result<()> {
     if let Some(level) = cli.command.log_level() {
         logs::init(level)?;
@@ -169,8 +197,6 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn reported(error: &Error) -> String {
@@ -182,6 +208,26 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_build_has_the_commands_of_its_features() {
+        let has = |command: &str| Cli::command().find_subcommand(command).is_some();
+        assert!(has("worker"));
+        assert_eq!(feature_of("worker"), None);
+        for (command, is_built) in [
+            ("demo", cfg!(feature = "demo")),
+            ("train", cfg!(feature = "train")),
+            ("ablate", cfg!(feature = "train")),
+            ("encoder", cfg!(feature = "train")),
+            ("clip", cfg!(feature = "train")),
+            ("variant", cfg!(feature = "train")),
+        ] {
+            assert_eq!(has(command), is_built, "{command}");
+            assert!(feature_of(command).is_some(), "{command}");
+            let error = Cli::try_parse_from(["fusioncap", command, "--no-such-flag"]).unwrap_err();
+            assert_eq!(not_built(&error).is_some(), !is_built, "{command}");
+        }
     }
 
     #[test]

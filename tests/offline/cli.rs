@@ -73,6 +73,23 @@ fn a_wrong_command_line_is_2() {
 }
 
 #[test]
+fn a_command_of_another_build_names_that_build() {
+    let help = stdout(&fusioncap(&["--help"]).output().unwrap());
+    for name in ["train", "ablate", "encoder", "clip", "variant"] {
+        let is_listed = help.contains(&format!("\n  {name} "));
+        assert_eq!(is_listed, cfg!(feature = "train"), "{help}");
+        if !is_listed {
+            let expected = format!(
+                "this build does not have `{name}`: build it with `cargo build --release --features \
+                 train`"
+            );
+            assert_eq!(refusal(&mut fusioncap(&[name, "--out", "bundle"])), expected);
+            assert_eq!(refusal(&mut fusioncap(&["help", name])), expected);
+        }
+    }
+}
+
+#[test]
 fn the_effective_configuration_is_yaml_that_loads_again() {
     let fixture = Fixture::new(MINIMAL);
     let output = fixture.config().output().unwrap();
