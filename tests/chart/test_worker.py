@@ -20,7 +20,7 @@ from chart import CHART, EXAMPLES, ROOT, Refused, environment, one, render, rend
 from test_telemetry import exposed
 
 BINARY = os.environ.get("FUSIONCAP")
-NO_BINARY = "there is no fusioncap in target/release or target/debug, nor is FUSIONCAP set"
+NO_BINARY = "there is no fusioncap in target/release, target/demo or target/debug, nor is FUSIONCAP set"
 LIBRARIES = sorted((ROOT / ".tools" / "onnxruntime" / "lib").glob("libonnxruntime.so.*"))
 # make sets the variable whether the library is there or not.
 LIBRARY = next((path for path in [os.environ.get("ORT_DYLIB_PATH"), *LIBRARIES] if path and Path(path).exists()), None)
