@@ -261,8 +261,8 @@ pub struct Runtime {
     /// Execution providers in order of preference.
     #[schemars(length(min = 1))]
     pub providers: Vec<Provider>,
-    /// If a provider is not available, log a warning and use the next one, and the CPU after the
-    /// last; otherwise the worker does not start.
+    /// Use the next provider, and the CPU after the last, if a provider is not available, and log a
+    /// warning. Without fallback an unavailable provider is an error.
     pub fallback: bool,
     /// CUDA device.
     #[schemars(range(min = 0, max = 255))]
