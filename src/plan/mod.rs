@@ -204,10 +204,11 @@ impl Load {
     fn stages(&self) -> Vec<Stage> {
         let stage = |name, images_per_second, source| Stage { name, images_per_second, source };
         let cores = f64::from(self.cores) * 1e3 / self.core_ms();
+        let decoding = self.decode_ms.map_or(Source::Measured, |_| Source::Given);
         vec![
             stage("requests to S3", MOST_REQUESTS / self.latency(), Source::Published),
             stage("the network", self.network / 8.0 / self.bytes, Source::Given),
-            stage("the cores", cores, Source::Measured),
+            stage("the cores", cores, decoding),
             stage("the engine", self.engine.rate, self.engine.source),
         ]
     }

@@ -22,12 +22,12 @@ impl fmt::Display for Plan {
         )?;
         line(
             "partitions",
-            format!("{}, {} a worker", number(self.partitions as f64), self.partitions_per_pod),
+            format!("{}, {} per worker", number(self.partitions as f64), self.partitions_per_pod),
         )?;
         line(
             "cores busy",
             format!(
-                "{} of {}, {:.1} ms an image",
+                "{} of {}, {:.1} ms per image",
                 number(self.cores_busy.ceil()),
                 number(self.pods as f64 * f64::from(pod.cores)),
                 pod.core_ms_per_image
@@ -63,7 +63,7 @@ impl fmt::Display for Plan {
         line(
             "its memory",
             format!(
-                "{} at most, and a larger model's weights and activations",
+                "{} at most, plus weights and activations of a larger model",
                 ByteSize::b(pod.memory_bytes as u64).display().si()
             ),
         )?;
@@ -72,7 +72,7 @@ impl fmt::Display for Plan {
             line(
                 "backlog",
                 format!(
-                    "{} references are drained in {} beside the usual load",
+                    "{} references are drained in {} besides the usual load",
                     number(backlog.references),
                     duration(backlog.seconds)
                 ),

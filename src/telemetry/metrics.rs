@@ -256,7 +256,7 @@ mod tests {
         }
         assert_eq!(page.matches("\n| `fusioncap_").count(), kinds, "docs/telemetry.md has more");
         let made = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
-        assert_eq!(made.matches("(\"fusioncap_").count(), kinds, "`touch` forgot one");
+        assert_eq!(made.matches("\"fusioncap_").count(), kinds, "`touch` forgot one");
     }
 
     #[test]
