@@ -43,6 +43,12 @@ pub enum Expected {
 /// last that uses it.
 pub struct Shared<T>(Mutex<Weak<T>>);
 
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Shared<T> {
     pub const fn new() -> Self {
         Self(Mutex::new(Weak::new()))
