@@ -18,8 +18,9 @@ pub struct Settings {
     pub seed: u64,
     /// `FUSIONCAP_TEST_CHAOS_REPORT`: the file that gets the report as JSON.
     pub report: Option<PathBuf>,
-    /// `FUSIONCAP_TEST_CHAOS_LOGS`: the folder that keeps the workers' logs.
-    pub logs: Option<PathBuf>,
+    /// `FUSIONCAP_TEST_CHAOS_LOGS`: the folder that keeps the workers' logs, `target/tmp/chaos` by
+    /// default: a failure may not come again with the same seed.
+    pub logs: PathBuf,
     /// `FUSIONCAP_TEST_CHAOS_BACKLOG`: how many unanswered references there are at a time.
     pub backlog: usize,
     /// `FUSIONCAP_TEST_CHAOS_BATCH`: the workers' `batch.size`.
@@ -33,7 +34,8 @@ impl Settings {
             references: variable("REFERENCES").unwrap_or(6_000),
             seed: variable("SEED").unwrap_or_else(rand::random),
             report: variable("REPORT"),
-            logs: variable("LOGS"),
+            logs: variable("LOGS")
+                .unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("chaos")),
             backlog: variable("BACKLOG").unwrap_or(1_500),
             batch: variable("BATCH").unwrap_or(16),
         }

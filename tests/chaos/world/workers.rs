@@ -70,7 +70,7 @@ struct Slot {
 
 pub struct Workers {
     slots: Vec<Slot>,
-    logs: Option<PathBuf>,
+    logs: PathBuf,
     pub starts: usize,
     pub exits: Vec<Exit>,
     pub signs: BTreeMap<&'static str, usize>,
@@ -84,7 +84,7 @@ impl Workers {
     pub fn new(
         group: &str,
         configurations: Vec<(&'static str, Configuration)>,
-        logs: Option<PathBuf>,
+        logs: PathBuf,
     ) -> Self {
         let slots = configurations.into_iter().map(|(name, configuration)| Slot {
             name,
@@ -265,17 +265,15 @@ impl Workers {
         self.exits.push(Exit { worker, how, last_lines });
     }
 
-    /// Takes from an ended worker's log what is reported, and keeps the log where that is wanted.
+    /// Takes from an ended worker's log what is reported, and keeps the log.
     fn collect(&mut self, number: Number) {
         let log = self.worker(number).log();
         for (name, text) in SIGNS {
             *self.signs.entry(name).or_default() += log.matches(text).count();
         }
-        if let Some(folder) = &self.logs {
-            fs::create_dir_all(folder).unwrap();
-            let name = format!("{}-{}.log", now(), self.slots[number].name);
-            fs::write(folder.join(name), &log).unwrap();
-        }
+        fs::create_dir_all(&self.logs).unwrap();
+        let name = format!("{}-{}.log", now(), self.slots[number].name);
+        fs::write(self.logs.join(name), &log).unwrap();
         self.slots[number].worker = None;
     }
 
