@@ -5,7 +5,7 @@
 //! `FUSIONCAP_TEST_MODEL` names another bundle.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -54,7 +54,7 @@ fn full_batch_int8(bencher: Bencher, batch_size: usize) {
 }
 
 #[cfg(feature = "train")]
-fn copy(from: &Path, to: &Path) {
+fn copy(from: &std::path::Path, to: &std::path::Path) {
     fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
     fs::copy(from, to).expect("a copy");
 }
