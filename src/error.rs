@@ -184,14 +184,14 @@ impl Error {
 
     /// Adds a named value, for example `("path", "/models/tiny")`.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
+    pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.context.push((name, value.to_string()));
         self
     }
 
     /// Sets the error that caused this one.
     #[must_use]
-    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
@@ -254,11 +254,11 @@ mod tests {
 
     #[test]
     fn an_error_is_formatted_with_its_context_and_sources() {
-        let source = Error::new(ErrorKind::Io, "not found").because("gone");
+        let source = Error::new(ErrorKind::Io, "not found").with_source("gone");
         let error = Error::new(ErrorKind::Bundle, "can't read the file")
-            .with("path", "config.json")
-            .with("bytes", 3)
-            .because(source);
+            .with_context("path", "config.json")
+            .with_context("bytes", 3)
+            .with_source(source);
         assert_eq!(error.to_string(), "can't read the file (path: config.json, bytes: 3)");
         assert_eq!(error.chain(), format!("{error}: not found: gone"));
         assert!(format!("{error:?}").starts_with("Error { kind: Bundle, message: \"can't read"));

@@ -67,7 +67,9 @@ pub fn check_key(key: &str) -> Result<()> {
 
 fn refused(message: &'static str, value: &str, allowed: &str) -> Error {
     let shown: String = value.chars().take(200).flat_map(char::escape_debug).collect();
-    Error::new(ErrorKind::UnsupportedUri, message).with("value", shown).with("allowed", allowed)
+    Error::new(ErrorKind::UnsupportedUri, message)
+        .with_context("value", shown)
+        .with_context("allowed", allowed)
 }
 
 #[cfg(test)]

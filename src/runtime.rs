@@ -106,16 +106,16 @@ fn open_session(
     path: &Path,
 ) -> Result<Session> {
     session_builder(settings, providers, environment)?.commit_from_file(path).map_err(|error| {
-        let failure =
-            Error::new(ErrorKind::Runtime, "can't load an ONNX model").with("path", path.display());
+        let failure = Error::new(ErrorKind::Runtime, "can't load an ONNX model")
+            .with_context("path", path.display());
         // A missing device, or one with too little memory, fails here.
         let failure = match providers.first() {
             None | Some(Provider::Cpu) => failure,
             Some(_) => failure
-                .with("runtime.providers", format!("{providers:?}"))
-                .with("runtime.device_id", settings.device_id),
+                .with_context("runtime.providers", format!("{providers:?}"))
+                .with_context("runtime.device_id", settings.device_id),
         };
-        failure.because(error)
+        failure.with_source(error)
     })
 }
 
@@ -126,12 +126,12 @@ fn session_builder(
 ) -> Result<SessionBuilder> {
     let refused = |error: ort::Error<SessionBuilder>| {
         Error::new(ErrorKind::Runtime, "ONNX Runtime refuses the configuration")
-            .with("runtime.providers", format!("{providers:?}"))
-            .with("runtime.device_id", settings.device_id)
-            .because(ort::Error::<()>::from(error))
+            .with_context("runtime.providers", format!("{providers:?}"))
+            .with_context("runtime.device_id", settings.device_id)
+            .with_source(ort::Error::<()>::from(error))
     };
     let builder = Session::builder(environment).map_err(|error| {
-        Error::new(ErrorKind::Runtime, "can't create an ONNX Runtime session").because(error)
+        Error::new(ErrorKind::Runtime, "can't create an ONNX Runtime session").with_source(error)
     })?;
     builder
         .with_optimization_level(GraphOptimizationLevel::All)
@@ -222,8 +222,8 @@ fn accelerator(provider: Provider, _settings: &Runtime) -> Result<ExecutionProvi
         "runtime.providers names an execution provider that this build lacks; \
          build with `--features cuda`, or use cpu",
     )
-    .with("value", format!("{provider:?}").to_lowercase())
-    .with("allowed", "cpu"))
+    .with_context("value", format!("{provider:?}").to_lowercase())
+    .with_context("allowed", "cpu"))
 }
 
 /// The library to load: the configured one, or the first that exists in the default directories.
@@ -248,7 +248,7 @@ fn find_library(settings: &Runtime) -> Result<PathBuf> {
             "ONNX Runtime's library was not found; `make onnxruntime` fetches it, or set \
              runtime.library or ORT_DYLIB_PATH",
         )
-        .with("tried", format!("{LIBRARY_DIR}/{LIBRARY}"))
+        .with_context("tried", format!("{LIBRARY_DIR}/{LIBRARY}"))
     })
 }
 
@@ -260,8 +260,8 @@ fn existing_library(path: PathBuf, origin: &'static str) -> Result<PathBuf> {
         ErrorKind::Runtime,
         "ONNX Runtime's library does not exist; `make onnxruntime` fetches it",
     )
-    .with("path", path.display())
-    .with("named by", origin))
+    .with_context("path", path.display())
+    .with_context("named by", origin))
 }
 
 fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -270,6 +270,6 @@ fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) 
         "ONNX Runtime's library can't be used; version 1.31 or newer is required, and \
          `make onnxruntime` fetches it",
     )
-    .with("path", path.display())
-    .because(error)
+    .with_context("path", path.display())
+    .with_source(error)
 }

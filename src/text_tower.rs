@@ -42,8 +42,8 @@ impl TextTower {
     fn load(path: &Path, graph: &Path, max_length: usize, runtime: &Runtime) -> Result<Self> {
         let unusable = |error: tokenizers::Error| {
             Error::new(ErrorKind::Bundle, "the text tower's tokenizer can't be used")
-                .with("path", path.display())
-                .because(error)
+                .with_context("path", path.display())
+                .with_source(error)
         };
         let mut tokenizer = read_tokenizer(path)?;
         let truncation = TruncationParams { max_length, ..TruncationParams::default() };
@@ -117,7 +117,7 @@ impl TextTower {
 
     fn tokenize(&self, texts: Vec<&str>) -> Result<Vec<Encoding>> {
         self.tokenizer.encode_batch(texts, true).map_err(|error| {
-            Error::new(ErrorKind::Runtime, "can't tokenize a sentence").because(error)
+            Error::new(ErrorKind::Runtime, "can't tokenize a sentence").with_source(error)
         })
     }
 
@@ -152,5 +152,5 @@ fn scale_to_unit(row: &mut [f32]) {
 }
 
 fn runtime_error(error: ort::Error) -> Error {
-    Error::new(ErrorKind::Runtime, "the text tower failed").because(error)
+    Error::new(ErrorKind::Runtime, "the text tower failed").with_source(error)
 }

@@ -135,8 +135,8 @@ impl Study {
                 ErrorKind::Config,
                 "the corpus has no frequent noun for the proxies",
             )
-            .with("local.noun_count", request.settings.local.noun_count)
-            .with("captions", training.len()));
+            .with_context("local.noun_count", request.settings.local.noun_count)
+            .with_context("captions", training.len()));
         }
         let noun_embeddings = embed("embedding nouns", &nouns.names)?;
         check_stop(&request)?;
@@ -265,9 +265,9 @@ fn first_held_out(starts: &[usize], proxies: usize) -> Result<usize> {
         // At least one group must remain for training.
         Some(split) if *split > 0 && proxies > 0 => Ok(*split),
         _ => Err(Error::new(ErrorKind::Config, "--proxies is out of range")
-            .with("value", proxies)
-            .with("images", starts.len())
-            .with("allowed", "at least 1, and fewer than the corpus has images")),
+            .with_context("value", proxies)
+            .with_context("images", starts.len())
+            .with_context("allowed", "at least 1, and fewer than the corpus has images")),
     }
 }
 
@@ -279,13 +279,13 @@ fn check_noise(settings: &Settings) -> Result<()> {
     };
     if noise.kind == NoiseKind::None {
         return Err(refusal("noise.kind")
-            .with("value", "none")
-            .with("allowed", "fixed, mixture or learned"));
+            .with_context("value", "none")
+            .with_context("allowed", "fixed, mixture or learned"));
     }
     if noise.sigma <= 0.0 {
         return Err(refusal("noise.sigma")
-            .with("value", noise.sigma)
-            .with("allowed", "more than 0"));
+            .with_context("value", noise.sigma)
+            .with_context("allowed", "more than 0"));
     }
     Ok(())
 }
@@ -302,7 +302,7 @@ fn write_corpus(captions: &[String], path: &Path) -> Result<()> {
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, "can't write").with_context("path", path.display()).with_source(error)
 }
 
 #[cfg(test)]

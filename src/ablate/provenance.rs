@@ -58,20 +58,23 @@ impl Provenance {
     /// `ErrorKind::Config` if `folder` holds bundles of another study or of unknown origin.
     pub fn check(&self, folder: &Path) -> Result<()> {
         let refusal = |message: &'static str| {
-            Error::new(ErrorKind::Config, message).with("path", folder.display())
+            Error::new(ErrorKind::Config, message).with_context("path", folder.display())
         };
         let Ok(text) = fs::read_to_string(folder.join(FILE)) else {
             if holds_bundles(folder) {
-                return Err(refusal("--out holds bundles of unknown origin").with("missing", FILE));
+                return Err(
+                    refusal("--out holds bundles of unknown origin").with_context("missing", FILE)
+                );
             }
             return Ok(());
         };
         let found: Self = toml::from_str(&text)
-            .map_err(|error| refusal("--out: study.toml can't be parsed").because(error))?;
+            .map_err(|error| refusal("--out: study.toml can't be parsed").with_source(error))?;
         match self.difference(&found) {
             None => Ok(()),
             Some(input) => {
-                Err(refusal("--out holds the bundles of another study").with("differs", input))
+                Err(refusal("--out holds the bundles of another study")
+                    .with_context("differs", input))
             }
         }
     }
@@ -85,7 +88,9 @@ impl Provenance {
         let staging = path.with_extension("part");
         let text = toml::to_string(self).map_err(unwritable)?;
         fs::write(&staging, text).and_then(|()| fs::rename(&staging, &path)).map_err(|error| {
-            Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+            Error::new(ErrorKind::Io, "can't write")
+                .with_context("path", path.display())
+                .with_source(error)
         })
     }
 
@@ -118,7 +123,7 @@ fn different_field(name: &str, before: &Table, now: &Table) -> Option<String> {
 }
 
 fn unwritable(error: toml::ser::Error) -> Error {
-    Error::new(ErrorKind::Internal, "can't write the settings").because(error)
+    Error::new(ErrorKind::Internal, "can't write the settings").with_source(error)
 }
 
 fn holds_bundles(folder: &Path) -> bool {
@@ -136,8 +141,8 @@ fn encoder_digest(dir: &Path) -> Result<String> {
         let mut read = || io::copy(&mut File::open(&path)?, &mut hasher);
         read().map_err(|error| {
             Error::new(ErrorKind::Bundle, "can't read a file of the encoder")
-                .with("path", path.display())
-                .because(error)
+                .with_context("path", path.display())
+                .with_source(error)
         })?;
         whole.update(hasher.finalize());
     }

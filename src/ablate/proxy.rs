@@ -73,8 +73,8 @@ pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     }
     if count < MIN_GROUP || best[count].0 == f64::NEG_INFINITY {
         return Err(Error::new(ErrorKind::Config, "the captions are not in image order")
-            .with("captions", count)
-            .with(
+            .with_context("captions", count)
+            .with_context(
                 "allowed",
                 format!("{MIN_GROUP} to {MAX_GROUP} consecutive captions per image"),
             ));
@@ -95,9 +95,9 @@ pub fn group_captions(embeddings: &[f32], dim: usize) -> Result<Vec<usize>> {
     let inside = (all - borders.iter().sum::<f64>()) / (count - 1 - borders.len()) as f64;
     if inside - across <= MARGIN * (1.0 - across) {
         return Err(Error::new(ErrorKind::Config, "the captions are not in image order")
-            .with("cosine within an image", format!("{inside:.3}"))
-            .with("across images", format!("{across:.3}"))
-            .with("allowed", "captions of one image that are clearly more similar"));
+            .with_context("cosine within an image", format!("{inside:.3}"))
+            .with_context("across images", format!("{across:.3}"))
+            .with_context("allowed", "captions of one image that are clearly more similar"));
     }
     Ok(starts)
 }

@@ -39,7 +39,7 @@ fn open_variant(dir: &Path, precision: Reduced) -> Result<Bundle> {
             "the bundle is not the variant that its directory is named after",
             &path,
         )
-        .with("expected", precision));
+        .with_context("expected", precision));
     };
     if variant.of != origin {
         return Err(bundle_error(
@@ -47,8 +47,8 @@ fn open_variant(dir: &Path, precision: Reduced) -> Result<Bundle> {
              `fusioncap variant`",
             &path,
         )
-        .with("made from", &variant.of)
-        .with("is in", origin));
+        .with_context("made from", &variant.of)
+        .with_context("is in", origin));
     }
     Ok(bundle)
 }
@@ -67,6 +67,6 @@ fn missing_variant(dir: &Path, precision: Precision, own: Option<Reduced>) -> Er
              which `fusioncap variant` makes"
         ),
     )
-    .with("path", dir.display())
-    .with("allowed", allowed.join(", "))
+    .with_context("path", dir.display())
+    .with_context("allowed", allowed.join(", "))
 }

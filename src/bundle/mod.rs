@@ -110,8 +110,8 @@ impl ModelConfig {
         match fields.into_iter().find(|(_, value, allowed)| !allowed.contains(value)) {
             None => Ok(()),
             Some((field, _, allowed)) => Err(bundle_error("a value is out of range", path)
-                .with("field", field)
-                .with("allowed", format!("{} to {}", allowed.start(), allowed.end()))),
+                .with_context("field", field)
+                .with_context("allowed", format!("{} to {}", allowed.start(), allowed.end()))),
         }
     }
 }
@@ -208,15 +208,15 @@ impl Bundle {
         let manifest: Manifest = parse_json(&manifest_path, &manifest_bytes)?;
         if manifest.format != FORMAT {
             return Err(bundle_error("the bundle's format is not supported", &manifest_path)
-                .with("format", &manifest.format)
-                .with("supported", FORMAT));
+                .with_context("format", &manifest.format)
+                .with_context("supported", FORMAT));
         }
         for required in
             [CONFIG, GENERATION_CONFIG, PREPROCESSOR_CONFIG, TOKENIZER, VISION, PREFIX, DECODER]
         {
             if !manifest.files.contains_key(required) {
                 return Err(bundle_error("the manifest lacks a required file", &manifest_path)
-                    .with("file", required));
+                    .with_context("file", required));
             }
         }
         for (name, entry) in &manifest.files {
@@ -225,7 +225,7 @@ impl Bundle {
         let config: ModelConfig = load_json(dir, CONFIG)?;
         if config.model_type != "fusioncap" {
             return Err(bundle_error("the bundle is not a FusionCap model", &dir.join(CONFIG))
-                .with("model_type", &config.model_type));
+                .with_context("model_type", &config.model_type));
         }
         config.check(&dir.join(CONFIG))?;
         Ok(Self {
@@ -285,8 +285,8 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let _: IgnoredAny = parse_json(path, &bytes)?;
     let unusable = || bundle_error("the tokenizer can't be used", path);
     match catch_unwind(|| Tokenizer::from_bytes(&bytes)) {
-        Ok(tokenizer) => tokenizer.map_err(|error| unusable().because(error)),
-        Err(_) => Err(unusable().because("its parser panicked")),
+        Ok(tokenizer) => tokenizer.map_err(|error| unusable().with_source(error)),
+        Err(_) => Err(unusable().with_source("its parser panicked")),
     }
 }
 
@@ -311,8 +311,9 @@ pub fn seal(dir: &Path) -> Result<()> {
 /// # Errors
 /// `ErrorKind::Bundle` if it has no JSON form; `Io` if the file can't be written.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| bundle_error("a value can't be written as JSON", path).because(error))?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| {
+        bundle_error("a value can't be written as JSON", path).with_source(error)
+    })?;
     text.push('\n');
     fs::write(path, text).map_err(|error| io_error("can't write the file", path, error))
 }
@@ -352,11 +353,13 @@ fn verify_file(dir: &Path, name: &str, expected: &FileEntry) -> Result<()> {
     let damaged = || bundle_error("a file of the bundle is damaged", &path);
     if found.sha256 != expected.sha256 {
         return Err(damaged()
-            .with("expected sha256", &expected.sha256)
-            .with("found", &found.sha256));
+            .with_context("expected sha256", &expected.sha256)
+            .with_context("found", &found.sha256));
     }
     if found.bytes != expected.bytes {
-        return Err(damaged().with("expected bytes", expected.bytes).with("found", found.bytes));
+        return Err(damaged()
+            .with_context("expected bytes", expected.bytes)
+            .with_context("found", found.bytes));
     }
     Ok(())
 }
@@ -377,18 +380,19 @@ fn load_json<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path)
-        .map_err(|error| bundle_error("can't read a file of the bundle", path).because(error))
+        .map_err(|error| bundle_error("can't read a file of the bundle", path).with_source(error))
 }
 
 fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| bundle_error("a file of the bundle can't be parsed", path).because(error))
+    serde_json::from_slice(bytes).map_err(|error| {
+        bundle_error("a file of the bundle can't be parsed", path).with_source(error)
+    })
 }
 
 fn bundle_error(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::Bundle, message).with("path", path.display())
+    Error::new(ErrorKind::Bundle, message).with_context("path", path.display())
 }
 
 fn io_error(message: &'static str, path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, message).with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, message).with_context("path", path.display()).with_source(error)
 }

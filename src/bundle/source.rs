@@ -80,7 +80,7 @@ impl Source {
             Ok(Bundle { _temporary_dir: Some(Arc::new(dir)), ..bundle })
         });
         let bundle = opening.await.map_err(|error| {
-            Error::new(ErrorKind::Internal, "opening a bundle panicked").because(error)
+            Error::new(ErrorKind::Internal, "opening a bundle panicked").with_source(error)
         })??;
         Ok((bundle, Snapshot { source: self.clone(), listing }))
     }

@@ -101,9 +101,8 @@ async fn caption(args: CaptionArgs) -> Result<()> {
     }
     progress.finish();
     if missing > 0 {
-        return Err(
-            Error::new(ErrorKind::Io, "some images have no caption").with("images", missing)
-        );
+        return Err(Error::new(ErrorKind::Io, "some images have no caption")
+            .with_context("images", missing));
     }
     Ok(())
 }
@@ -136,5 +135,5 @@ fn json(path: &str, outcome: &Result<Caption>) -> Result<String> {
         error: outcome.as_ref().err().map(Error::chain),
     };
     serde_json::to_string(&record)
-        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a line").because(error))
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a line").with_source(error))
 }

@@ -20,7 +20,7 @@ pub fn run(args: ConfigArgs) -> Result<()> {
     }
     let config = args.settings.load()?;
     let yaml = serde_yaml_ng::to_string(&config).map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't write the configuration").because(error)
+        Error::new(ErrorKind::Internal, "can't write the configuration").with_source(error)
     })?;
     output::print(&yaml)
 }

@@ -43,7 +43,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
         batch_size: args.batch_size.into(),
     };
     let runtime = tokio::runtime::Runtime::new()
-        .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").with_source(error))?;
     let report = runtime.block_on(demo::run(&settings))?;
     html::write(&report, &args.html)?;
     output::print(&report.text())?;
@@ -52,8 +52,8 @@ pub fn run(args: DemoArgs) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Internal, "not every photo came back as exactly one caption")
-        .with("captioned", report.captioned_count())
-        .with("photos", report.photos.len()))
+        .with_context("captioned", report.captioned_count())
+        .with_context("photos", report.photos.len()))
 }
 
 fn model() -> Result<PathBuf> {
@@ -62,14 +62,14 @@ fn model() -> Result<PathBuf> {
             ErrorKind::Bundle,
             "no model bundle: name one with --model, or run this beside models/tiny",
         )
-        .with("tried", format!("{MODEL} here and beside the executable"))
+        .with_context("tried", format!("{MODEL} here and beside the executable"))
     })
 }
 
 fn samples() -> Result<PathBuf> {
     installed(SAMPLES).ok_or_else(|| {
         Error::new(ErrorKind::Config, "no sample photos: name photos or folders to caption")
-            .with("tried", format!("{SAMPLES} here and beside the executable"))
+            .with_context("tried", format!("{SAMPLES} here and beside the executable"))
     })
 }
 

@@ -150,7 +150,7 @@ fn from_results(path: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Answere
             ErrorKind::Config,
             "--captions has no caption of a referenced image",
         )
-        .with("path", path.display()));
+        .with_context("path", path.display()));
     }
     if answers.len() < listed {
         warn(&format!(
@@ -168,8 +168,8 @@ fn present(folder: &Path, images: Vec<ReferencedImage>) -> Result<Vec<Referenced
         images.into_iter().partition(|image| photo(folder, image).is_file());
     if there.is_empty() {
         return Err(Error::new(ErrorKind::Config, "--images has none of the referenced photos")
-            .with("path", folder.display())
-            .with("photos", listed));
+            .with_context("path", folder.display())
+            .with_context("photos", listed));
     }
     if !missing.is_empty() {
         let names: Vec<&str> =
@@ -390,8 +390,8 @@ fn page(
     let html = report::render(&Page { figures, photos: shown })?;
     fs::write(path, html).map_err(|error| {
         Error::new(ErrorKind::Io, "can't write the page")
-            .with("path", path.display())
-            .because(error)
+            .with_context("path", path.display())
+            .with_source(error)
     })
 }
 

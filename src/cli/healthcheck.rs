@@ -49,8 +49,8 @@ pub fn run(args: HealthcheckArgs) -> Result<()> {
     };
     if args.metrics && !probe::get(&address, "/metrics", DEADLINE)?.contains(COUNTER) {
         return Err(Error::new(ErrorKind::Io, "the metrics are not those of a worker")
-            .with("address", address)
-            .with("missing", COUNTER));
+            .with_context("address", address)
+            .with_context("missing", COUNTER));
     }
     output::print(&answer)
 }

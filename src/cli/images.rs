@@ -63,7 +63,7 @@ impl Ahead {
             }
             let Some((name, task)) = self.running.pop_front() else { break };
             let decoded = task.await.unwrap_or_else(|error| {
-                Err(Error::new(ErrorKind::Internal, "decoding did not end").because(error))
+                Err(Error::new(ErrorKind::Internal, "decoding did not end").with_source(error))
             });
             batch.push((name, decoded));
         }
@@ -80,7 +80,7 @@ async fn decode(
     let bytes = match (image, store) {
         (Image::File(path), _) => tokio::fs::read(&path)
             .await
-            .map_err(|error| Error::new(ErrorKind::Io, "can't read the file").because(error))?,
+            .map_err(|error| Error::new(ErrorKind::Io, "can't read the file").with_source(error))?,
         (Image::Object(Location { bucket, key }), Some(store)) => {
             let object = ObjectRef { bucket: &bucket, key: &key, version_id: None, etag: None };
             store.get(object, limits.max_object_bytes).await?.bytes
@@ -91,7 +91,7 @@ async fn decode(
     };
     let decoding = tokio::task::spawn_blocking(move || preprocessor.decode(&bytes, &limits));
     decoding.await.unwrap_or_else(|error| {
-        Err(Error::new(ErrorKind::Internal, "decoding did not end").because(error))
+        Err(Error::new(ErrorKind::Internal, "decoding did not end").with_source(error))
     })
 }
 
@@ -118,7 +118,9 @@ pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>>
     for path in paths {
         if let Some(store) = store.filter(|_| path.starts_with(SCHEME)) {
             let location: Location = path.parse().map_err(|error| {
-                Error::new(ErrorKind::Config, "PATH is wrong").with("value", path).because(error)
+                Error::new(ErrorKind::Config, "PATH is wrong")
+                    .with_context("value", path)
+                    .with_source(error)
             })?;
             for entry in store.list(&location.bucket, &location.key).await? {
                 // An object named in full needs no extension.
@@ -138,8 +140,8 @@ pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>>
     }
     if images.is_empty() {
         return Err(Error::new(ErrorKind::Config, "PATH names no images")
-            .with("value", paths.join(" "))
-            .with("allowed", format!("files, or folders with {}", EXTENSIONS.join(", "))));
+            .with_context("value", paths.join(" "))
+            .with_context("allowed", format!("files, or folders with {}", EXTENSIONS.join(", "))));
     }
     Ok(images)
 }
@@ -147,7 +149,9 @@ pub async fn find(paths: &[String], store: Option<&Store>) -> Result<Vec<Image>>
 /// Finds the images below `folder`, in the order of their names.
 fn search(folder: &Path, images: &mut Vec<Image>) -> Result<()> {
     let failed = |error| {
-        Error::new(ErrorKind::Io, "can't list").with("path", folder.display()).because(error)
+        Error::new(ErrorKind::Io, "can't list")
+            .with_context("path", folder.display())
+            .with_source(error)
     };
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -180,5 +184,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .max_blocking_threads(cores)
         .enable_all()
         .build()
-        .map_err(|error| Error::new(ErrorKind::Io, "can't start the async runtime").because(error))
+        .map_err(|error| {
+            Error::new(ErrorKind::Io, "can't start the async runtime").with_source(error)
+        })
 }

@@ -232,16 +232,18 @@ mod tests {
 
     #[test]
     fn a_wrong_configuration_is_one_line() {
-        let error =
-            Error::new(ErrorKind::Config, "the file is not YAML").because("line one\n  line two\n");
+        let error = Error::new(ErrorKind::Config, "the file is not YAML")
+            .with_source("line one\n  line two\n");
         assert_eq!(reported(&error), "error: the file is not YAML: line one line two\n");
         assert_eq!(error.exit_code(), 2);
     }
 
     #[test]
     fn a_failure_shows_its_causes() {
-        let inner = Error::new(ErrorKind::Io, "can't read").because("permission denied");
-        let error = Error::new(ErrorKind::Bundle, "no manifest").with("path", "m").because(inner);
+        let inner = Error::new(ErrorKind::Io, "can't read").with_source("permission denied");
+        let error = Error::new(ErrorKind::Bundle, "no manifest")
+            .with_context("path", "m")
+            .with_source(inner);
         assert_eq!(
             reported(&error),
             "error: no manifest (path: m)\n  caused by: can't read\n  \

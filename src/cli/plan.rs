@@ -112,9 +112,9 @@ impl PlanArgs {
                 let advice = "--per-pod-engine with the images per second that \
                               `cargo bench --bench engine` shows on your machine";
                 return Err(Error::new(ErrorKind::Config, "this engine was not measured")
-                    .with("engine", format!("{setup} on {cores} cores, batch {batch}"))
-                    .with("measured", measured::list())
-                    .with("allowed", advice));
+                    .with_context("engine", format!("{setup} on {cores} cores, batch {batch}"))
+                    .with_context("measured", measured::list())
+                    .with_context("allowed", advice));
             }
         };
         let on_cores = self.gpu == Gpu::None;
@@ -123,7 +123,8 @@ impl PlanArgs {
 }
 
 fn wrong(flag: &str, text: &str, allowed: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'")).with("allowed", allowed)
+    Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'"))
+        .with_context("allowed", allowed)
 }
 
 fn number(flag: &str, text: &str, allowed: RangeInclusive<f64>) -> Result<f64> {

@@ -49,7 +49,7 @@ pub fn run(args: RedriveArgs) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Internal, "some dead letters can't be redriven")
-        .with("not redrivable", summary.not_redrivable()))
+        .with_context("not redrivable", summary.not_redrivable()))
 }
 
 fn filter(args: &RedriveArgs) -> Result<Filter> {
@@ -64,12 +64,12 @@ fn filter(args: &RedriveArgs) -> Result<Filter> {
             "no dead letters are selected"
         };
         return Err(Error::new(ErrorKind::Config, message)
-            .with("allowed", "--all, or any of --code, --id, --since and --until"));
+            .with_context("allowed", "--all, or any of --code, --id, --since and --until"));
     }
     let codes = ErrorKind::DEAD_LETTERS.map(ErrorKind::code);
     if let Some(unknown) = args.code.iter().find(|code| !codes.contains(&code.as_str())) {
         return Err(Error::new(ErrorKind::Config, format!("--code can't be '{unknown}'"))
-            .with("allowed", codes.join(", ")));
+            .with_context("allowed", codes.join(", ")));
     }
     Ok(Filter {
         codes: args.code.iter().cloned().collect(),
@@ -83,7 +83,7 @@ fn time(flag: &'static str, text: Option<&str>) -> Result<Option<Timestamp>> {
     let read = |text: &str| {
         text.parse().map_err(|_| {
             Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'"))
-                .with("allowed", "an RFC 3339 time, such as 2026-11-23T12:00:00Z")
+                .with_context("allowed", "an RFC 3339 time, such as 2026-11-23T12:00:00Z")
         })
     };
     text.map(read).transpose()
@@ -93,6 +93,6 @@ fn batch(text: &str) -> Result<usize> {
     match text.parse() {
         Ok(number @ 1..=10_000) => Ok(number),
         _ => Err(Error::new(ErrorKind::Config, format!("--batch can't be '{text}'"))
-            .with("allowed", "an integer from 1 to 10000")),
+            .with_context("allowed", "an integer from 1 to 10000")),
     }
 }

@@ -117,7 +117,7 @@ fn overrides(
     for field in fields {
         let Some((path, value)) = field.split_once('=') else {
             return Err(Error::new(ErrorKind::Config, format!("--set can't be '{field}'"))
-                .with("allowed", "FIELD=VALUE, such as s3.concurrency=64"));
+                .with_context("allowed", "FIELD=VALUE, such as s3.concurrency=64"));
         };
         overrides.set(path, "--set", value);
     }

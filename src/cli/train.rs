@@ -79,7 +79,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
 
 /// The first Ctrl-C sets `stop`; a second one ends the process at once.
 pub(super) fn listen(stop: Arc<AtomicBool>) -> Result<()> {
-    let failed = |error| Error::new(ErrorKind::Io, "can't listen for Ctrl-C").because(error);
+    let failed = |error| Error::new(ErrorKind::Io, "can't listen for Ctrl-C").with_source(error);
     let signals =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
     let wait = move || {

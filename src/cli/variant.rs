@@ -158,7 +158,7 @@ fn decode(bundle: &Bundle, folder: &Path) -> Result<Vec<Vec<u8>>> {
     }
     if photos.is_empty() {
         return Err(Error::new(ErrorKind::Io, "--images has no readable photo")
-            .with("path", folder.display()));
+            .with_context("path", folder.display()));
     }
     Ok(photos)
 }

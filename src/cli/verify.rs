@@ -43,8 +43,8 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Internal, "not every reference has exactly one answer")
-        .with("missing", report.total.missing)
-        .with("duplicated", report.total.duplicated))
+        .with_context("missing", report.total.missing)
+        .with_context("duplicated", report.total.duplicated))
 }
 
 fn offsets(flag: &'static str, given: &[String]) -> Result<Offsets> {
@@ -52,7 +52,7 @@ fn offsets(flag: &'static str, given: &[String]) -> Result<Offsets> {
     for text in given {
         let wrong = |allowed: &str| {
             Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'"))
-                .with("allowed", allowed)
+                .with_context("allowed", allowed)
         };
         let parsed = text.split_once('=').and_then(|(partition, offset)| {
             Some((u32::try_from(partition.parse::<i32>().ok()?).ok()?, offset.parse().ok()?))

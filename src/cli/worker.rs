@@ -29,7 +29,7 @@ pub struct WorkerArgs {
 pub fn run(args: WorkerArgs) -> Result<()> {
     let config = args.settings.load()?;
     let runtime = tokio::runtime::Runtime::new()
-        .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").with_source(error))?;
     let outcome = runtime.block_on(serve(config, args.model_dir));
     // Waiting for a hung decoder would never end.
     runtime.shutdown_background();
@@ -69,7 +69,7 @@ async fn work(
         Engine::load(bundle, &settings.runtime, &settings.model, settings.batch.size)
     })
     .await
-    .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").because(error))??;
+    .map_err(|error| Error::new(ErrorKind::Internal, "loading panicked").with_source(error))??;
     tracing::info!(model = engine.bundle().digest(), path = config.model.path, "model loaded");
     instruments.health.set_not_ready("connecting to kafka");
     let (store, snapshot) = match fetched {
@@ -97,7 +97,7 @@ async fn open(
         Bundle::choose(&dir, settings.model.precision, &settings.runtime)
     });
     let bundle = opening.await.map_err(|error| {
-        Error::new(ErrorKind::Internal, "opening the model panicked").because(error)
+        Error::new(ErrorKind::Internal, "opening the model panicked").with_source(error)
     })??;
     Ok((bundle, None))
 }
@@ -106,7 +106,7 @@ async fn open(
 fn stop_on_signals(shutdown: CancellationToken) -> Result<tokio::task::JoinHandle<()>> {
     let listen = |kind| {
         signal(kind).map_err(|error| {
-            Error::new(ErrorKind::Internal, "can't listen to signals").because(error)
+            Error::new(ErrorKind::Internal, "can't listen to signals").with_source(error)
         })
     };
     let mut terminate = listen(SignalKind::terminate())?;

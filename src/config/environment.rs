@@ -15,8 +15,9 @@ pub fn unknown_variable(name: &str) -> Error {
     let error =
         Error::new(ErrorKind::Config, format!("the environment variable {name} sets no field"));
     match nearest(name, variables.iter().map(String::as_str)) {
-        Some(variable) => error.with("did you mean", variable),
-        None => error.with("allowed", "names such as FUSIONCAP_KAFKA__BROKERS for kafka.brokers"),
+        Some(variable) => error.with_context("did you mean", variable),
+        None => error
+            .with_context("allowed", "names such as FUSIONCAP_KAFKA__BROKERS for kafka.brokers"),
     }
 }
 

@@ -77,7 +77,9 @@ impl Layers {
     fn read_file(&mut self, path: &Path) -> Result<()> {
         let unreadable = |error: Box<dyn std::error::Error + Send + Sync>,
                           message: &'static str| {
-            Error::new(ErrorKind::Config, message).with("path", path.display()).because(error)
+            Error::new(ErrorKind::Config, message)
+                .with_context("path", path.display())
+                .with_source(error)
         };
         let text = std::fs::read_to_string(path)
             .map_err(|error| unreadable(error.into(), "can't read the configuration file"))?;
@@ -124,7 +126,7 @@ impl Layers {
                     ErrorKind::Config,
                     "an environment variable is not valid UTF-8",
                 )
-                .with("name", name));
+                .with_context("name", name));
             };
             self.set_text(&path, text, Origin::Variable(name.into_owned()))?;
         }
@@ -175,7 +177,7 @@ impl Layers {
             let shown = display(field, map_key, &value);
             let scalar = "a string, a number or a boolean";
             let allowed = if map_key.is_some() { scalar } else { &allowed };
-            return Err(invalid_value(&path, &shown, allowed).with("set by", origin));
+            return Err(invalid_value(&path, &shown, allowed).with_context("set by", origin));
         }
         self.values.insert((&field.path, map_key.map(str::to_owned)), (value, origin));
         Ok(())
@@ -197,7 +199,7 @@ impl Layers {
     fn deserialize<T: DeserializeOwned>(&self, value: impl Into<Value>) -> Result<T> {
         // Missing required fields are reported before; other sections may be absent.
         serde_yaml_ng::from_value(value.into()).map_err(|error| {
-            Error::new(ErrorKind::Config, "the configuration is inconsistent").because(error)
+            Error::new(ErrorKind::Config, "the configuration is inconsistent").with_source(error)
         })
     }
 
@@ -214,7 +216,7 @@ impl Layers {
                     target.entry((*key).into()).or_insert_with(|| Value::Mapping(Mapping::new()));
                 let Value::Mapping(mapping) = inner else {
                     return Err(Error::new(ErrorKind::Internal, "a section is not a mapping")
-                        .with("field", path));
+                        .with_context("field", path));
                 };
                 target = mapping;
             }
@@ -227,8 +229,8 @@ impl Layers {
                     ErrorKind::Config,
                     format!("{} is required but not set", field.path),
                 )
-                .with("allowed", field.allowed())
-                .with("set it by", format!("the file, {} or a flag", field.variable())));
+                .with_context("allowed", field.allowed())
+                .with_context("set it by", format!("the file, {} or a flag", field.variable())));
             }
         }
         Ok(root)
@@ -241,8 +243,8 @@ impl Layers {
             self.values.get(&(field.path.as_str(), map_key.map(str::to_owned)))
         });
         match known {
-            Some((_, origin)) => error.with("set by", origin),
-            None => error.with("set by", "default"),
+            Some((_, origin)) => error.with_context("set by", origin),
+            None => error.with_context("set by", "default"),
         }
     }
 }
@@ -257,9 +259,8 @@ fn mapping_entries<'v>(
         Value::Null => return Ok(Vec::new()),
         Value::Mapping(entries) => entries,
         other => {
-            return Err(
-                invalid_value(path, &display_value(other), "a mapping").with("set by", origin())
-            );
+            return Err(invalid_value(path, &display_value(other), "a mapping")
+                .with_context("set by", origin()));
         }
     };
     entries
@@ -268,22 +269,23 @@ fn mapping_entries<'v>(
             Some(name) => Ok((name, inner)),
             None => {
                 Err(Error::new(ErrorKind::Config, format!("{path} has a key that is not a string"))
-                    .with("key", display_value(key))
-                    .with("set by", origin()))
+                    .with_context("key", display_value(key))
+                    .with_context("set by", origin()))
             }
         })
         .collect()
 }
 
 fn invalid_value(path: &str, value: &str, allowed: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("{path} can't be {value}")).with("allowed", allowed)
+    Error::new(ErrorKind::Config, format!("{path} can't be {value}"))
+        .with_context("allowed", allowed)
 }
 
 fn unknown_field(path: &str, origin: &Origin) -> Error {
     let (what, names) = SCHEMA.suggest(path);
     Error::new(ErrorKind::Config, format!("there is no field {path}"))
-        .with(what, names)
-        .with("set by", origin)
+        .with_context(what, names)
+        .with_context("set by", origin)
 }
 
 fn full_path(field: &Field, map_key: Option<&str>) -> String {

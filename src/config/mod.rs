@@ -220,7 +220,7 @@ impl Model {
             return Ok(Some(dir));
         }
         Err(Error::new(ErrorKind::Config, format!("model.path can't be '{}'", self.path))
-            .with("allowed", "a directory that exists, or s3://bucket/prefix"))
+            .with_context("allowed", "a directory that exists, or s3://bucket/prefix"))
     }
 }
 

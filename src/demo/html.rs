@@ -21,8 +21,8 @@ const MAX_PHOTOS: usize = 500;
 pub fn write(report: &DemoReport, path: &Path) -> Result<()> {
     fs::write(path, page(report)).map_err(|error| {
         Error::new(ErrorKind::Io, "can't write the page")
-            .with("path", path.display())
-            .because(error)
+            .with_context("path", path.display())
+            .with_source(error)
     })
 }
 

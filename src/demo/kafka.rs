@@ -72,7 +72,7 @@ impl DemoKafka {
                 Ok(kafka)
             }
             None => Self::start_embedded(run).map_err(|error| {
-                Error::new(ErrorKind::Kafka, "can't start the embedded Kafka").because(error)
+                Error::new(ErrorKind::Kafka, "can't start the embedded Kafka").with_source(error)
             }),
         }
     }
@@ -142,8 +142,8 @@ impl DemoKafka {
     async fn create_topics(&self) -> Result<()> {
         let refused = |error: KafkaError| {
             Error::new(ErrorKind::Kafka, "can't create the demonstration's topics")
-                .with("brokers", &self.brokers)
-                .because(error)
+                .with_context("brokers", &self.brokers)
+                .with_source(error)
         };
         let topics = self.topics();
         // -1: the cluster's default number of replicas.
@@ -192,7 +192,7 @@ impl DemoKafka {
             .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
             .create()
             .map_err(|error| {
-                Error::new(ErrorKind::Kafka, "can't create a producer").because(error)
+                Error::new(ErrorKind::Kafka, "can't create a producer").with_source(error)
             })?;
         Ok(ReferenceProducer { producer, topic })
     }
@@ -213,7 +213,9 @@ impl DemoKafka {
         let mut client = self.client();
         client.extend(self.fetch_properties());
         TopicReader::new(client, topic, &self.name_in_run("fusioncap-reader")).map_err(|error| {
-            Error::new(ErrorKind::Kafka, "can't read a topic").with("topic", topic).because(error)
+            Error::new(ErrorKind::Kafka, "can't read a topic")
+                .with_context("topic", topic)
+                .with_source(error)
         })
     }
 }
@@ -237,8 +239,8 @@ impl ReferenceProducer {
         for delivery in future::join_all(deliveries).await {
             delivery.map_err(|(error, _)| {
                 Error::new(ErrorKind::Kafka, "a reference can't be sent")
-                    .with("topic", &self.topic)
-                    .because(error)
+                    .with_context("topic", &self.topic)
+                    .with_source(error)
             })?;
         }
         Ok(())
@@ -363,10 +365,10 @@ fn answer<R: Record>(message: &BorrowedMessage<'_>) -> Result<Answer> {
     let record: R =
         serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|error| {
             Error::new(ErrorKind::Internal, "an answer can't be read")
-                .with("topic", message.topic())
-                .with("partition", message.partition())
-                .with("offset", message.offset())
-                .because(error)
+                .with_context("topic", message.topic())
+                .with_context("partition", message.partition())
+                .with_context("offset", message.offset())
+                .with_source(error)
         })?;
     Ok(record.answer())
 }

@@ -66,8 +66,8 @@ pub async fn run(settings: &Settings) -> Result<DemoReport> {
             ErrorKind::Config,
             "too many photos for the embedded Kafka; name a real one with --brokers",
         )
-        .with("value", photos.len())
-        .with("allowed", MAX_EMBEDDED_PHOTOS));
+        .with_context("value", photos.len())
+        .with_context("allowed", MAX_EMBEDDED_PHOTOS));
     }
     announce(&format!("loading the model {}", settings.model.display()));
     let bundle = Bundle::open(&settings.model)?;
@@ -96,7 +96,9 @@ async fn load(bundle: Bundle, settings: &Settings) -> Result<Engine> {
         Engine::load(bundle, &Runtime::default(), &model, batch_size)
     })
     .await
-    .map_err(|error| Error::new(ErrorKind::Internal, "loading the model panicked").because(error))?
+    .map_err(|error| {
+        Error::new(ErrorKind::Internal, "loading the model panicked").with_source(error)
+    })?
 }
 
 /// The outcome of the worker's run.
@@ -140,9 +142,9 @@ async fn caption(
         _ = tokio::signal::ctrl_c() => Err(Error::new(ErrorKind::Internal, "interrupted")),
     };
     shutdown.cancel();
-    let worked = worker
-        .await
-        .map_err(|error| Error::new(ErrorKind::Internal, "the worker panicked").because(error))?;
+    let worked = worker.await.map_err(|error| {
+        Error::new(ErrorKind::Internal, "the worker panicked").with_source(error)
+    })?;
     // The worker's own error first: it is the cause of the other.
     let report = worked?;
     let elapsed = waited?;
@@ -185,7 +187,7 @@ async fn wait_until_ready(health: &Health) -> Result<()> {
     };
     tokio::time::timeout(JOIN_TIMEOUT, joined).await.map_err(|_| {
         Error::new(ErrorKind::Kafka, "the worker did not join its consumer group")
-            .with("seconds", JOIN_TIMEOUT.as_secs())
+            .with_context("seconds", JOIN_TIMEOUT.as_secs())
     })
 }
 
@@ -194,7 +196,7 @@ async fn recount(kafka: &DemoKafka) -> Result<Vec<Answer>> {
         tokio::time::timeout(RECOUNT_TIMEOUT, kafka.answer_reader()?.read_to_end()).await
     else {
         return Err(Error::new(ErrorKind::Kafka, "the output topics can't be read a second time")
-            .with("seconds", RECOUNT_TIMEOUT.as_secs()));
+            .with_context("seconds", RECOUNT_TIMEOUT.as_secs()));
     };
     answers
 }

@@ -52,13 +52,13 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Photo>> {
             files.push(path.clone());
         } else {
             return Err(Error::new(ErrorKind::Config, "PATH is not a file or a folder")
-                .with("value", path.display()));
+                .with_context("value", path.display()));
         }
     }
     if files.is_empty() {
         return Err(Error::new(ErrorKind::Config, "PATH contains no images")
-            .with("value", format!("{paths:?}"))
-            .with("allowed", EXTENSIONS.join(", ")));
+            .with_context("value", format!("{paths:?}"))
+            .with_context("allowed", EXTENSIONS.join(", ")));
     }
     Ok(files.into_iter().enumerate().map(|(index, path)| Photo::new(index, path)).collect())
 }
@@ -66,8 +66,8 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Photo>> {
 fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Io, "can't read a folder")
-            .with("path", folder.display())
-            .because(error)
+            .with_context("path", folder.display())
+            .with_source(error)
     };
     let mut images = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {

@@ -50,7 +50,7 @@ impl EmbeddedS3 {
     pub async fn start(files: HashMap<String, PathBuf>) -> Result<Self> {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Io, "the embedded S3 server can't listen on 127.0.0.1")
-                .because(error)
+                .with_source(error)
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

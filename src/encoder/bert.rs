@@ -30,8 +30,8 @@ pub fn text_tower(weights: &Weights, config: &BertConfig) -> Result<Vec<u8>> {
     let heads = config.num_attention_heads;
     if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
         return Err(Error::new(ErrorKind::Bundle, "num_attention_heads must divide hidden_size")
-            .with("num_attention_heads", heads)
-            .with("hidden_size", config.hidden_size));
+            .with_context("num_attention_heads", heads)
+            .with_context("hidden_size", config.hidden_size));
     }
     let mut graph = Graph::new("text");
     let tokens = [Dim::Free("batch"), Dim::Free("tokens")];

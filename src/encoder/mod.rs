@@ -55,13 +55,14 @@ impl EncoderConfig {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let unusable = || {
-            Error::new(ErrorKind::Bundle, "not an encoder directory").with("path", path.display())
+            Error::new(ErrorKind::Bundle, "not an encoder directory")
+                .with_context("path", path.display())
         };
-        let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
+        let bytes = fs::read(&path).map_err(|error| unusable().with_source(error))?;
         let config: Self =
-            serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
+            serde_json::from_slice(&bytes).map_err(|error| unusable().with_source(error))?;
         if config.model_type != "fusioncap-encoder" {
-            return Err(unusable().with("model_type", config.model_type));
+            return Err(unusable().with_context("model_type", config.model_type));
         }
         Ok(config)
     }
@@ -74,7 +75,9 @@ impl EncoderConfig {
 /// Writes a file and creates its parent directories.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| {
-        Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+        Error::new(ErrorKind::Io, "can't write")
+            .with_context("path", path.display())
+            .with_source(error)
     };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;

@@ -31,8 +31,8 @@ impl Packages {
             }
         }
         Err(Error::new(ErrorKind::Io, "no package in the directory contains the file")
-            .with("directory", self.folder.display())
-            .with("file", suffix))
+            .with_context("directory", self.folder.display())
+            .with_context("file", suffix))
     }
 
     /// Reads `name` in the archive whose path ends in `archive`.
@@ -42,8 +42,8 @@ impl Packages {
         let bytes = read_zip_entry(io::Cursor::new(archive_bytes), name, &origin)?;
         bytes.ok_or_else(|| {
             Error::new(ErrorKind::Io, "a file is missing in the archive")
-                .with("archive", archive)
-                .with("file", name)
+                .with_context("archive", archive)
+                .with_context("file", name)
         })
     }
 
@@ -105,7 +105,9 @@ fn read_zip_entry(
 }
 
 fn unreadable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::Io, "can't read a package").with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, "can't read a package")
+        .with_context("path", path.display())
+        .with_source(error)
 }
 
 #[cfg(test)]

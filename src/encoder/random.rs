@@ -152,7 +152,7 @@ fn text_tower(weights: &mut Random) -> Vec<u8> {
 /// A tokenizer with the padding token and one token per byte.
 fn tokenizer() -> Result<String> {
     let failed =
-        |error| Error::new(ErrorKind::Internal, "can't create the tokenizer").because(error);
+        |error| Error::new(ErrorKind::Internal, "can't create the tokenizer").with_source(error);
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let mut names = std::iter::once(PAD.to_owned()).chain(alphabet.iter().map(char::to_string));

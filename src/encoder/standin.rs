@@ -49,7 +49,7 @@ pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> 
     }
     let packages = Packages::new(folder);
     let scratch = tempfile::tempdir().map_err(|error| {
-        Error::new(ErrorKind::Io, "can't create a temporary directory").because(error)
+        Error::new(ErrorKind::Io, "can't create a temporary directory").with_source(error)
     })?;
     let checkpoint = scratch.path().join(CHECKPOINT);
     write_file(&checkpoint, &packages.read(CHECKPOINT)?)?;
@@ -91,9 +91,9 @@ pub fn build(folder: &Path, nouns: &[String], out: &Path, runtime: &Runtime) -> 
 fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Result<Vec<f32>> {
     if names.len() != CLASSES {
         return Err(Error::new(ErrorKind::Bundle, "the class names are not those of ImageNet")
-            .with("file", CLASS_NAMES)
-            .with("names", names.len())
-            .with("expected", CLASSES));
+            .with_context("file", CLASS_NAMES)
+            .with_context("names", names.len())
+            .with_context("expected", CLASSES));
     }
     let captions: Vec<String> = names.iter().map(|name| caption_for(name)).collect();
     let classes = to_matrix(tower.embed(&captions)?, CLASSES)?;
@@ -105,7 +105,7 @@ fn class_table(names: &[String], nouns: &[String], tower: &mut TextTower) -> Res
 
 fn to_matrix(values: Vec<f32>, count: usize) -> Result<Array2<f32>> {
     Array2::from_shape_vec((count, values.len() / count), values).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the embeddings have the wrong size").because(error)
+        Error::new(ErrorKind::Internal, "the embeddings have the wrong size").with_source(error)
     })
 }
 
@@ -195,8 +195,8 @@ fn preprocessing() -> PreprocessorConfig {
 fn parse<T: serde::de::DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         Error::new(ErrorKind::Bundle, "can't parse a file of a package")
-            .with("file", name)
-            .because(error)
+            .with_context("file", name)
+            .with_source(error)
     })
 }
 

@@ -84,12 +84,14 @@ impl Weights {
         if tensor.shape != shape {
             return Err(self
                 .wrong("a weight has an unexpected shape", name)
-                .with("shape", format!("{:?}", tensor.shape))
-                .with("expected", format!("{shape:?}")));
+                .with_context("shape", format!("{:?}", tensor.shape))
+                .with_context("expected", format!("{shape:?}")));
         }
         // A single one would make every embedding NaN much later.
         if let Some(value) = tensor.data.iter().find(|value| !value.is_finite()) {
-            return Err(self.wrong("a weight is not a finite number", name).with("value", value));
+            return Err(self
+                .wrong("a weight is not a finite number", name)
+                .with_context("value", value));
         }
         Ok(tensor)
     }
@@ -99,7 +101,9 @@ impl Weights {
     }
 
     fn wrong(&self, message: &'static str, name: &str) -> Error {
-        Error::new(ErrorKind::Bundle, message).with("file", &self.origin).with("tensor", name)
+        Error::new(ErrorKind::Bundle, message)
+            .with_context("file", &self.origin)
+            .with_context("tensor", name)
     }
 }
 
@@ -114,5 +118,7 @@ fn halves(bytes: &[u8]) -> Vec<f32> {
 }
 
 fn unreadable(origin: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::Bundle, "can't read a weights file").with("file", origin).because(error)
+    Error::new(ErrorKind::Bundle, "can't read a weights file")
+        .with_context("file", origin)
+        .with_source(error)
 }

@@ -90,7 +90,7 @@ impl CaptionDecoder {
         let ids: Vec<u32> =
             hypothesis.tokens.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         let text = self.tokenizer.decode(&ids, true).map_err(|error| {
-            Error::new(ErrorKind::Runtime, "can't decode a caption's tokens").because(error)
+            Error::new(ErrorKind::Runtime, "can't decode a caption's tokens").with_source(error)
         })?;
         Ok(Caption {
             text: text.trim().to_owned(),
@@ -110,8 +110,8 @@ fn generation_config(bundle: &Bundle, model: &Model) -> Result<GenerationConfig>
     }
     if generation.num_beams == 0 || generation.num_beams > widest {
         return Err(Error::new(ErrorKind::Config, "model.num_beams is out of range")
-            .with("value", generation.num_beams)
-            .with("allowed", format!("1 to {widest}")));
+            .with_context("value", generation.num_beams)
+            .with_context("allowed", format!("1 to {widest}")));
     }
     Ok(generation)
 }

@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// `ErrorKind::Bundle` if the graph has no such output.
 pub fn take_output(outputs: &mut SessionOutputs<'_>, name: &str) -> Result<DynValue> {
     outputs.remove(name).ok_or_else(|| {
-        Error::new(ErrorKind::Bundle, "a graph of the bundle lacks an output").with("output", name)
+        Error::new(ErrorKind::Bundle, "a graph of the bundle lacks an output")
+            .with_context("output", name)
     })
 }
 
@@ -30,9 +31,9 @@ pub fn read_output<T: PrimitiveTensorElementType + Copy>(
         return Ok(data.to_vec());
     }
     Err(Error::new(ErrorKind::Bundle, "a graph of the bundle and config.json disagree")
-        .with("output", name)
-        .with("shape", format!("{shape:?}"))
-        .with("expected values", count))
+        .with_context("output", name)
+        .with_context("shape", format!("{shape:?}"))
+        .with_context("expected values", count))
 }
 
 /// The first `wanted` of the `rows` rows of the output `name`, row-major.
@@ -51,5 +52,5 @@ pub fn read_rows(
 }
 
 pub fn runtime_error(error: ort::Error) -> Error {
-    Error::new(ErrorKind::Runtime, "ONNX Runtime failed").because(error)
+    Error::new(ErrorKind::Runtime, "ONNX Runtime failed").with_source(error)
 }

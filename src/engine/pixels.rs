@@ -81,8 +81,8 @@ impl Pixels {
     pub fn push(&mut self, preprocessor: &Preprocessor, rgb: &[u8]) -> Result<()> {
         if rgb.len() != self.stride {
             return Err(Error::new(ErrorKind::Internal, "an image has the wrong size")
-                .with("bytes", rgb.len())
-                .with("expected", self.stride));
+                .with_context("bytes", rgb.len())
+                .with_context("expected", self.stride));
         }
         let mut rows = self.values.as_mut_slice().chunks_exact_mut(self.stride).take(self.capacity);
         let row = rows.nth(self.images);

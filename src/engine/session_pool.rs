@@ -124,7 +124,7 @@ fn thread_pool(threads: usize) -> Result<ThreadPool> {
         .num_threads(threads)
         .thread_name(|number| format!("engine-{number}"));
     builder.build().map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't start the engine's threads").because(error)
+        Error::new(ErrorKind::Internal, "can't start the engine's threads").with_source(error)
     })
 }
 

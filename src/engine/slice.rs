@@ -47,8 +47,8 @@ pub fn cut(images: usize, sessions: usize, row_counts: &[usize]) -> Vec<Slice> {
 /// For a batch of `images` where 1 to `largest` are allowed.
 pub fn batch_size_error(images: usize, largest: usize) -> Error {
     Error::new(ErrorKind::Internal, "a batch has the wrong size")
-        .with("images", images)
-        .with("allowed", format!("1 to {largest}"))
+        .with_context("images", images)
+        .with_context("allowed", format!("1 to {largest}"))
 }
 
 #[cfg(test)]

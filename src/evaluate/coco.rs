@@ -52,20 +52,21 @@ pub struct References {
 /// `ErrorKind::Config` for a file that can't be read or has another format, a duplicate id, a
 /// caption of an unknown image, or no references.
 pub fn read_references(path: &Path) -> Result<References> {
-    let wrong =
-        |message: &'static str| Error::new(ErrorKind::Config, message).with("path", path.display());
+    let wrong = |message: &'static str| {
+        Error::new(ErrorKind::Config, message).with_context("path", path.display())
+    };
     let annotations: Annotations = read_json(path, "--references")?;
     let mut by_image: HashMap<u64, Vec<String>> = HashMap::new();
     let mut ids = HashSet::new();
     for image in &annotations.images {
         if !ids.insert(image.id) {
-            return Err(wrong("--references: duplicate image id").with("id", image.id));
+            return Err(wrong("--references: duplicate image id").with_context("id", image.id));
         }
     }
     for ImageCaption { image_id, caption } in annotations.annotations {
         if !ids.contains(&image_id) {
             return Err(wrong("--references: caption of an image that is not listed")
-                .with("image_id", image_id));
+                .with_context("image_id", image_id));
         }
         if !caption.trim().is_empty() {
             by_image.entry(image_id).or_default().push(caption);
@@ -94,8 +95,8 @@ pub fn read_results(path: &Path) -> Result<BTreeMap<u64, String>> {
     for ImageCaption { image_id, caption } in captioned {
         if captions.insert(image_id, caption).is_some() {
             return Err(Error::new(ErrorKind::Config, "--captions: duplicate image id")
-                .with("path", path.display())
-                .with("image_id", image_id));
+                .with_context("path", path.display())
+                .with_context("image_id", image_id));
         }
     }
     Ok(captions)
@@ -104,8 +105,8 @@ pub fn read_results(path: &Path) -> Result<BTreeMap<u64, String>> {
 fn read_json<T: DeserializeOwned>(path: &Path, option: &'static str) -> Result<T> {
     let unusable = || {
         Error::new(ErrorKind::Config, format!("{option} can't be used"))
-            .with("path", path.display())
+            .with_context("path", path.display())
     };
-    let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
-    serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))
+    let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
+    serde_json::from_slice(&bytes).map_err(|error| unusable().with_source(error))
 }

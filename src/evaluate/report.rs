@@ -89,7 +89,7 @@ fn push_attention(html: &mut String, attention: &[Vec<f32>]) -> Result<()> {
     let grid = patches.isqrt();
     if grid * grid != patches {
         return Err(Error::new(ErrorKind::Bundle, "the patches are not a square grid")
-            .with("patches", patches));
+            .with_context("patches", patches));
     }
     html.push_str("<div class=\"looks\" title=\"attention of each local query\">");
     for query in attention {

@@ -145,10 +145,10 @@ fn undecodable(error: ImageError, bytes: &[u8]) -> Error {
     match error {
         ImageError::Limits(_) => {
             Error::new(ErrorKind::ImageTooLarge, "decoding the image needs too much memory")
-                .because(error)
+                .with_source(error)
         }
-        ImageError::Unsupported(_) => not_an_image(bytes).because(error),
-        _ => Error::new(ErrorKind::CorruptImage, "the image can't be decoded").because(error),
+        ImageError::Unsupported(_) => not_an_image(bytes).with_source(error),
+        _ => Error::new(ErrorKind::CorruptImage, "the image can't be decoded").with_source(error),
     }
 }
 
@@ -167,8 +167,8 @@ fn not_an_image(bytes: &[u8]) -> Error {
         "unknown"
     };
     Error::new(ErrorKind::NotAnImage, "the object is not in a supported image format")
-        .with("looks like", looks_like)
-        .with("allowed", "JPEG, PNG, GIF, WebP, BMP, TIFF")
+        .with_context("looks like", looks_like)
+        .with_context("allowed", "JPEG, PNG, GIF, WebP, BMP, TIFF")
 }
 
 #[cfg(test)]

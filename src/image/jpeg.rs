@@ -82,7 +82,7 @@ fn new_decompressor() -> turbojpeg::Result<Decompressor> {
 }
 
 fn corrupt(error: turbojpeg::Error) -> Error {
-    Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").because(error)
+    Error::new(ErrorKind::CorruptImage, "the JPEG can't be decoded").with_source(error)
 }
 
 /// The orientation in the EXIF block; none without a valid block.

@@ -12,19 +12,18 @@ const MAX_EDGE: u32 = 1 << 20;
 pub fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<()> {
     let size = format!("{width} x {height}");
     if width == 0 || height == 0 {
-        return Err(
-            Error::new(ErrorKind::CorruptImage, "the image has no pixels").with("size", size)
-        );
+        return Err(Error::new(ErrorKind::CorruptImage, "the image has no pixels")
+            .with_context("size", size));
     }
     if width.max(height) > MAX_EDGE {
         return Err(Error::new(ErrorKind::ImageTooLarge, "an edge of the image is too long")
-            .with("size", size)
-            .with("limit", MAX_EDGE));
+            .with_context("size", size)
+            .with_context("limit", MAX_EDGE));
     }
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(Error::new(ErrorKind::ImageTooLarge, "the image has too many pixels")
-            .with("size", size)
-            .with("limits.max_pixels", max_pixels));
+            .with_context("size", size)
+            .with_context("limits.max_pixels", max_pixels));
     }
     Ok(())
 }

@@ -49,7 +49,8 @@ impl Preprocessor {
     /// `ErrorKind::Bundle` for settings that are not supported.
     pub fn new(config: PreprocessorConfig) -> Result<Self> {
         let unsupported = |what: &'static str| {
-            Error::new(ErrorKind::Bundle, what).with("file", crate::bundle::PREPROCESSOR_CONFIG)
+            Error::new(ErrorKind::Bundle, what)
+                .with_context("file", crate::bundle::PREPROCESSOR_CONFIG)
         };
         let filter = resize::Filter::from_pillow(config.resample)
             .ok_or_else(|| unsupported("resample is not supported (allowed: 1, 2, 3)"))?;

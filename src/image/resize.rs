@@ -130,8 +130,8 @@ fn convolve(
 ) -> Result<RgbImage> {
     let failed = |error: String| {
         Error::new(ErrorKind::CorruptImage, "the image can't be resized")
-            .with("size", format!("{} x {}", source.width(), source.height()))
-            .because(error)
+            .with_context("size", format!("{} x {}", source.width(), source.height()))
+            .with_source(error)
     };
     let view = ImageRef::new(source.width(), source.height(), source.as_raw(), PixelType::U8x3)
         .map_err(|error| failed(error.to_string()))?;

@@ -13,16 +13,16 @@ pub fn kafka_error(message: &'static str, error: KafkaError) -> Error {
         KafkaError::ClientConfig(_, why, name, value) => {
             let shown = if Properties::is_secret(&name) { "******" } else { value.as_str() };
             Error::new(ErrorKind::Config, "librdkafka refuses a property")
-                .with("field", format_args!("kafka.properties.{name}"))
-                .with("value", format_args!("'{shown}'"))
-                .because(why.trim().to_owned())
+                .with_context("field", format_args!("kafka.properties.{name}"))
+                .with_context("value", format_args!("'{shown}'"))
+                .with_source(why.trim().to_owned())
         }
         KafkaError::ClientCreation(_) => {
             Error::new(ErrorKind::Config, "librdkafka refuses the settings")
-                .with("section", "kafka")
-                .because(error)
+                .with_context("section", "kafka")
+                .with_source(error)
         }
-        other => Error::new(ErrorKind::Kafka, message).because(other),
+        other => Error::new(ErrorKind::Kafka, message).with_source(other),
     }
 }
 

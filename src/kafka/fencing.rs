@@ -53,7 +53,7 @@ impl Fencings {
         if self.recent.len() < self.limit.fencings {
             return Ok(());
         }
-        Err(self.limit.error.clone().with("fenced", self.recent.len()))
+        Err(self.limit.error.clone().with_context("fenced", self.recent.len()))
     }
 }
 

@@ -41,8 +41,8 @@ impl Clients {
         for name in kafka.properties.keys() {
             if let Some(instead) = protected(name) {
                 return Err(Error::new(ErrorKind::Config, "this property can't be set")
-                    .with("field", format_args!("kafka.properties.{name}"))
-                    .with("instead", instead));
+                    .with_context("field", format_args!("kafka.properties.{name}"))
+                    .with_context("instead", instead));
             }
         }
         let session = milliseconds(kafka, &["session.timeout.ms"], SESSION_TIMEOUT_MS)?;
@@ -190,8 +190,8 @@ fn transactional_id(kafka: &Kafka) -> Result<String> {
         .filter(|name| !name.is_empty());
     let Some(host) = host else {
         return Err(Error::new(ErrorKind::Config, "the host has no name for a transactional id")
-            .with("field", "kafka.transactional_id")
-            .with("allowed", "any id that no other running worker has"));
+            .with_context("field", "kafka.transactional_id")
+            .with_context("allowed", "any id that no other running worker has"));
     };
     Ok(format!("{}-{host}", kafka.group))
 }
@@ -204,9 +204,9 @@ fn milliseconds(kafka: &Kafka, names: &[&str], default: u64) -> Result<u64> {
     };
     value.trim().parse().map_err(|_| {
         Error::new(ErrorKind::Config, "not a number")
-            .with("field", format_args!("kafka.properties.{name}"))
-            .with("value", format_args!("'{value}'"))
-            .with("allowed", "milliseconds")
+            .with_context("field", format_args!("kafka.properties.{name}"))
+            .with_context("value", format_args!("'{value}'"))
+            .with_context("allowed", "milliseconds")
     })
 }
 

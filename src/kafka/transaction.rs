@@ -172,7 +172,7 @@ impl TransactionalProducer {
             }
             if is_permanent(&error) || started.elapsed() > limit {
                 let error = kafka_error("no transactional producer can be built", error)
-                    .with("transactional.id", &self.transactional_id);
+                    .with_context("transactional.id", &self.transactional_id);
                 return Err(with_connection_error(error, reason));
             }
             tracing::warn!(%error, attempts, "the transactional producer will be built again");
@@ -294,8 +294,8 @@ impl TransactionalProducer {
         self.delivered.set(Some(Instant::now()));
         // Checked before the commit, which would report it too, but with an unknown outcome.
         if let Some(failure) = producer.context().failure() {
-            let error =
-                Error::new(ErrorKind::Kafka, "a record was not delivered").because(failure.reason);
+            let error = Error::new(ErrorKind::Kafka, "a record was not delivered")
+                .with_source(failure.reason);
             if failure.timed_out {
                 // An abort would wait, without a bound, until its marker can be written.
                 return Err(TransactionFailure::unknown(error));
@@ -336,8 +336,8 @@ impl TransactionalProducer {
             Ok(Some(())) => Ok(()),
             Ok(None) => {
                 let error = Error::new(ErrorKind::Kafka, "a kafka call did not return")
-                    .with("call", name)
-                    .with("limit", format!("{limit:?}"));
+                    .with_context("call", name)
+                    .with_context("limit", format!("{limit:?}"));
                 Err(TransactionFailure::unknown(error))
             }
             Err(error) => Err(self.end_failed(producer, error)),
@@ -349,7 +349,7 @@ impl TransactionalProducer {
         if left < MAX_LEFT_BEHIND {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Kafka, "kafka calls don't return").with("calls", left))
+        Err(Error::new(ErrorKind::Kafka, "kafka calls don't return").with_context("calls", left))
     }
 
     /// Waits until every record is delivered or has failed. `flush` would do, but its poll competes
@@ -440,7 +440,7 @@ fn in_doubt(
 
 fn with_connection_error(error: Error, reason: Option<String>) -> Error {
     match reason {
-        Some(reason) => error.with("last connection error", reason),
+        Some(reason) => error.with_context("last connection error", reason),
         None => error,
     }
 }

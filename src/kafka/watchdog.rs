@@ -83,7 +83,7 @@ impl Watchdog {
                 }
             })
             .map_err(|error| {
-                Error::new(ErrorKind::Internal, "can't start the watchdog").because(error)
+                Error::new(ErrorKind::Internal, "can't start the watchdog").with_source(error)
             })?;
         Ok(Self { call })
     }

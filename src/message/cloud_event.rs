@@ -20,8 +20,8 @@ pub fn check_binary(headers: &[RawHeader]) -> Result<()> {
     match RawHeader::find(headers, VERSION_HEADER).map(String::from_utf8_lossy) {
         Some(version) if version.starts_with("1.") => Ok(()),
         found => Err(invalid("the CloudEvent's version is not supported")
-            .with("ce_specversion", found.unwrap_or_default())
-            .with("allowed", "1.x")),
+            .with_context("ce_specversion", found.unwrap_or_default())
+            .with_context("allowed", "1.x")),
     }
 }
 
@@ -34,14 +34,14 @@ pub fn take_data(mut event: Value) -> Result<Value> {
     let version = event.get("specversion").and_then(Value::as_str).unwrap_or_default();
     if !version.starts_with("1.") {
         return Err(invalid("the CloudEvent's version is not supported")
-            .with("specversion", version)
-            .with("allowed", "1.x"));
+            .with_context("specversion", version)
+            .with_context("allowed", "1.x"));
     }
     if let Some(encoded) = event.get("data_base64") {
         let text = encoded.as_str().ok_or_else(|| invalid("data_base64 is not a string"))?;
         let bytes = STANDARD
             .decode(text)
-            .map_err(|error| invalid("data_base64 is not Base64").because(error))?;
+            .map_err(|error| invalid("data_base64 is not Base64").with_source(error))?;
         return parse_json(&bytes);
     }
     match event.get_mut("data").map(Value::take) {

@@ -62,9 +62,9 @@ impl ImageRequest {
             let bytes = value.map_or(0, String::len);
             if bytes > MAX_FIELD_BYTES {
                 return Err(invalid("a field is too long")
-                    .with("field", name)
-                    .with("bytes", bytes)
-                    .with("allowed", MAX_FIELD_BYTES));
+                    .with_context("field", name)
+                    .with_context("bytes", bytes)
+                    .with_context("allowed", MAX_FIELD_BYTES));
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ pub fn parse_json(payload: &[u8]) -> Result<Value> {
         return Err(invalid("the message is empty"));
     }
     serde_json::from_slice(payload)
-        .map_err(|error| invalid("the message is not JSON").because(error))
+        .map_err(|error| invalid("the message is not JSON").with_source(error))
 }
 
 pub fn invalid(reason: &'static str) -> Error {

@@ -74,9 +74,12 @@ fn parse_envelope(
     let images = requests.images.len();
     if images > 1 && images.saturating_mul(payload.len()) > MAX_REPEATED_BYTES {
         return Err(invalid("the message names too many images for its length")
-            .with("images", images)
-            .with("bytes", payload.len())
-            .with("allowed", format_args!("{MAX_REPEATED_BYTES} bytes, images times bytes")));
+            .with_context("images", images)
+            .with_context("bytes", payload.len())
+            .with_context(
+                "allowed",
+                format_args!("{MAX_REPEATED_BYTES} bytes, images times bytes"),
+            ));
     }
     Ok(requests)
 }

@@ -204,5 +204,5 @@ pub(super) fn now() -> String {
 
 fn to_json<T: Serialize>(record: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(record)
-        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").because(error))
+        .map_err(|error| Error::new(ErrorKind::Internal, "can't write a record").with_source(error))
 }

@@ -24,7 +24,7 @@ struct Fields {
 
 pub fn parse(message: Value, source: &SourcePosition) -> Result<ImageRequest> {
     let fields: Fields = serde_json::from_value(message)
-        .map_err(|error| invalid("the message is not an image request").because(error))?;
+        .map_err(|error| invalid("the message is not an image request").with_source(error))?;
     let (bucket, key) = split_uri(&fields.uri)?;
     let etag = fields.etag.map(|etag| etag.trim_matches('"').to_owned());
     Ok(ImageRequest {
@@ -43,7 +43,7 @@ fn split_uri(uri: &str) -> Result<(&str, &str)> {
     match parts {
         Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => Ok((bucket, key)),
         _ => Err(Error::new(ErrorKind::UnsupportedUri, "uri is not supported")
-            .with("value", uri.chars().take(200).collect::<String>())
-            .with("allowed", "s3://bucket/key")),
+            .with_context("value", uri.chars().take(200).collect::<String>())
+            .with_context("allowed", "s3://bucket/key")),
     }
 }

@@ -63,6 +63,8 @@ pub(super) fn encode_base64(bytes: &[u8]) -> String {
 
 pub(super) fn decode_base64(field: &'static str, text: &str) -> Result<Vec<u8>> {
     STANDARD.decode(text).map_err(|error| {
-        invalid("a field of a dead letter is not Base64").with("field", field).because(error)
+        invalid("a field of a dead letter is not Base64")
+            .with_context("field", field)
+            .with_source(error)
     })
 }

@@ -73,10 +73,12 @@ pub fn parse(mut message: Value, source: &SourcePosition) -> Result<Requests> {
             continue;
         }
         let fields: Record = serde_json::from_value(record).map_err(|error| {
-            invalid("an event record is not understood").with("record", index).because(error)
+            invalid("an event record is not understood")
+                .with_context("record", index)
+                .with_source(error)
         })?;
         if !creates_object(&fields.event_name) {
-            return Err(invalid("an event record has no event name").with("record", index));
+            return Err(invalid("an event record has no event name").with_context("record", index));
         }
         let id = source.id(requests.images.len());
         requests.images.push(image(fields, index, id)?);
@@ -93,10 +95,12 @@ fn image(record: Record, index: usize, id: String) -> Result<ImageRequest> {
     let Entity { bucket, object } = record.s3;
     let spaced = object.key.replace('+', " ");
     let key = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).map_err(|error| {
-        invalid("an object key is not UTF-8").with("record", index).because(error)
+        invalid("an object key is not UTF-8").with_context("record", index).with_source(error)
     })?;
     if bucket.name.is_empty() || key.is_empty() {
-        return Err(invalid("an event record does not name an object").with("record", index));
+        return Err(
+            invalid("an event record does not name an object").with_context("record", index)
+        );
     }
     let present = |text: Option<String>| text.filter(|value| !value.is_empty());
     Ok(ImageRequest {

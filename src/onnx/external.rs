@@ -37,7 +37,9 @@ pub fn data_path(path: &Path) -> PathBuf {
 /// `ErrorKind::Io` with the file that can't be written.
 pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<()> {
     let failed = |error: io::Error| {
-        Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+        Error::new(ErrorKind::Io, "can't write")
+            .with_context("path", path.display())
+            .with_source(error)
     };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;

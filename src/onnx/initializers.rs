@@ -22,16 +22,19 @@ pub struct Initializer {
 /// # Errors
 /// `ErrorKind::Bundle` if the file is not an ONNX model or a weight is truncated.
 pub fn read(path: &Path) -> Result<HashMap<String, Initializer>> {
-    let damaged =
-        || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
-    let bytes = fs::read(path).map_err(|error| damaged().because(error))?;
-    let model = ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().because(error))?;
+    let damaged = || {
+        Error::new(ErrorKind::Bundle, "can't read an ONNX graph")
+            .with_context("path", path.display())
+    };
+    let bytes = fs::read(path).map_err(|error| damaged().with_source(error))?;
+    let model =
+        ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().with_source(error))?;
     let mut found = HashMap::new();
     for tensor in model.graph.unwrap_or_default().initializer {
         let Some(name) = tensor.name.strip_suffix("_f16").map(str::to_owned) else {
             continue;
         };
-        let initializer = halves(tensor).ok_or_else(|| damaged().with("weight", &name))?;
+        let initializer = halves(tensor).ok_or_else(|| damaged().with_context("weight", &name))?;
         found.insert(name, initializer);
     }
     Ok(found)

@@ -18,8 +18,9 @@ const LOCATION: &str = "location";
 /// `ErrorKind::Config` if the file is not an ONNX model.
 pub fn read(path: &Path) -> Result<ModelProto> {
     let unusable = || refusal("not an ONNX model", path);
-    let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
-    let model = ModelProto::decode(bytes.as_slice()).map_err(|error| unusable().because(error))?;
+    let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
+    let model =
+        ModelProto::decode(bytes.as_slice()).map_err(|error| unusable().with_source(error))?;
     if model.graph.is_none() {
         return Err(unusable());
     }
@@ -104,7 +105,7 @@ pub fn rename_data(model: &mut ModelProto, path: &Path, name: &str) -> Result<Op
         let location = std::mem::replace(&mut entry.value, name.to_owned());
         if found.as_ref().is_some_and(|known| *known != location) {
             return Err(refusal("an ONNX export stores its weights in several files", path)
-                .with("allowed", "one file"));
+                .with_context("allowed", "one file"));
         }
         found = Some(location);
     }
@@ -114,14 +115,14 @@ pub fn rename_data(model: &mut ModelProto, path: &Path, name: &str) -> Result<Op
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !inside {
         return Err(refusal("an ONNX export stores its weights outside its directory", path)
-            .with("location", location)
-            .with("allowed", "a file beside it"));
+            .with_context("location", location)
+            .with_context("allowed", "a file beside it"));
     }
     Ok(Some(path.with_file_name(location)))
 }
 
 fn refusal(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::Config, message).with("path", path.display())
+    Error::new(ErrorKind::Config, message).with_context("path", path.display())
 }
 
 #[cfg(test)]

@@ -89,17 +89,17 @@ impl Reader {
             // Takes the events in which librdkafka says why.
             while self.stable.poll(Duration::ZERO).is_some() {}
             let silent = Error::new(ErrorKind::Kafka, "no Kafka broker answers")
-                .with("kafka.brokers", &self.brokers);
+                .with_context("kafka.brokers", &self.brokers);
             match self.stable.context().last_error() {
-                Some(reason) => silent.because(reason),
-                None => silent.because(error),
+                Some(reason) => silent.with_source(reason),
+                None => silent.with_source(error),
             }
         })?;
         let unusable = |code: RDKafkaErrorCode| {
             Error::new(ErrorKind::Kafka, "a topic can't be used")
-                .with("field", field)
-                .with("value", topic)
-                .because(code)
+                .with_context("field", field)
+                .with_context("value", topic)
+                .with_source(code)
         };
         let missing = || unusable(RDKafkaErrorCode::UnknownTopicOrPartition);
         let found =
@@ -123,8 +123,8 @@ impl Reader {
             let (low, high) =
                 consumer.fetch_watermarks(topic, partition, TIMEOUT).map_err(|error| {
                     kafka_error("the offsets of a partition can't be read", error)
-                        .with("topic", topic)
-                        .with("partition", partition)
+                        .with_context("topic", topic)
+                        .with_context("partition", partition)
                 })?;
             Ok((partition, low..high))
         };
@@ -161,9 +161,9 @@ impl Reader {
                 }
                 if started.elapsed() > STABLE_TIMEOUT {
                     return Err(Error::new(ErrorKind::Kafka, "a transaction stays open")
-                        .with("topic", topic)
-                        .with("partition", partition)
-                        .with("offset", reached));
+                        .with_context("topic", topic)
+                        .with_context("partition", partition)
+                        .with_context("offset", reached));
                 }
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -182,7 +182,8 @@ impl Reader {
         let mut left: Ranges =
             ranges.iter().filter(|(_, range)| !range.is_empty()).map(to_owned_range).collect();
         let mut list = TopicPartitionList::with_capacity(left.len());
-        let unreadable = |error| kafka_error("a topic can't be read", error).with("topic", topic);
+        let unreadable =
+            |error| kafka_error("a topic can't be read", error).with_context("topic", topic);
         for (&partition, range) in &left {
             list.add_partition_offset(topic, partition, Offset::Offset(range.start))
                 .map_err(unreadable)?;
@@ -208,9 +209,9 @@ impl Reader {
                 }
                 None if last.elapsed() > IDLE_TIMEOUT => {
                     return Err(Error::new(ErrorKind::Kafka, "no more records of a topic arrive")
-                        .with("topic", topic)
-                        .with("partitions", format_args!("{:?}", left.keys()))
-                        .with("seconds", IDLE_TIMEOUT.as_secs()));
+                        .with_context("topic", topic)
+                        .with_context("partitions", format_args!("{:?}", left.keys()))
+                        .with_context("seconds", IDLE_TIMEOUT.as_secs()));
                 }
                 None => continue,
             };

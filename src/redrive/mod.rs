@@ -123,7 +123,7 @@ impl Pass<'_> {
             let payload = record.payload().unwrap_or_default();
             let letter = self.formats.parse_letter(payload)?.ok_or_else(|| {
                 Error::new(ErrorKind::Internal, "a dead letter changed while it was read")
-                    .with("position", &position)
+                    .with_context("position", &position)
             })?;
             match self.rebuilder.rebuild(&letter, position)? {
                 Ok(rebuilt) => {

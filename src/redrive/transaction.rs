@@ -34,9 +34,9 @@ impl Redriver {
                 ErrorKind::Config,
                 "a worker has the transactional id of redrive",
             )
-            .with("field", "kafka.transactional_id")
-            .with("value", &transactional_id)
-            .with("allowed", "any other id"));
+            .with_context("field", "kafka.transactional_id")
+            .with_context("value", &transactional_id)
+            .with_context("allowed", "any other id"));
         }
         let clients = clients.with_transactional_id(transactional_id.clone());
         let fencing = FencingLimit { fencings: 1, error: taken_over(&transactional_id) };
@@ -65,9 +65,9 @@ impl Redriver {
             if failure.is_fenced {
                 return taken_over(&self.transactional_id);
             }
-            let error = failure.error.with("transactional.id", &self.transactional_id);
+            let error = failure.error.with_context("transactional.id", &self.transactional_id);
             match failure.outcome {
-                TransactionOutcome::Unknown => error.with("next", "run redrive again"),
+                TransactionOutcome::Unknown => error.with_context("next", "run redrive again"),
                 _ => error,
             }
         })
@@ -76,5 +76,5 @@ impl Redriver {
 
 fn taken_over(transactional_id: &str) -> Error {
     Error::new(ErrorKind::Kafka, "another redrive of this group has taken over")
-        .with("transactional.id", transactional_id)
+        .with_context("transactional.id", transactional_id)
 }

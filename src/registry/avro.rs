@@ -21,8 +21,9 @@ const MAX_ALLOCATION: usize = 64 << 20;
 /// # Errors
 /// `ErrorKind::Internal` where it does not fit `schema`.
 pub fn encode(json: &Json, schema: &Schema) -> Result<Vec<u8>> {
-    let failed =
-        |error| Error::new(ErrorKind::Internal, "a record can't be written as Avro").because(error);
+    let failed = |error| {
+        Error::new(ErrorKind::Internal, "a record can't be written as Avro").with_source(error)
+    };
     let value = to_avro(json, schema)?;
     let writer = GenericDatumWriter::builder(schema).build().map_err(failed)?;
     writer.write_value_to_vec(value).map_err(failed)
@@ -36,13 +37,15 @@ pub fn decode(bytes: &[u8], written: &Schema, wanted: &Schema) -> Result<Json> {
     apache_avro::util::max_allocation_bytes(MAX_ALLOCATION);
     let invalid = |message| Error::new(ErrorKind::InvalidMessage, message);
     let failed = |error: apache_avro::Error| {
-        invalid("the message is not a readable Avro record of its schema").because(error)
+        invalid("the message is not a readable Avro record of its schema").with_source(error)
     };
     let mut rest = bytes;
     let reader = GenericDatumReader::builder(written).reader_schema(wanted).build();
     let value = reader.map_err(failed)?.read_value(&mut rest).map_err(failed)?;
     if !rest.is_empty() {
-        return Err(invalid("there are bytes behind the Avro record").with("bytes", rest.len()));
+        return Err(
+            invalid("there are bytes behind the Avro record").with_context("bytes", rest.len())
+        );
     }
     to_json(value)
 }
@@ -70,7 +73,7 @@ pub fn is_recursive(schema: &Schema) -> bool {
 fn to_avro(json: &Json, schema: &Schema) -> Result<Value> {
     let misfit = || {
         Error::new(ErrorKind::Internal, "a value does not fit its Avro schema")
-            .with("schema", schema.canonical_form())
+            .with_context("schema", schema.canonical_form())
     };
     let value = match (schema, json) {
         (Schema::Union(_), Json::Null) => Some(Value::Union(0, Box::new(Value::Null))),
@@ -84,7 +87,7 @@ fn to_avro(json: &Json, schema: &Schema) -> Result<Value> {
             for field in &record.fields {
                 let inner = object.get(&field.name).unwrap_or(&Json::Null);
                 let inner = to_avro(inner, &field.schema)
-                    .map_err(|error| error.with("field", &field.name))?;
+                    .map_err(|error| error.with_context("field", &field.name))?;
                 fields.push((field.name.clone(), inner));
             }
             Some(Value::Record(fields))
@@ -128,7 +131,7 @@ fn to_json(value: Value) -> Result<Json> {
         Value::Float(number) => number.into(),
         Value::TimestampMicros(micros) => {
             let time = Timestamp::from_microsecond(micros).map_err(|error| {
-                Error::new(ErrorKind::InvalidMessage, "a time is out of range").because(error)
+                Error::new(ErrorKind::InvalidMessage, "a time is out of range").with_source(error)
             })?;
             format!("{time:.6}").into()
         }
@@ -143,7 +146,7 @@ fn to_json(value: Value) -> Result<Json> {
         }
         other => {
             return Err(Error::new(ErrorKind::Internal, "an Avro type is not supported")
-                .with("value", format!("{other:.100?}")));
+                .with_context("value", format!("{other:.100?}")));
         }
     })
 }

@@ -127,8 +127,8 @@ impl Client {
     /// `ErrorKind::Config` for a file of certificates that can't be read.
     pub fn new(settings: &config::Registry, url: &str) -> Result<Self> {
         let wrong = |message: &'static str| Error::new(ErrorKind::Config, message);
-        let mut base =
-            Url::parse(url).map_err(|error| wrong("registry.url can't be used").because(error))?;
+        let mut base = Url::parse(url)
+            .map_err(|error| wrong("registry.url can't be used").with_source(error))?;
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
@@ -137,12 +137,13 @@ impl Client {
             .timeout(timeout)
             .user_agent(concat!("fusioncap/", env!("CARGO_PKG_VERSION")));
         if let Some(path) = &settings.ca_file {
-            let unusable = || wrong("registry.ca_file can't be used").with("path", path.display());
-            let pem = std::fs::read(path).map_err(|error| unusable().because(error))?;
-            let certificates =
-                Certificate::from_pem_bundle(&pem).map_err(|error| unusable().because(error))?;
+            let unusable =
+                || wrong("registry.ca_file can't be used").with_context("path", path.display());
+            let pem = std::fs::read(path).map_err(|error| unusable().with_source(error))?;
+            let certificates = Certificate::from_pem_bundle(&pem)
+                .map_err(|error| unusable().with_source(error))?;
             if certificates.is_empty() {
-                return Err(unusable().with("allowed", "certificates in PEM"));
+                return Err(unusable().with_context("allowed", "certificates in PEM"));
             }
             http = http.tls_certs_only(certificates);
         } else if base.scheme() == "http" {
@@ -151,7 +152,7 @@ impl Client {
         }
         let http = http.build().map_err(|error| {
             Error::new(ErrorKind::Registry, "no client of the registry can be created")
-                .because(error)
+                .with_source(error)
         })?;
         let login = match (&settings.username, &settings.password, &settings.bearer_token) {
             (Some(user), Some(password), _) => Login::Basic(user.clone(), password.clone()),
@@ -183,8 +184,8 @@ impl Client {
             Answer::Found(Id { id }) => Ok(id),
             Answer::Refused(StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY, refusal) => {
                 Err(Error::new(ErrorKind::Config, "the registry refuses a schema")
-                    .with("subject", subject)
-                    .with("answer", quote(&refusal.message)))
+                    .with_context("subject", subject)
+                    .with_context("answer", quote(&refusal.message)))
             }
             Answer::Refused(status, refusal) => Err(refused(status, refusal)),
         }
@@ -231,9 +232,9 @@ impl Client {
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<Answer<T>> {
         let silent = |error: reqwest::Error| {
             Error::new(ErrorKind::Registry, "the schema registry does not answer")
-                .with("registry.url", &self.base)
+                .with_context("registry.url", &self.base)
                 // Its text repeats the URL.
-                .because(error.without_url())
+                .with_source(error.without_url())
         };
         let request = match &self.login {
             Login::None => request,
@@ -247,20 +248,23 @@ impl Client {
         let body = response.bytes().await.map_err(silent)?;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Err(Error::new(ErrorKind::Registry, "the schema registry refuses access")
-                .with("registry.url", &self.base)
-                .with("status", status.as_u16())
-                .with("fields", "registry.username and password, or registry.bearer_token"));
+                .with_context("registry.url", &self.base)
+                .with_context("status", status.as_u16())
+                .with_context(
+                    "fields",
+                    "registry.username and password, or registry.bearer_token",
+                ));
         }
         let unclear = || {
             Error::new(ErrorKind::Registry, "the schema registry's answer can't be parsed")
-                .with("registry.url", &self.base)
-                .with("status", status.as_u16())
-                .with("answer", quote(&String::from_utf8_lossy(&body)))
+                .with_context("registry.url", &self.base)
+                .with_context("status", status.as_u16())
+                .with_context("answer", quote(&String::from_utf8_lossy(&body)))
         };
         if status.is_success() {
             return serde_json::from_slice(&body)
                 .map(Answer::Found)
-                .map_err(|error| unclear().because(error));
+                .map_err(|error| unclear().with_source(error));
         }
         match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) if status.is_client_error() => Ok(Answer::Refused(status, refusal)),
@@ -271,9 +275,9 @@ impl Client {
 
 fn refused(status: StatusCode, refusal: Refusal) -> Error {
     Error::new(ErrorKind::Registry, "the schema registry refuses a request")
-        .with("status", status.as_u16())
-        .with("code", refusal.error_code)
-        .with("answer", quote(&refusal.message))
+        .with_context("status", status.as_u16())
+        .with_context("code", refusal.error_code)
+        .with_context("answer", quote(&refusal.message))
 }
 
 fn quote(text: &str) -> String {

@@ -116,8 +116,9 @@ impl BlockingDecoder {
         // A connection is driven by the runtime even while no decoder waits.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime
-            .map_err(|error| Error::new(ErrorKind::Io, "can't start a runtime").because(error))?;
+        let runtime = runtime.map_err(|error| {
+            Error::new(ErrorKind::Io, "can't start a runtime").with_source(error)
+        })?;
         let Decoder { cache, kind, .. } =
             Decoder::new(registry.client.clone(), kind, runtime.handle().clone());
         Ok(Self { cache, kind, runtime })
@@ -236,13 +237,13 @@ impl WriterSchema {
                 }
                 Ok(parsed) => Self::Avro(Box::new(parsed)),
                 Err(error) => {
-                    Self::Unusable(unusable("its schema is not valid Avro").because(error))
+                    Self::Unusable(unusable("its schema is not valid Avro").with_source(error))
                 }
             },
             other => Self::Unusable(
                 unusable("its schema is of another kind")
-                    .with("schemaType", other)
-                    .with("allowed", "AVRO, JSON"),
+                    .with_context("schemaType", other)
+                    .with_context("allowed", "AVRO, JSON"),
             ),
         }
     }
@@ -256,19 +257,19 @@ fn decode_record<'p>(
 ) -> Result<Cow<'p, [u8]>> {
     let json = match written {
         WriterSchema::Json => return Ok(Cow::Borrowed(record)),
-        WriterSchema::Unusable(error) => return Err(error.clone().with("schema", id)),
+        WriterSchema::Unusable(error) => return Err(error.clone().with_context("schema", id)),
         WriterSchema::Avro(schema) => avro::decode(record, schema, kind.avro()),
     };
-    let json = json.map_err(|error| error.with("schema", id))?;
+    let json = json.map_err(|error| error.with_context("schema", id))?;
     Ok(Cow::Owned(json.to_string().into_bytes()))
 }
 
 fn without_registry(id: u32) -> Error {
     let reason = "the message is in a schema registry's wire format, and registry.url is not set";
-    Error::new(ErrorKind::InvalidMessage, reason).with("schema", id)
+    Error::new(ErrorKind::InvalidMessage, reason).with_context("schema", id)
 }
 
 fn unknown_schema(id: u32) -> Error {
     Error::new(ErrorKind::InvalidMessage, "the schema registry does not know the message's schema")
-        .with("schema", id)
+        .with_context("schema", id)
 }

@@ -100,7 +100,8 @@ impl Encoder {
     /// # Errors
     /// `ErrorKind::Internal` for a record that is not of this kind.
     pub fn encode<T: Serialize>(&self, record: &T) -> Result<Vec<u8>> {
-        let failed = |error| Error::new(ErrorKind::Internal, "can't write a record").because(error);
+        let failed =
+            |error| Error::new(ErrorKind::Internal, "can't write a record").with_source(error);
         match self {
             Self::Json => serde_json::to_vec(record).map_err(failed),
             Self::JsonSchema { id } => {

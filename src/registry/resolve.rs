@@ -62,9 +62,12 @@ async fn try_resolve(client: &Client, request: &SchemaRequest<'_>, register: boo
     }
     if !register {
         return Err(Error::new(ErrorKind::Config, "the registry does not have the schema")
-            .with("subject", subject)
-            .with("schema", request.kind.name())
-            .with("allowed", "to register it beforehand, or registry.auto_register: true"));
+            .with_context("subject", subject)
+            .with_context("schema", request.kind.name())
+            .with_context(
+                "allowed",
+                "to register it beforehand, or registry.auto_register: true",
+            ));
     }
     check_compatibility(client, request).await?;
     let id = client.register(subject, schema).await?;
@@ -80,9 +83,9 @@ async fn check_compatibility(client: &Client, request: &SchemaRequest<'_>) -> Re
     };
     let incompatible = |reason: String| {
         Error::new(ErrorKind::Config, "the schema is not compatible with the one registered")
-            .with("subject", subject)
-            .with("version", latest.version)
-            .with("reason", reason)
+            .with_context("subject", subject)
+            .with_context("version", latest.version)
+            .with_context("reason", reason)
     };
     let (found, ours) = (latest.schema.kind(), schema.kind());
     // Registries differ in their answers to that.

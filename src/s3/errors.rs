@@ -33,20 +33,20 @@ where
         if (300..400).contains(&failure.raw().status().as_u16()));
     let failure = Error::new(kind, if redirected { REDIRECTED } else { message(kind) });
     let failure = match error.raw_response() {
-        Some(response) => failure.with("status", response.status().as_u16()),
+        Some(response) => failure.with_context("status", response.status().as_u16()),
         None => failure,
     };
     let failure = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
-        Some(code) => failure.with("code", code),
+        Some(code) => failure.with_context("code", code),
         None => failure,
     };
-    failure.because(error)
+    failure.with_source(error)
 }
 
 /// The error of a body that ends early or fails its checksum.
 pub fn body_error(error: ByteStreamError) -> Error {
     Error::new(ErrorKind::FetchUnavailable, "the object's body can't be read to its end")
-        .because(error)
+        .with_source(error)
 }
 
 /// The kind of a response with `status` and, in its body, S3's error `code`.

@@ -17,8 +17,10 @@ impl FromStr for Location {
     type Err = Error;
 
     fn from_str(uri: &str) -> Result<Self> {
-        let wrong =
-            || Error::new(ErrorKind::UnsupportedUri, "not an s3://bucket/key URI").with("uri", uri);
+        let wrong = || {
+            Error::new(ErrorKind::UnsupportedUri, "not an s3://bucket/key URI")
+                .with_context("uri", uri)
+        };
         let path = uri.strip_prefix("s3://").ok_or_else(wrong)?;
         let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
         if bucket.is_empty() {
@@ -46,7 +48,7 @@ pub fn path_below(key: &str, prefix: &str) -> Result<PathBuf> {
     let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
     if !inside || path.as_os_str().is_empty() {
         return Err(Error::new(ErrorKind::Bundle, "the key is not a path below its prefix")
-            .with("key", key));
+            .with_context("key", key));
     }
     Ok(path)
 }

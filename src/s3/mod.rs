@@ -116,8 +116,8 @@ impl Store {
                     "no S3 credentials: neither the configuration nor the AWS credential chain \
                      has any",
                 )
-                .with("fields", "s3.access_key_id, s3.secret_access_key")
-                .because(error)
+                .with_context("fields", "s3.access_key_id, s3.secret_access_key")
+                .with_source(error)
             })?;
         }
         let specific = aws_sdk_s3::config::Builder::from(&shared)
@@ -147,7 +147,7 @@ impl Store {
         budget: &MemoryBudget,
     ) -> Result<(Object, Reservation)> {
         self.reserve_and_read(object, max_bytes, budget).await.map_err(|error| {
-            error.with("uri", format_args!("s3://{}/{}", object.bucket, object.key))
+            error.with_context("uri", format_args!("s3://{}/{}", object.bucket, object.key))
         })
     }
 
@@ -247,7 +247,7 @@ impl Store {
             )
             .await;
             let (page, _) = page.map_err(|gave_up| {
-                gave_up.error.with("uri", format_args!("s3://{bucket}/{prefix}"))
+                gave_up.error.with_context("uri", format_args!("s3://{bucket}/{prefix}"))
             })?;
             entries.extend(page.contents().iter().filter_map(|object| {
                 let bytes = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
@@ -284,7 +284,7 @@ impl Store {
                 ErrorKind::ObjectNotFound,
                 "nothing is stored under the prefix",
             )
-            .with("uri", uri));
+            .with_context("uri", uri));
         }
         Ok(entries)
     }
@@ -306,7 +306,7 @@ impl Store {
             retry(self.policy, || self.download(&bucket, &entry.key, &path), |_, _, _| true)
                 .await
                 .map_err(|gave_up| {
-                    gave_up.error.with("uri", format_args!("s3://{bucket}/{}", entry.key))
+                    gave_up.error.with_context("uri", format_args!("s3://{bucket}/{}", entry.key))
                 })?;
         }
         Ok(())
@@ -315,8 +315,8 @@ impl Store {
     async fn download(&self, bucket: &str, key: &str, path: &Path) -> Result<()> {
         let unwritable = |error: std::io::Error| {
             Error::new(ErrorKind::Io, "can't write the file")
-                .with("path", path.display())
-                .because(error)
+                .with_context("path", path.display())
+                .with_source(error)
         };
         with_deadline(FILE_TIMEOUT, async {
             if let Some(parent) = path.parent() {
@@ -369,7 +369,7 @@ fn static_credentials(settings: &config::S3) -> Result<Option<Credentials>> {
 async fn with_deadline<T>(limit: Duration, request: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::FetchTimeout, "the object store did not answer in time")
-            .with("limit_ms", limit.as_millis()))
+            .with_context("limit_ms", limit.as_millis()))
     })
 }
 
@@ -385,8 +385,8 @@ fn check_etag(expected: Option<&str>, found: Option<&str>) -> Result<()> {
         ErrorKind::EtagMismatch,
         "the object has changed since the reference was written",
     )
-    .with("expected", unquoted(expected))
-    .with("found", found))
+    .with_context("expected", unquoted(expected))
+    .with_context("found", found))
 }
 
 fn unquoted(etag: &str) -> &str {
@@ -395,8 +395,8 @@ fn unquoted(etag: &str) -> &str {
 
 fn too_large(bytes: u64, limit: u64) -> Error {
     Error::new(ErrorKind::ObjectTooLarge, "the object is larger than limits.max_object_bytes")
-        .with("bytes", bytes)
-        .with("limit", limit)
+        .with_context("bytes", bytes)
+        .with_context("limit", limit)
 }
 
 #[cfg(test)]

@@ -38,8 +38,8 @@ pub struct Server {
 pub async fn serve(listen: SocketAddr, health: Arc<Health>, registry: Registry) -> Result<Server> {
     let refused = |error: io::Error| {
         Error::new(ErrorKind::Config, format!("http.listen can't be {listen}"))
-            .with("allowed", "a free address of this machine")
-            .because(error)
+            .with_context("allowed", "a free address of this machine")
+            .with_source(error)
     };
     let listener = TcpListener::bind(listen).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;

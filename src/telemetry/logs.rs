@@ -99,7 +99,7 @@ fn filter(level: Level, given: Option<&str>) -> Result<EnvFilter> {
     // The parser's error names neither the variable nor the wrong part.
     EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|_| {
         Error::new(ErrorKind::Config, format!("{FILTER} can't be '{wanted}'"))
-            .with("allowed", "filters such as info, debug or fusioncap::worker=debug,warn")
+            .with_context("allowed", "filters such as info, debug or fusioncap::worker=debug,warn")
     })
 }
 
@@ -109,7 +109,7 @@ fn is_json(given: Option<&str>, is_terminal: bool) -> Result<bool> {
         Some("json") => Ok(true),
         Some("text") => Ok(false),
         Some(other) => Err(Error::new(ErrorKind::Config, format!("{FORMAT} can't be '{other}'"))
-            .with("allowed", "text, json")),
+            .with_context("allowed", "text, json")),
     }
 }
 

@@ -179,7 +179,7 @@ impl Meters {
             .scope_info_enabled(false)
             .build()
             .map_err(|error| {
-                Error::new(ErrorKind::Internal, "can't set up the metrics").because(error)
+                Error::new(ErrorKind::Internal, "can't set up the metrics").with_source(error)
             })?;
         let is_pushed = exporter.is_some();
         let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
@@ -209,9 +209,9 @@ impl Meters {
 pub(super) fn encode(registry: &Registry) -> Result<String> {
     let mut families = registry.gather();
     families.retain(|family| !family.name().starts_with("messaging_"));
-    TextEncoder::new()
-        .encode_to_string(&families)
-        .map_err(|error| Error::new(ErrorKind::Internal, "can't write the metrics").because(error))
+    TextEncoder::new().encode_to_string(&families).map_err(|error| {
+        Error::new(ErrorKind::Internal, "can't write the metrics").with_source(error)
+    })
 }
 
 #[cfg(test)]

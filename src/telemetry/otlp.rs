@@ -89,7 +89,7 @@ fn pushes(signal: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Opt
             Some("grpc") => Ok(Some(Protocol::Grpc)),
             Some("http/protobuf") => Ok(Some(Protocol::Http)),
             Some(other) => Err(Error::new(ErrorKind::Config, format!("{name} can't be '{other}'"))
-                .with("allowed", "grpc, http/protobuf")),
+                .with_context("allowed", "grpc, http/protobuf")),
         };
     }
     Ok(Some(Protocol::Grpc))
@@ -101,7 +101,7 @@ fn check_sampler(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
     const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
     let wrong = |name: &str, value: &str, allowed: &str| {
         Err(Error::new(ErrorKind::Config, format!("{name} can't be '{value}'"))
-            .with("allowed", allowed))
+            .with_context("allowed", allowed))
     };
     match variable(SAMPLER).as_deref() {
         None
@@ -125,8 +125,8 @@ fn check_sampler(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
 
 fn no_exporter(error: ExporterBuildError) -> Error {
     Error::new(ErrorKind::Config, "can't push telemetry as OTEL_EXPORTER_OTLP_ENDPOINT says")
-        .with("allowed", "http://host:port of a collector")
-        .because(error)
+        .with_context("allowed", "http://host:port of a collector")
+        .with_source(error)
 }
 
 #[cfg(test)]

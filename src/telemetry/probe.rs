@@ -30,8 +30,8 @@ pub fn get(address: &str, path: &str, limit: Duration) -> Result<String> {
     let url = format!("http://{address}{path}");
     let failed = |error: reqwest::Error| {
         Error::new(ErrorKind::Io, "the worker does not answer")
-            .with("url", &url)
-            .because(error.without_url())
+            .with_context("url", &url)
+            .with_source(error.without_url())
     };
     // The worker speaks plain HTTP and is asked directly: no proxy, no certificates to load.
     let client = Client::builder()
@@ -47,9 +47,9 @@ pub fn get(address: &str, path: &str, limit: Duration) -> Result<String> {
         return Ok(body);
     }
     Err(Error::new(ErrorKind::Io, "the worker answers with an error")
-        .with("url", &url)
-        .with("status", status.as_u16())
-        .with("answer", body.trim()))
+        .with_context("url", &url)
+        .with_context("status", status.as_u16())
+        .with_context("answer", body.trim()))
 }
 
 #[cfg(test)]

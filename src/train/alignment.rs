@@ -52,18 +52,19 @@ impl Statistics {
     fn read(path: &Path, dim: usize) -> Result<Self> {
         let unusable = || {
             Error::new(ErrorKind::Config, "alignment.images can't be used")
-                .with("path", path.display())
+                .with_context("path", path.display())
         };
-        let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
+        let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
         let read: Self =
-            serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
+            serde_json::from_slice(&bytes).map_err(|error| unusable().with_source(error))?;
         let scales = read.scale.iter().flatten();
         let positive = scales.clone().all(|scale| *scale > 0.0 && scale.is_finite());
         let sizes = read.mean.len() == dim && read.scale.as_ref().is_none_or(|s| s.len() == dim);
         if sizes && positive && read.mean.iter().all(|entry| entry.is_finite()) {
             return Ok(read);
         }
-        Err(unusable().with("allowed", format!("lists of {dim} finite numbers, scales above 0")))
+        Err(unusable()
+            .with_context("allowed", format!("lists of {dim} finite numbers, scales above 0")))
     }
 }
 

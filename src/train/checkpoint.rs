@@ -92,13 +92,13 @@ impl Checkpoints {
         let folder = checkpoint_dir(&self.folder);
         let damaged = |name: &str, error: String| {
             Error::new(ErrorKind::Io, "the checkpoint is damaged; train again without --resume")
-                .with("path", folder.join(name).display())
-                .because(error)
+                .with_context("path", folder.join(name).display())
+                .with_source(error)
         };
         let bytes = fs::read(folder.join(STATE)).map_err(|error| {
             Error::new(ErrorKind::Config, "--resume: there is no checkpoint")
-                .with("path", self.folder.display())
-                .because(error)
+                .with_context("path", self.folder.display())
+                .with_source(error)
         })?;
         let saved: Saved =
             serde_json::from_slice(&bytes).map_err(|error| damaged(STATE, error.to_string()))?;
@@ -118,8 +118,8 @@ impl Checkpoints {
         let staging = path.with_extension("part");
         let failed = |error: String| {
             Error::new(ErrorKind::Io, "can't write the best model")
-                .with("path", path.display())
-                .because(error)
+                .with_context("path", path.display())
+                .with_source(error)
         };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
@@ -133,8 +133,8 @@ impl Checkpoints {
         let path = self.best_path();
         model.try_load_file(&path).map_err(|error| {
             Error::new(ErrorKind::Io, "the best model is damaged")
-                .with("path", path.display())
-                .because(error.to_string())
+                .with_context("path", path.display())
+                .with_source(error.to_string())
         })
     }
 
@@ -154,8 +154,8 @@ impl Checkpoints {
             return Ok(());
         };
         Err(Error::new(ErrorKind::Config, "--resume: the checkpoint is of another run")
-            .with("path", self.folder.display())
-            .with("differs", what))
+            .with_context("path", self.folder.display())
+            .with_context("differs", what))
     }
 
     /// Writes a checkpoint to a staging directory, then renames it over the last one.
@@ -168,8 +168,8 @@ impl Checkpoints {
         let staging = self.folder.with_extension("part");
         let failed = |error: String| {
             Error::new(ErrorKind::Io, "can't write a checkpoint")
-                .with("path", staging.display())
-                .because(error)
+                .with_context("path", staging.display())
+                .with_source(error)
         };
         let _ = fs::remove_dir_all(&staging); // of an interrupted write
         fs::create_dir_all(&staging).map_err(|error| failed(error.to_string()))?;

@@ -87,7 +87,7 @@ impl Corpus {
         let minimum = settings.held_out + settings.batch_size;
         if captions.len() < minimum {
             return Err(too_few_captions(captions.len(), &skipped)
-                .with("allowed", format!("at least {minimum} (held_out + batch_size)")));
+                .with_context("allowed", format!("at least {minimum} (held_out + batch_size)")));
         }
         let held_out = captions.split_off(captions.len() - settings.held_out);
         Ok(Self { captions, held_out, skipped, digest: hex::encode(hasher.finalize()) })
@@ -131,7 +131,7 @@ impl Corpus {
         self.skipped.too_long += before - tokens.len();
         if self.captions.is_empty() || self.held_out.is_empty() {
             return Err(too_few_captions(tokens.len(), &self.skipped)
-                .with("allowed", format!("captions of at most {max_length} tokens")));
+                .with_context("allowed", format!("captions of at most {max_length} tokens")));
         }
         Ok(())
     }
@@ -139,8 +139,8 @@ impl Corpus {
 
 fn too_few_captions(captions: usize, skipped: &Skipped) -> Error {
     Error::new(ErrorKind::Config, "the corpus has too few captions")
-        .with("captions", captions)
-        .with("skipped", skipped)
+        .with_context("captions", captions)
+        .with_context("skipped", skipped)
 }
 
 /// Collects captions line by line.
@@ -213,8 +213,8 @@ fn clean(text: &str) -> String {
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let failed = |error| {
         Error::new(ErrorKind::Config, "can't read the corpus")
-            .with("path", path.display())
-            .because(error)
+            .with_context("path", path.display())
+            .with_source(error)
     };
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
     let mut bytes = Vec::new();

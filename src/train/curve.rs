@@ -35,7 +35,8 @@ type Loss = fn(&Epoch) -> f64;
 pub fn render_svg(curve: &[Epoch]) -> Result<String> {
     let mut svg = String::new();
     plot(curve, &mut svg).map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't draw the learning curves").because(error.to_string())
+        Error::new(ErrorKind::Internal, "can't draw the learning curves")
+            .with_source(error.to_string())
     })?;
     Ok(svg)
 }

@@ -36,7 +36,7 @@ fn cuda() -> Result<Device> {
 fn cuda() -> Result<Device> {
     use crate::error::{Error, ErrorKind};
     Err(Error::new(ErrorKind::Config, "--device can't be cuda in this build")
-        .with("allowed", "cpu; cuda in a build with the feature train-cuda"))
+        .with_context("allowed", "cpu; cuda in a build with the feature train-cuda"))
 }
 
 #[cfg(all(test, not(feature = "train-cuda")))]

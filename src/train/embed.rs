@@ -61,5 +61,5 @@ pub fn embed(
 }
 
 fn failed(message: &'static str, path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, message).with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, message).with_context("path", path.display()).with_source(error)
 }

@@ -76,8 +76,8 @@ pub fn check_out(out: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Config, "--out holds files that are not a bundle")
-        .with("path", out.display())
-        .with("allowed", "a new or empty directory, or a bundle to replace"))
+        .with_context("path", out.display())
+        .with_context("allowed", "a new or empty directory, or a bundle to replace"))
 }
 
 /// Writes the bundle to a staging directory and seals it, then moves it over the bundle in
@@ -120,9 +120,9 @@ fn write_to(dir: &Path, parts: &Parts<'_>) -> Result<()> {
         &dir.join(DECODER),
         &decoder::write(&decoder_weights(model, vocab_size, settings)?),
     )?;
-    tokenizer
-        .save(dir.join(TOKENIZER), true)
-        .map_err(|error| Error::new(ErrorKind::Io, "can't write the tokenizer").because(error))?;
+    tokenizer.save(dir.join(TOKENIZER), true).map_err(|error| {
+        Error::new(ErrorKind::Io, "can't write the tokenizer").with_source(error)
+    })?;
     bundle::write_json(&dir.join(CONFIG), &model_config(parts, vocab_size))?;
     bundle::write_json(&dir.join(GENERATION_CONFIG), &settings.generation)?;
     write_file(&dir.join(CURVE), curve::render_svg(&outcome.curve)?.as_bytes())?;
@@ -306,7 +306,8 @@ fn norm(layer: &nn::LayerNorm) -> Result<Norm> {
 
 fn values<const D: usize>(parameter: &Param<Tensor<D>>) -> Result<Vec<f32>> {
     parameter.val().try_into_vec_as::<f32>().map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't read a trained weight").because(error.to_string())
+        Error::new(ErrorKind::Internal, "can't read a trained weight")
+            .with_source(error.to_string())
     })
 }
 
@@ -328,7 +329,7 @@ fn model_card(parts: &Parts<'_>) -> Result<String> {
     let sources: String =
         parts.encoder.sources.iter().map(|source| format!("- {source}\n")).collect();
     let toml = toml::to_string(settings).map_err(|error| {
-        Error::new(ErrorKind::Internal, "can't write the settings").because(error)
+        Error::new(ErrorKind::Internal, "can't write the settings").with_source(error)
     })?;
     Ok(format!(
         "---\npipeline_tag: image-to-text\nlibrary_name: fusioncap\nlanguage: en\n---\n\
@@ -386,7 +387,9 @@ fn copy_data(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).map(drop).map_err(|error| failed(to, error).with("from", from.display()))
+    fs::copy(from, to)
+        .map(drop)
+        .map_err(|error| failed(to, error).with_context("from", from.display()))
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -394,5 +397,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write the bundle").with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, "can't write the bundle")
+        .with_context("path", path.display())
+        .with_source(error)
 }

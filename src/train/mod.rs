@@ -157,8 +157,11 @@ fn find_nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
     let found = Nouns::find(captions, &settings.local);
     if found.names.is_empty() {
         return Err(Error::new(ErrorKind::Config, "no noun occurs in enough captions")
-            .with("local.noun_count", settings.local.noun_count)
-            .with("allowed", "a lower local.noun_count, or local.enabled and mixture noise off"));
+            .with_context("local.noun_count", settings.local.noun_count)
+            .with_context(
+                "allowed",
+                "a lower local.noun_count, or local.enabled and mixture noise off",
+            ));
     }
     info!(nouns = found.names.len(), "found nouns");
     Ok(found)
@@ -167,15 +170,15 @@ fn find_nouns(captions: &[String], settings: &Settings) -> Result<Nouns> {
 fn read_notes(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|error| {
         Error::new(ErrorKind::Config, "can't read the notes for the model card")
-            .with("path", path.display())
-            .because(error)
+            .with_context("path", path.display())
+            .with_source(error)
     })
 }
 
 fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| {
         Error::new(ErrorKind::Io, "can't create a directory")
-            .with("path", path.display())
-            .because(error)
+            .with_context("path", path.display())
+            .with_source(error)
     })
 }

@@ -56,8 +56,8 @@ impl Settings {
         if let Some(path) = path {
             let text = fs::read_to_string(path).map_err(|error| {
                 Error::new(ErrorKind::Config, "can't read the settings")
-                    .with("path", path.display())
-                    .because(error)
+                    .with_context("path", path.display())
+                    .with_source(error)
             })?;
             merge(&mut table, toml::from_str(&text).map_err(|error| invalid_settings(&error))?);
         }
@@ -204,8 +204,8 @@ fn out_of_range(
     allowed: impl std::fmt::Display,
 ) -> Error {
     Error::new(ErrorKind::Config, format!("{field} is out of range"))
-        .with("value", value)
-        .with("allowed", allowed)
+        .with_context("value", value)
+        .with_context("allowed", allowed)
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub fn encode(tokenizer: &Tokenizer, captions: &[String]) -> Result<Vec<Vec<u16>
 }
 
 fn failed(error: tokenizers::Error) -> Error {
-    Error::new(ErrorKind::Internal, "the tokenizer failed").because(error)
+    Error::new(ErrorKind::Internal, "the tokenizer failed").with_source(error)
 }
 
 #[cfg(test)]

@@ -147,8 +147,8 @@ impl<'a> Trainer<'a> {
                 ErrorKind::Runtime,
                 "training diverged: the loss is not finite; a lower learning_rate may help",
             )
-            .with("step", state.step)
-            .with("learning_rate", self.settings.learning_rate));
+            .with_context("step", state.step)
+            .with_context("learning_rate", self.settings.learning_rate));
         }
         let whole = match divergence {
             Some(divergence) => loss + divergence.mul_scalar(self.settings.noise.kl_weight),
@@ -179,7 +179,7 @@ impl<'a> Trainer<'a> {
                 ErrorKind::Runtime,
                 "interrupted; run the same command to continue, `train` with --resume",
             )
-            .with("step", step));
+            .with_context("step", step));
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl WarmStart {
             return Err(mismatch("encoder", &run.encoder, encoder));
         }
         let now = toml::Table::try_from(&run.settings).map_err(|error| {
-            Error::new(ErrorKind::Internal, "can't write the settings").because(error)
+            Error::new(ErrorKind::Internal, "can't write the settings").with_source(error)
         })?;
         let local = |table| setting(table, "local", "enabled").and_then(toml::Value::as_bool);
         let both = local(&now) == Some(true) && local(&self.card.settings) == Some(true);
@@ -108,9 +108,9 @@ fn mismatch(
     found: impl std::fmt::Display,
 ) -> Error {
     Error::new(ErrorKind::Config, "--from: the bundle's model is incompatible")
-        .with("differs", field)
-        .with("expected", expected)
-        .with("found", found)
+        .with_context("differs", field)
+        .with_context("expected", expected)
+        .with_context("found", found)
 }
 
 /// The data in a model card; empty if the card has another format.
@@ -168,9 +168,9 @@ impl WeightLoader<'_> {
 
     fn refuse(&mut self, name: &str, expected: &[usize], found: &str) {
         let error = Error::new(ErrorKind::Config, "--from: the bundle's model is incompatible")
-            .with("weight", name)
-            .with("expected", format!("{expected:?}"))
-            .with("found", found);
+            .with_context("weight", name)
+            .with_context("expected", format!("{expected:?}"))
+            .with_context("found", found);
         self.error.get_or_insert(error);
     }
 }

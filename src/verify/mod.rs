@@ -79,8 +79,8 @@ pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
             if committed.is_empty() {
                 // Otherwise a misspelt group would pass with nothing verified.
                 return Err(Error::new(ErrorKind::Kafka, "the group has committed no offset")
-                    .with("kafka.group", &kafka.group)
-                    .with("kafka.input_topic", input));
+                    .with_context("kafka.group", &kafka.group)
+                    .with_context("kafka.input_topic", input));
             }
             narrowed(known, &scope.from, &committed, Some(0))?
         }
@@ -123,7 +123,7 @@ fn narrowed(
         for (&partition, &offset) in offsets.iter().filter(|_| is_given) {
             let wrong = |allowed: String| {
                 Error::new(ErrorKind::Config, format!("{flag} can't be {partition}={offset}"))
-                    .with("allowed", allowed)
+                    .with_context("allowed", allowed)
             };
             let Some(range) = known.get(&partition) else {
                 let numbers: Vec<String> = known.keys().map(i32::to_string).collect();

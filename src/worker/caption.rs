@@ -62,8 +62,8 @@ impl Captioner {
         self.observer.slowest.batch(began.elapsed());
         if captions.len() != items.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
-                .with("images", items.len())
-                .with("captions", captions.len()));
+                .with_context("images", items.len())
+                .with_context("captions", captions.len()));
         }
         let times = BatchTimes { began, encoded: ended, writing: started, written: Instant::now() };
         self.observer.spans.inferred(items.iter().map(|item| &item.origin().trace), times);

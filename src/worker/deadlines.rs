@@ -161,9 +161,9 @@ fn in_order(
         return Ok(());
     }
     Err(Error::new(ErrorKind::Config, reason)
-        .with("field", shorter)
-        .with("value", format_args!("{} ms", is.as_millis()))
-        .with("allowed", format_args!("1 to below {longer}, {} ms", than.as_millis())))
+        .with_context("field", shorter)
+        .with_context("value", format_args!("{} ms", is.as_millis()))
+        .with_context("allowed", format_args!("1 to below {longer}, {} ms", than.as_millis())))
 }
 
 #[cfg(test)]

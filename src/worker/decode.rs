@@ -218,7 +218,7 @@ impl Decoder {
             Err(_) => {
                 slot.hangs();
                 Err(Error::new(ErrorKind::DecodeTimeout, "the image takes too long to decode")
-                    .with("limits.decode_timeout_ms", limit.as_millis()))
+                    .with_context("limits.decode_timeout_ms", limit.as_millis()))
             }
         }
     }
@@ -232,8 +232,8 @@ impl Decoder {
             ErrorKind::Internal,
             "every decoder hangs; the worker must be started again, and goes on behind their images",
         )
-        .with("decode threads", pool.threads)
-        .with("limits.decode_timeout_ms", self.limits.decode_timeout_ms)
+        .with_context("decode threads", pool.threads)
+        .with_context("limits.decode_timeout_ms", self.limits.decode_timeout_ms)
     }
 }
 

@@ -215,7 +215,7 @@ async fn connect(
     tokio::select! {
         () = stop.cancelled() => Ok(None),
         connected = connecting => connected.map_err(|error| {
-            Error::new(ErrorKind::Internal, "connecting to kafka panicked").because(error)
+            Error::new(ErrorKind::Internal, "connecting to kafka panicked").with_source(error)
         })?,
     }
 }

@@ -35,8 +35,8 @@ pub fn spawn_thread(
         })
         .map_err(|error| {
             Error::new(ErrorKind::Internal, "can't start a thread")
-                .with("name", name)
-                .because(error)
+                .with_context("name", name)
+                .with_source(error)
         })?;
     Ok(end)
 }
@@ -64,5 +64,5 @@ pub fn check_task(run: &Run, ended: Result<(), JoinError>) {
 }
 
 fn panicked(stage: &'static str) -> Error {
-    Error::new(ErrorKind::Internal, "a stage panicked").with("stage", stage)
+    Error::new(ErrorKind::Internal, "a stage panicked").with_context("stage", stage)
 }

@@ -242,7 +242,8 @@ fn captions_fit_their_schema() {
 #[test]
 fn dead_letters_of_every_kind_fit_their_schema() {
     for kind in ErrorKind::DEAD_LETTERS {
-        let error = Error::new(kind, "it went wrong").with("key", "k").because("a cause");
+        let error =
+            Error::new(kind, "it went wrong").with_context("key", "k").with_source("a cause");
         let images = read("request").images;
         for request in [None, images.first()] {
             let original = original();

@@ -98,10 +98,12 @@ impl ClipConfig {
     /// `ErrorKind::Config` with the file, or the field, its value and the allowed values.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
-        let bytes = fs::read(&path)
-            .map_err(|error| refusal("can't read CLIP's configuration", &path).because(error))?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| refusal("can't parse CLIP's configuration", &path).because(error))?;
+        let bytes = fs::read(&path).map_err(|error| {
+            refusal("can't read CLIP's configuration", &path).with_source(error)
+        })?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+            refusal("can't parse CLIP's configuration", &path).with_source(error)
+        })?;
         let Value::Object(fields) = value else {
             return Err(refusal("CLIP's configuration is not a JSON object", &path));
         };
@@ -113,8 +115,8 @@ impl ClipConfig {
             Some("clip") => {}
             other => {
                 return Err(refusal("model_type is not supported", path)
-                    .with("value", other.unwrap_or("none"))
-                    .with("allowed", "clip (the whole model with both towers)"));
+                    .with_context("value", other.unwrap_or("none"))
+                    .with_context("allowed", "clip (the whole model with both towers)"));
             }
         }
         let vision = Section::take("vision_config", &mut fields, path)?;
@@ -233,9 +235,9 @@ impl<'a> Section<'a> {
     fn wrong(&self, field: &str, value: impl Display, allowed: impl Display) -> Error {
         let dot = if self.name.is_empty() { "" } else { "." };
         refusal("a value of CLIP's configuration is not supported", self.path)
-            .with("field", format!("{}{dot}{field}", self.name))
-            .with("value", value)
-            .with("allowed", allowed)
+            .with_context("field", format!("{}{dot}{field}", self.name))
+            .with_context("value", value)
+            .with_context("allowed", allowed)
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use crate::error::{Error, ErrorKind};
 
 pub fn unwritable(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write").with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, "can't write").with_context("path", path.display()).with_source(error)
 }
 
 pub fn refusal(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::Config, message).with("path", path.display())
+    Error::new(ErrorKind::Config, message).with_context("path", path.display())
 }

@@ -111,8 +111,8 @@ impl Export {
         let inputs = subgraph::input_names(&part);
         if let Some(other) = inputs.iter().find(|name| !tower.inputs.contains(&name.as_str())) {
             return Err(refusal("an ONNX export has an unsupported input", path)
-                .with("input", other)
-                .with("allowed", tower.inputs.join(", ")));
+                .with_context("input", other)
+                .with_context("allowed", tower.inputs.join(", ")));
         }
         // A causal tower that pools at the end token does not need the mask.
         let is_missing = |name: &str| !inputs.iter().any(|input| input == name);
@@ -124,8 +124,9 @@ impl Export {
         let data = external::data_path(target);
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(from) = subgraph::rename_data(&mut part, path, &name)? {
-            fs::copy(&from, &data)
-                .map_err(|error| refusal("can't copy an export's weights", &from).because(error))?;
+            fs::copy(&from, &data).map_err(|error| {
+                refusal("can't copy an export's weights", &from).with_source(error)
+            })?;
             let value = digest(&data).map_err(|error| unwritable(&data, error))?;
             part.metadata_props
                 .push(StringStringEntryProto { key: external::DIGEST.into(), value });
@@ -147,7 +148,8 @@ fn no_model_error(source: &Path, tower: &Tower) -> Error {
         "model.safetensors, its shards with an index, onnx/{COMBINED} or onnx/{}",
         tower.file
     );
-    refusal("the directory has neither weights nor ONNX exports", source).with("allowed", allowed)
+    refusal("the directory has neither weights nor ONNX exports", source)
+        .with_context("allowed", allowed)
 }
 
 fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
@@ -160,7 +162,7 @@ fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
          model.safetensors instead",
         source,
     )
-    .with("missing", lacking.join("; ")))
+    .with_context("missing", lacking.join("; ")))
 }
 
 fn digest(path: &Path) -> io::Result<String> {
@@ -180,7 +182,7 @@ fn probe(
     crate::runtime::environment(runtime)?;
     let side = encoder.image_size;
     let blank = |error: ort::Error| {
-        Error::new(ErrorKind::Runtime, "can't create a blank input").because(error)
+        Error::new(ErrorKind::Runtime, "can't create a blank input").with_source(error)
     };
     let pixels = vec![0.0_f32; BATCH * 3 * side * side];
     let image = Tensor::from_array(([BATCH, 3, side, side], pixels)).map_err(blank)?;
@@ -202,8 +204,8 @@ fn probe(
     let fit = found.iter().zip(expected).all(|(shape, wanted)| shape.as_slice() == wanted);
     if !fit || width < 1 || patches < 1 {
         return Err(refusal("the ONNX exports' outputs have unexpected shapes", &vision.path)
-            .with("found", format!("{found:?}"))
-            .with("expected", format!("{expected:?}")));
+            .with_context("found", format!("{found:?}"))
+            .with_context("expected", format!("{expected:?}")));
     }
     (encoder.embedding_dim, encoder.num_patches) = (width as usize, patches as usize);
     Ok(())
@@ -218,9 +220,9 @@ impl Export {
         runtime: &Runtime,
     ) -> Result<[Vec<i64>; 2]> {
         let mut session = crate::runtime::session(runtime, &out.join(self.tower.target))
-            .map_err(|error| refusal("can't load an ONNX export", &self.path).because(error))?;
+            .map_err(|error| refusal("can't load an ONNX export", &self.path).with_source(error))?;
         let failed =
-            |error: ort::Error| refusal("can't run an ONNX export", &self.path).because(error);
+            |error: ort::Error| refusal("can't run an ONNX export", &self.path).with_source(error);
         let outputs = session.run(inputs).map_err(failed)?;
         let shape = |name: &str| match outputs[name].try_extract_tensor::<f32>() {
             Ok((shape, _)) => Ok(shape.to_vec()),

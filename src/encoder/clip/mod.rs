@@ -82,8 +82,8 @@ fn check_out(out: &Path) -> Result<()> {
     let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied && EncoderConfig::open(out).is_err() {
         return Err(Error::new(ErrorKind::Config, "--out holds files that are not an encoder")
-            .with("path", out.display())
-            .with("allowed", "a new or empty directory, or an encoder to replace"));
+            .with_context("path", out.display())
+            .with_context("allowed", "a new or empty directory, or an encoder to replace"));
     }
     Ok(())
 }
@@ -169,7 +169,9 @@ fn fingerprint(out: &Path) -> Result<String> {
         let path = out.join(name);
         let mut read = || io::copy(&mut File::open(&path)?, &mut hasher);
         read().map_err(|error| {
-            Error::new(ErrorKind::Io, "can't read").with("path", path.display()).because(error)
+            Error::new(ErrorKind::Io, "can't read")
+                .with_context("path", path.display())
+                .with_source(error)
         })?;
     }
     Ok(hex::encode(hasher.finalize()).chars().take(12).collect())

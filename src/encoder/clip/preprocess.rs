@@ -36,14 +36,14 @@ pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
         },
     };
     let config = with_defaults(fields, vision.image_size)
-        .map_err(|error| refusal("can't read the preprocessing", &path).because(error))?;
+        .map_err(|error| refusal("can't read the preprocessing", &path).with_source(error))?;
     let (height, width) = Preprocessor::new(config.clone())
-        .map_err(|error| refusal("the preprocessing is not supported", &path).because(error))?
+        .map_err(|error| refusal("the preprocessing is not supported", &path).with_source(error))?
         .input_size();
     if (height, width) != (vision.image_size, vision.image_size) {
         return Err(refusal("the preprocessing's output does not fit the vision tower", &path)
-            .with("output size", format!("{height} x {width}"))
-            .with("vision_config.image_size", vision.image_size));
+            .with_context("output size", format!("{height} x {width}"))
+            .with_context("vision_config.image_size", vision.image_size));
     }
     Ok(config)
 }
@@ -62,8 +62,8 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
         return Ok(None);
     }
     let unusable = || -> Error { refusal("can't read the preprocessing", path) };
-    let bytes = fs::read(path).map_err(|error| unusable().because(error))?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable().because(error))
+    let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable().with_source(error))
 }
 
 /// `fields` with the defaults of `CLIPImageProcessor`.

@@ -25,7 +25,7 @@ pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
     let path = dir.join(TOKENIZER);
     let text = if path.exists() {
         fs::read_to_string(&path)
-            .map_err(|error| refusal("can't read the tokenizer", &path).because(error))?
+            .map_err(|error| refusal("can't read the tokenizer", &path).with_source(error))?
     } else {
         convert(dir)?
     };
@@ -38,16 +38,17 @@ pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
 fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
     let unusable = || refusal("the tokenizer can't be used", path);
     let mut tokenizer: Tokenizer =
-        text.parse().map_err(|error: tokenizers::Error| unusable().because(error))?;
+        text.parse().map_err(|error: tokenizers::Error| unusable().with_source(error))?;
     let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
     if largest as usize >= config.vocab_size {
         return Err(refusal("the tokenizer has more tokens than the text tower", path)
-            .with("largest id", largest)
-            .with("text_config.vocab_size", config.vocab_size));
+            .with_context("largest id", largest)
+            .with_context("text_config.vocab_size", config.vocab_size));
     }
     tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).map_err(|error| unusable().because(error))?;
-    let encoding = tokenizer.encode("a photo", true).map_err(|error| unusable().because(error))?;
+    tokenizer.with_truncation(None).map_err(|error| unusable().with_source(error))?;
+    let encoding =
+        tokenizer.encode("a photo", true).map_err(|error| unusable().with_source(error))?;
     let last = encoding.get_ids().last().copied().unwrap_or_default();
     let expected = match config.pooling {
         Pooling::FirstOf(id) => id,
@@ -57,8 +58,8 @@ fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
     };
     if i64::from(last) != expected {
         return Err(refusal("the tokenizer does not end a text with the end token", path)
-            .with("last id", last)
-            .with("expected", expected));
+            .with_context("last id", last)
+            .with_context("expected", expected));
     }
     Ok(())
 }
@@ -75,21 +76,25 @@ fn convert(dir: &Path) -> Result<String> {
         ));
     }
     let unusable = |path| refusal("can't read a file of the tokenizer", path);
-    let bytes = fs::read(&vocab_path).map_err(|error| unusable(&vocab_path).because(error))?;
+    let bytes = fs::read(&vocab_path).map_err(|error| unusable(&vocab_path).with_source(error))?;
     let vocab: BTreeMap<String, u32> =
-        serde_json::from_slice(&bytes).map_err(|error| unusable(&vocab_path).because(error))?;
+        serde_json::from_slice(&bytes).map_err(|error| unusable(&vocab_path).with_source(error))?;
     let id = |token: &'static str| {
-        vocab.get(token).copied().ok_or_else(|| unusable(&vocab_path).with("missing", token))
+        vocab
+            .get(token)
+            .copied()
+            .ok_or_else(|| unusable(&vocab_path).with_context("missing", token))
     };
     let (start, end) = (id(START)?, id(END)?);
-    let text =
-        fs::read_to_string(&merges_path).map_err(|error| unusable(&merges_path).because(error))?;
+    let text = fs::read_to_string(&merges_path)
+        .map_err(|error| unusable(&merges_path).with_source(error))?;
     let merges: Vec<[&str; 2]> = text
         .lines()
         .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
         .map(|line| {
-            let (left, right) =
-                line.split_once(' ').ok_or_else(|| unusable(&merges_path).with("line", line))?;
+            let (left, right) = line
+                .split_once(' ')
+                .ok_or_else(|| unusable(&merges_path).with_context("line", line))?;
             Ok([left, right])
         })
         .collect::<Result<_>>()?;

@@ -119,8 +119,8 @@ impl Tower<'_> {
             return Err(self
                 .checkpoint
                 .wrong("a weight exceeds the range of fp16; use --dtype fp32", name)
-                .with("value", value)
-                .with("allowed", format!("-{limit} to {limit}")));
+                .with_context("value", value)
+                .with_context("allowed", format!("-{limit} to {limit}")));
         }
         let tensor = if transpose { read.transposed() } else { read };
         Ok(self.graph.weight_as(name, &tensor.shape, &tensor.data, precision))

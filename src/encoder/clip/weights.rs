@@ -69,15 +69,17 @@ impl Checkpoint {
 
     fn from_index(dir: &Path, path: PathBuf) -> Result<Self> {
         let unusable = || refusal("can't read the index of the weights", &path);
-        let bytes = fs::read(&path).map_err(|error| unusable().because(error))?;
+        let bytes = fs::read(&path).map_err(|error| unusable().with_source(error))?;
         let index: Index =
-            serde_json::from_slice(&bytes).map_err(|error| unusable().because(error))?;
+            serde_json::from_slice(&bytes).map_err(|error| unusable().with_source(error))?;
         let mut checkpoint = Self::new(path.clone());
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         for name in names {
             let mut parts = Path::new(name).components();
             if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-                return Err(unusable().with("file", name).with("allowed", "a file beside it"));
+                return Err(unusable()
+                    .with_context("file", name)
+                    .with_context("allowed", "a file beside it"));
             }
             checkpoint.add_file(dir.join(name))?;
         }
@@ -86,13 +88,13 @@ impl Checkpoint {
 
     /// Reads the header of the file at `path`.
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let failed = |error: io::Error| refusal("can't read the weights", &path).because(error);
+        let failed = |error: io::Error| refusal("can't read the weights", &path).with_source(error);
         let mut file = File::open(&path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
         let truncated = |expected: u64| {
             refusal("a weights file is truncated", &path)
-                .with("bytes", bytes)
-                .with("expected", expected)
+                .with_context("bytes", bytes)
+                .with_context("expected", expected)
         };
         let mut length = [0; LENGTH_BYTES as usize];
         if bytes < LENGTH_BYTES {
@@ -102,7 +104,7 @@ impl Checkpoint {
         let header_bytes = u64::from_le_bytes(length);
         let damaged = || refusal("a weights file is not in the safetensors format", &path);
         if header_bytes > MAX_HEADER_BYTES {
-            return Err(damaged().with("header bytes", header_bytes));
+            return Err(damaged().with_context("header bytes", header_bytes));
         }
         let start = LENGTH_BYTES + header_bytes;
         if bytes < start {
@@ -111,13 +113,13 @@ impl Checkpoint {
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(failed)?;
         let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|error| damaged().because(error))?;
+            serde_json::from_slice(&header).map_err(|error| damaged().with_source(error))?;
         let expected = start.saturating_add(metadata.data_len() as u64);
         if bytes < expected {
             return Err(truncated(expected));
         }
         if bytes > expected {
-            return Err(damaged().with("bytes", bytes).with("expected", expected));
+            return Err(damaged().with_context("bytes", bytes).with_context("expected", expected));
         }
         let index = self.files.len();
         for (name, info) in metadata.tensors() {
@@ -135,15 +137,15 @@ impl Checkpoint {
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Precision)> {
         let Some((index, info)) = self.tensors.get(name) else {
             return Err(refusal("a weight is missing", &self.origin)
-                .with("tensor", name)
-                .with("expected", format!("{shape:?}")));
+                .with_context("tensor", name)
+                .with_context("expected", format!("{shape:?}")));
         };
         let shard = &self.files[*index];
-        let wrong = |message| refusal(message, &shard.path).with("tensor", name);
+        let wrong = |message| refusal(message, &shard.path).with_context("tensor", name);
         if info.shape != shape {
             return Err(wrong("a weight has an unexpected shape")
-                .with("expected", format!("{shape:?}"))
-                .with("found", format!("{:?}", info.shape)));
+                .with_context("expected", format!("{shape:?}"))
+                .with_context("found", format!("{:?}", info.shape)));
         }
         let precision = match info.dtype {
             Dtype::F32 => Precision::Single,
@@ -151,23 +153,23 @@ impl Checkpoint {
             Dtype::BF16 => Precision::Bfloat,
             other => {
                 return Err(wrong("a weight has an unsupported type")
-                    .with("found", format!("{other:?}"))
-                    .with("allowed", "F32, F16, BF16"));
+                    .with_context("found", format!("{other:?}"))
+                    .with_context("allowed", "F32, F16, BF16"));
             }
         };
         let bytes =
-            shard.bytes(info).map_err(|error| wrong("can't read a weight").because(error))?;
+            shard.bytes(info).map_err(|error| wrong("can't read a weight").with_source(error))?;
         let data = floats(&bytes, precision);
         // A single one would make every embedding NaN much later.
         if let Some(value) = data.iter().find(|value| !value.is_finite()) {
-            return Err(wrong("a weight is not a finite number").with("value", value));
+            return Err(wrong("a weight is not a finite number").with_context("value", value));
         }
         Ok((Tensor { shape: shape.to_vec(), data }, precision))
     }
 
     /// An error for the values of the tensor `name`.
     pub fn wrong(&self, message: &'static str, name: &str) -> Error {
-        refusal(message, &self.origin).with("tensor", name)
+        refusal(message, &self.origin).with_context("tensor", name)
     }
 }
 

@@ -46,9 +46,9 @@ pub fn find(graph: &GraphProto) -> Result<HashSet<String>> {
             .collect();
         if !is_known(node) {
             return Err(Error::new(ErrorKind::Bundle, "an operator can't be converted to fp16")
-                .with("operator", &node.op_type)
-                .with("domain", &node.domain)
-                .with("node", &node.name));
+                .with_context("operator", &node.op_type)
+                .with_context("domain", &node.domain)
+                .with_context("node", &node.name));
         }
         floats.extend(outputs);
     }

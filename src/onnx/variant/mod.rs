@@ -28,8 +28,8 @@ const KV_CACHE: [&str; 2] = ["past", "present"];
 pub fn write(origin: &Bundle, precision: Reduced, note: &str) -> Result<Bundle> {
     if let Some(variant) = &origin.config.variant {
         return Err(Error::new(ErrorKind::Config, "a variant can't be made from a variant")
-            .with("path", origin.dir().display())
-            .with("made from", &variant.of));
+            .with_context("path", origin.dir().display())
+            .with_context("made from", &variant.of));
     }
     let folder = origin.dir().join(FOLDER);
     let unwritable = |error: io::Error| failed(&folder, error);
@@ -98,7 +98,7 @@ pub fn rewrite(source: &Path, target: &Path, precision: Reduced) -> Result<()> {
         }
         Reduced::Fp16 => {
             fp16::convert(&mut model, &KV_CACHE)
-                .map_err(|error| error.with("path", source.display()))?;
+                .map_err(|error| error.with_context("path", source.display()))?;
         }
     }
     external::save(model, target, INLINE_LIMIT)
@@ -137,9 +137,13 @@ fn write_card(dir: &Path, origin: &Bundle, precision: Reduced, note: &str) -> Re
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).map(drop).map_err(|error| failed(to, error).with("from", from.display()))
+    fs::copy(from, to)
+        .map(drop)
+        .map_err(|error| failed(to, error).with_context("from", from.display()))
 }
 
 fn failed(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write the variant").with("path", path.display()).because(error)
+    Error::new(ErrorKind::Io, "can't write the variant")
+        .with_context("path", path.display())
+        .with_source(error)
 }

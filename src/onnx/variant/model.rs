@@ -16,18 +16,21 @@ use crate::onnx::proto::{AttributeProto, DataType, EXTERNAL, ModelProto, NodePro
 /// # Errors
 /// `ErrorKind::Bundle` if the file is not an ONNX model, or its external data can't be read.
 pub fn read(path: &Path) -> Result<ModelProto> {
-    let damaged =
-        || Error::new(ErrorKind::Bundle, "can't read an ONNX graph").with("path", path.display());
-    let bytes = fs::read(path).map_err(|error| damaged().because(error))?;
+    let damaged = || {
+        Error::new(ErrorKind::Bundle, "can't read an ONNX graph")
+            .with_context("path", path.display())
+    };
+    let bytes = fs::read(path).map_err(|error| damaged().with_source(error))?;
     let mut model =
-        ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().because(error))?;
+        ModelProto::decode(bytes.as_slice()).map_err(|error| damaged().with_source(error))?;
     let Some(graph) = model.graph.as_mut() else { return Err(damaged()) };
     let constants = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
     let constants = constants.filter_map(|attribute| attribute.t.as_mut());
     for tensor in graph.initializer.iter_mut().chain(constants) {
         if tensor.data_location == EXTERNAL {
             let name = tensor.name.clone();
-            load(tensor, path).map_err(|error| damaged().with("weight", name).because(error))?;
+            load(tensor, path)
+                .map_err(|error| damaged().with_context("weight", name).with_source(error))?;
         }
     }
     model.metadata_props.retain(|entry| entry.key != external::DIGEST);

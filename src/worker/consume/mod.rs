@@ -113,7 +113,7 @@ impl Consumer {
     pub fn run(&mut self) -> Result<()> {
         self.consumer.subscribe(&[&self.topic]).map_err(|error| {
             kafka_error("the input topic can't be subscribed to", error)
-                .with("kafka.input_topic", &self.topic)
+                .with_context("kafka.input_topic", &self.topic)
         })?;
         while !self.shutdown.is_cancelled() && !self.run.has_failed() {
             self.turn()?;
@@ -255,10 +255,10 @@ impl Consumer {
             self.consumer.client().fatal_error()
         {
             return Err(Error::new(ErrorKind::Kafka, "another worker has taken this one's place")
-                .with("field", "kafka.group_instance_id")
-                .with("value", self.instance.as_deref().unwrap_or_default())
-                .with("allowed", "an id that no other running worker has")
-                .because(reason));
+                .with_context("field", "kafka.group_instance_id")
+                .with_context("value", self.instance.as_deref().unwrap_or_default())
+                .with_context("allowed", "an id that no other running worker has")
+                .with_source(reason));
         }
         let is_fatal = matches!(error, KafkaError::MessageConsumptionFatal(_))
             || matches!(

@@ -150,7 +150,8 @@ impl ConsumerContext for Rebalancer {
         };
         if let Err(error) = outcome {
             self.run.fail(
-                Error::new(ErrorKind::Kafka, "the assignment could not be changed").because(error),
+                Error::new(ErrorKind::Kafka, "the assignment could not be changed")
+                    .with_source(error),
             );
         }
     }

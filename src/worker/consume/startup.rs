@@ -66,9 +66,9 @@ pub fn check_topics(consumer: &BaseConsumer<Rebalancer>, kafka: &Kafka) -> Resul
                 continue;
             }
             return Err(Error::new(ErrorKind::Kafka, "a topic can't be used")
-                .with("field", field)
-                .with("value", topic)
-                .because(code));
+                .with_context("field", field)
+                .with_context("value", topic)
+                .with_source(code));
         }
     }
     Ok(())
@@ -80,16 +80,17 @@ fn unreachable(
     last: Option<(RDKafkaErrorCode, String)>,
     error: KafkaError,
 ) -> (Error, bool) {
-    let told =
-        |message| Error::new(ErrorKind::Kafka, message).with("kafka.brokers", &kafka.brokers);
+    let told = |message| {
+        Error::new(ErrorKind::Kafka, message).with_context("kafka.brokers", &kafka.brokers)
+    };
     let silent = || {
         // Most often it is right, and the brokers are away; it is wrong just as silently.
         let protocol = kafka.properties.get("security.protocol");
         let protocol = protocol.map_or("plaintext", String::as_str);
-        told("no Kafka broker answers").with("kafka.properties.security.protocol", protocol)
+        told("no Kafka broker answers").with_context("kafka.properties.security.protocol", protocol)
     };
     let Some((code, reason)) = last else {
-        return (silent().because(error), true);
+        return (silent().with_source(error), true);
     };
     let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
     let mechanism = mechanism.iter().find_map(|name| kafka.properties.get(*name));
@@ -99,15 +100,14 @@ fn unreachable(
                 Some("OAUTHBEARER") => "kafka.properties.sasl.oauthbearer.*",
                 _ => "kafka.properties.sasl.username, kafka.properties.sasl.password",
             };
-            told("Kafka does not let this worker in").with("field", field)
+            told("Kafka does not let this worker in").with_context("field", field)
         }
-        RDKafkaErrorCode::SSL => {
-            told("no TLS connection to Kafka").with("field", "kafka.properties.ssl.ca.location")
-        }
+        RDKafkaErrorCode::SSL => told("no TLS connection to Kafka")
+            .with_context("field", "kafka.properties.ssl.ca.location"),
         _ => silent(),
     };
     let may_pass = !matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL);
-    (told.because(reason), may_pass)
+    (told.with_source(reason), may_pass)
 }
 
 fn topic_error(

@@ -174,8 +174,8 @@ fn check_allowed(list: &[String], bucket: &str, key: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::BucketNotAllowed, "the object is not on s3.allowed_buckets")
-        .with("bucket", bucket)
-        .with("key", key))
+        .with_context("bucket", bucket)
+        .with_context("key", key))
 }
 
 #[cfg(test)]

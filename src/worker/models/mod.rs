@@ -157,7 +157,7 @@ impl<H> EngineSlot<H> {
         match &mut self.held {
             Some((_, half)) => Ok(half),
             None => Err(Error::new(ErrorKind::Internal, "a batch came for a model that is gone")
-                .with("model", &model.identity.digest)),
+                .with_context("model", &model.identity.digest)),
         }
     }
 }

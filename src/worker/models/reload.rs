@@ -108,7 +108,7 @@ impl ModelReloader {
             Model::new(engine, decode.mode)
         });
         let model = loading.await.map_err(|error| {
-            Error::new(ErrorKind::Internal, "loading a model panicked").because(error)
+            Error::new(ErrorKind::Internal, "loading a model panicked").with_source(error)
         })??;
         let offered = model.identity.digest.clone();
         self.models.set_next(model);

@@ -53,9 +53,9 @@ pub fn connect_producer(
 ) -> Result<TransactionalProducer> {
     let message = "another running worker has the same transactional id";
     let error = Error::new(ErrorKind::Kafka, message)
-        .with("field", "kafka.transactional_id")
-        .with("value", &clients.transactional_id)
-        .with("allowed", "an id that no other running worker has");
+        .with_context("field", "kafka.transactional_id")
+        .with_context("value", &clients.transactional_id)
+        .with_context("allowed", "an id that no other running worker has");
     let fencing = FencingLimit { fencings: MAX_FENCINGS, error };
     TransactionalProducer::connect(clients, fencing, health, CONNECT_LIMIT, stop)
 }
@@ -280,7 +280,8 @@ impl Publisher {
             let offset = Offset::Offset(prefix.next_offset);
             offsets.add_partition_offset(&self.input_topic, prefix.partition, offset).map_err(
                 |error| {
-                    Error::new(ErrorKind::Internal, "an offset can't be committed").because(error)
+                    Error::new(ErrorKind::Internal, "an offset can't be committed")
+                        .with_source(error)
                 },
             )?;
             for outcome in std::mem::take(&mut prefix.outcomes) {

@@ -178,11 +178,11 @@ impl RecordWriter {
                 ErrorKind::RecordTooLarge,
                 "the caption does not fit into a message with these attributes",
             )
-            .with("bytes", payload.len());
+            .with_context("bytes", payload.len());
             let error = if fits {
-                error.with("refused by", &self.captions)
+                error.with_context("refused by", &self.captions)
             } else {
-                error.with("limit", self.max_bytes)
+                error.with_context("limit", self.max_bytes)
             };
             let (stage, model) = (Stage::Caption, Arc::clone(model));
             let failed = Failed { stage, error, attempts: 1, model };
