@@ -129,7 +129,7 @@ async fn death(cluster: &Cluster, short: bool, successor: Successor) -> f64 {
     let watch = Watch::start(cluster, &scene.topics);
     let start = Instant::now();
     await_true(&victim, || watch.since(start, &orphaned).len() == orphaned.len());
-    await_true(&victim, || victim.metric("fusioncap_in_flight") >= 1.0);
+    await_true(&victim, || victim.metric("fusioncap_in_flight_references") >= 1.0);
     let death = Instant::now();
     victim.signal("STOP");
     std::thread::sleep(STILL);
@@ -174,9 +174,9 @@ async fn drain(cluster: &Cluster) -> (f64, f64) {
     let mut worker = scene.worker("one", true, Successor::Survivor).start();
     worker.await_ready();
     let stream = Stream::start(cluster, &scene.topics, Duration::ZERO);
-    let full = || worker.metric("fusioncap_in_flight") >= 100.0;
+    let full = || worker.metric("fusioncap_in_flight_references") >= 100.0;
     await_true(&worker, || full() && worker.metric("fusioncap_captions_total") >= 50.0);
-    let in_flight = worker.metric("fusioncap_in_flight");
+    let in_flight = worker.metric("fusioncap_in_flight_references");
     let signal = Instant::now();
     worker.signal("TERM");
     let status = worker.wait(PATIENCE);
@@ -222,7 +222,7 @@ impl<'a> Scene<'a> {
 
     fn worker(&self, name: &str, short: bool, successor: Successor) -> Configuration {
         let made = Configuration::new(name, self.cluster, &self.topics, &self.bucket)
-            .without_repeats()
+            .without_coalescing()
             .replacing("runtime:\n", "runtime:\n  intra_threads: 1\n  decode_threads: 1\n");
         let made =
             if short { made } else { made.replacing(&format!("  properties:\n{SHORT}"), "") };

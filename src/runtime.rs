@@ -146,18 +146,18 @@ fn session_builder(
 
 /// Number of sessions of each graph: one on an accelerator, where more gained nothing
 /// (docs/performance.md).
-pub fn instances(settings: &Runtime) -> usize {
-    match (settings.providers.first(), settings.instances) {
+pub fn sessions(settings: &Runtime) -> usize {
+    match (settings.providers.first(), settings.sessions) {
         (Some(Provider::Cuda | Provider::Tensorrt), _) => 1,
         (_, 0) => (cores() / settings.intra_threads.max(1)).clamp(1, MAX_SESSIONS),
-        (_, instances) => instances,
+        (_, sessions) => sessions,
     }
 }
 
 /// Threads of one session.
 fn intra_threads(settings: &Runtime) -> usize {
     match settings.intra_threads {
-        0 => (cores() / instances(settings)).max(1),
+        0 => (cores() / sessions(settings)).max(1),
         threads => threads,
     }
 }

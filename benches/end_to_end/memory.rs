@@ -44,7 +44,7 @@ async fn under_load(cluster: &Cluster) {
         .collect();
     let uris: Vec<String> = pictures.iter().cycle().take(REFERENCES).cloned().collect();
     let mut worker = Configuration::new("load", cluster, &topics, &bucket)
-        .without_repeats()
+        .without_coalescing()
         .replacing("size: 8", "size: 32")
         .replacing("max_in_flight: 128", "max_in_flight: 512")
         .start();

@@ -32,10 +32,10 @@ pub const BATCH: usize = 32;
 const PARTITIONS: i32 = 4;
 /// The stages that a GPU works for, and what they wait for.
 const WAITS: [&str; 4] = [
-    "for=\"input\",stage=\"encode\"",
-    "for=\"output\",stage=\"encode\"",
-    "for=\"input\",stage=\"caption\"",
-    "for=\"output\",stage=\"caption\"",
+    "stage=\"encode\",waiting_for=\"upstream\"",
+    "stage=\"encode\",waiting_for=\"downstream\"",
+    "stage=\"caption\",waiting_for=\"upstream\"",
+    "stage=\"caption\",waiting_for=\"downstream\"",
 ];
 /// `USER_HZ`, which is the same on all Linux machines of today.
 const TICKS_A_SECOND: f64 = 100.0;
@@ -126,7 +126,7 @@ impl Bench {
             .collect();
         let mut worker = Configuration::new(name, cluster, &topics, &bucket)
             .replacing(&text(&root("models/random")), &text(&root(model)))
-            .without_repeats()
+            .without_coalescing()
             .replacing("size: 8", &format!("size: {batch}"))
             .replacing("max_object_bytes: 1000000", "max_object_bytes: 20000000")
             .replacing("max_in_flight: 128", &format!("max_in_flight: {}", 16 * batch))

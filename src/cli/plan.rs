@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_plan_knows_the_default_that_it_leaves_out() {
         let limits = crate::config::Limits::default();
-        assert_eq!(crate::plan::DEFAULT_FETCH_BYTES, limits.fetch_bytes);
+        assert_eq!(crate::plan::DEFAULT_BUFFERED_BYTES, limits.max_buffered_bytes);
     }
 
     #[test]

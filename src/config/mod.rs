@@ -284,7 +284,7 @@ pub struct Runtime {
     /// Concurrent sessions per graph of the bundle on the CPU, each with its own copy of the weights;
     /// 0 is one per core available to the process, at most 4.
     #[schemars(range(min = 0, max = 64))]
-    pub instances: usize,
+    pub sessions: usize,
     /// Threads per session; 0 is the session's share of the cores available to the process (a
     /// container's CPU limit counts).
     #[schemars(range(min = 0, max = 1024))]
@@ -333,11 +333,12 @@ pub struct Limits {
     /// Maximum bytes of objects in memory, from the object store's response until they are decoded;
     /// at the maximum fetching waits. At least `limits.max_object_bytes`.
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
-    pub fetch_bytes: u64,
-    /// References to the same object within this time, in milliseconds, share one result; 0 disables
-    /// this. The result of a reference without version and ETag may be up to this old.
+    pub max_buffered_bytes: u64,
+    /// References to the same object within this time, in milliseconds, share one result (request
+    /// coalescing); 0 disables it. The result of a reference without version and ETag may be up to
+    /// this old.
     #[schemars(range(min = 0, max = 3_600_000))]
-    pub repeat_window_ms: u64,
+    pub coalesce_window_ms: u64,
 }
 
 /// Probes and metrics over HTTP.
@@ -415,7 +416,7 @@ impl Default for Runtime {
             cuda_graphs: false,
             tensorrt_cache: None,
             tensorrt_fp16: false,
-            instances: 0,
+            sessions: 0,
             intra_threads: 0,
             decode_threads: 0,
             library: None,
@@ -432,8 +433,8 @@ impl Default for Limits {
             max_pixels: 100_000_000,
             decode_timeout_ms: 30_000,
             max_in_flight: 512,
-            fetch_bytes: 256 << 20,
-            repeat_window_ms: 5_000,
+            max_buffered_bytes: 256 << 20,
+            coalesce_window_ms: 5_000,
         }
     }
 }

@@ -71,10 +71,10 @@ pub fn check(config: &Config) -> Result<(), Problem> {
             &format!("at least batch.size ({})", config.batch.size),
         ));
     }
-    if config.limits.fetch_bytes < config.limits.max_object_bytes {
+    if config.limits.max_buffered_bytes < config.limits.max_object_bytes {
         return Err(Problem::new(
-            "limits.fetch_bytes",
-            config.limits.fetch_bytes,
+            "limits.max_buffered_bytes",
+            config.limits.max_buffered_bytes,
             &format!("at least limits.max_object_bytes ({})", config.limits.max_object_bytes),
         ));
     }
@@ -358,7 +358,7 @@ mod tests {
             ("s3: {allowed_buckets: ['photos/../']}", "s3.allowed_buckets"),
             ("s3: {backoff_initial_ms: 10, backoff_max_ms: 9}", "s3.backoff_max_ms"),
             ("limits: {max_in_flight: 7}", "limits.max_in_flight"),
-            ("limits: {fetch_bytes: 67108863}", "limits.fetch_bytes"),
+            ("limits: {max_buffered_bytes: 67108863}", "limits.max_buffered_bytes"),
             ("s3: {hedge_after_ms: 10000}", "s3.hedge_after_ms"),
             ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
             ("registry: {url: 'registry:8081'}", "registry.url"),

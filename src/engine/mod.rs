@@ -49,7 +49,7 @@ impl Engine {
         batch_size: usize,
     ) -> Result<Self> {
         let loading = capture_lock::shared();
-        let threads = InferenceThreads::start(crate::runtime::instances(runtime))?;
+        let threads = InferenceThreads::start(crate::runtime::sessions(runtime))?;
         let decoder = CaptionDecoder::load(bundle.clone(), runtime, model, threads.clone())?;
         let encoder = Encoder::load(&bundle, runtime, threads, batch_size)?;
         drop(loading);

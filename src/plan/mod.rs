@@ -23,9 +23,9 @@ const IN_FLIGHT_BYTES: f64 = 1000.0;
 /// Memory of the Kafka consumer's prefetched messages: `queued.max.messages.kbytes` as the worker
 /// sets it.
 const READ_AHEAD_BYTES: f64 = 8192.0 * 1024.0;
-/// Default of `limits.fetch_bytes`, and its upper limit.
-pub const DEFAULT_FETCH_BYTES: u64 = 256 << 20;
-const MOST_FETCH_BYTES: u64 = 1 << 40;
+/// Default of `limits.max_buffered_bytes`, and its upper limit.
+pub const DEFAULT_BUFFERED_BYTES: u64 = 256 << 20;
+const MOST_BUFFERED_BYTES: u64 = 1 << 40;
 /// Batches of pixels in memory: one fills, one waits, one is encoded.
 const BATCHES: f64 = 3.0;
 /// The engine's input has room for a multiple of this number of images.
@@ -117,8 +117,8 @@ pub struct Pod {
     pub s3_concurrency: u32,
     /// `limits.max_in_flight`
     pub max_in_flight: u64,
-    /// `limits.fetch_bytes`; absent if its default is enough.
-    pub fetch_bytes: Option<u64>,
+    /// `limits.max_buffered_bytes`; absent if its default is enough.
+    pub max_buffered_bytes: Option<u64>,
     pub memory_bytes: f64,
 }
 
@@ -194,7 +194,7 @@ impl Load {
                 batch_size: self.batch,
                 s3_concurrency: requests,
                 max_in_flight: self.in_flight(requests),
-                fetch_bytes: self.fetch_bytes(requests),
+                max_buffered_bytes: self.max_buffered_bytes(requests),
                 memory_bytes: self.memory(requests),
             },
         }
@@ -244,12 +244,12 @@ impl Load {
         u64::from(requests) + 2 * u64::from(self.cores) + 1
     }
 
-    /// Returns the `limits.fetch_bytes` at which no request waits for another's bytes. The worker counts
+    /// Returns the `limits.max_buffered_bytes` at which no request waits for another's bytes. The worker counts
     /// whole KiB.
-    fn fetch_bytes(&self, requests: u32) -> Option<u64> {
+    fn max_buffered_bytes(&self, requests: u32) -> Option<u64> {
         let each = (self.bytes / 1024.0).ceil() as u64 * 1024;
-        let needed = (self.bodies(requests) * each).min(MOST_FETCH_BYTES);
-        (needed > DEFAULT_FETCH_BYTES).then_some(needed)
+        let needed = (self.bodies(requests) * each).min(MOST_BUFFERED_BYTES);
+        (needed > DEFAULT_BUFFERED_BYTES).then_some(needed)
     }
 
     fn memory(&self, requests: u32) -> f64 {

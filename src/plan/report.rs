@@ -93,15 +93,15 @@ fn source(source: Source) -> &'static str {
     }
 }
 
-/// Names `limits.fetch_bytes` only if its default is too low.
+/// Names `limits.max_buffered_bytes` only if its default is too low.
 fn settings(pod: &Pod) -> String {
     let Pod { batch_size, s3_concurrency, max_in_flight, .. } = pod;
     let always = format!(
         "batch.size {batch_size}, s3.concurrency {s3_concurrency}, \
          limits.max_in_flight {max_in_flight}"
     );
-    match pod.fetch_bytes {
-        Some(bytes) => format!("{always}, limits.fetch_bytes {bytes}"),
+    match pod.max_buffered_bytes {
+        Some(bytes) => format!("{always}, limits.max_buffered_bytes {bytes}"),
         None => always,
     }
 }

@@ -106,16 +106,16 @@ fn a_worker_needs_room_for_the_bodies_that_it_holds() {
     assert_eq!(pod.s3_concurrency, 192);
     // 192 under way, 16 that wait for a core, one that is next, 16 that are decoded; each of
     // 1954 KiB.
-    assert_eq!(pod.fetch_bytes, Some(225 * 1954 * 1024));
-    let settings = format!("limits.fetch_bytes {}", 225 * 1954 * 1024);
+    assert_eq!(pod.max_buffered_bytes, Some(225 * 1954 * 1024));
+    let settings = format!("limits.max_buffered_bytes {}", 225 * 1954 * 1024);
     assert!(load().plan().to_string().contains(&settings));
 
     let small = Load { bytes: 1e5, ..load() };
-    assert_eq!(small.plan().pod.fetch_bytes, None);
-    assert!(!small.plan().to_string().contains("limits.fetch_bytes"));
+    assert_eq!(small.plan().pod.max_buffered_bytes, None);
+    assert!(!small.plan().to_string().contains("limits.max_buffered_bytes"));
 
     let huge = Load { bytes: 1e10, cores: 1024, ..load() };
-    assert_eq!(huge.plan().pod.fetch_bytes, Some(MOST_FETCH_BYTES));
+    assert_eq!(huge.plan().pod.max_buffered_bytes, Some(MOST_BUFFERED_BYTES));
 }
 
 /// Each kind of memory, with the bounds of docs/performance.md.

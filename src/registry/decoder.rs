@@ -203,7 +203,7 @@ async fn fetch_in_background(cache: Weak<Cache>, id: u32) {
         match fetch_entry(&client, id).await {
             Ok(entry) => {
                 if number > 0 {
-                    tracing::info!(id, down = ?began.elapsed(), "the schema registry answers again");
+                    tracing::info!(id, outage = ?began.elapsed(), "the schema registry answers again");
                 }
                 if let Some(cache) = cache.upgrade() {
                     cache.entries.lock().insert(id, entry);

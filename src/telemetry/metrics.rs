@@ -31,44 +31,44 @@ pub struct Metrics {
     pub fetch_retries: Counter<u64>,
     /// Late fetches for which a second request was sent.
     pub fetch_hedges: Counter<u64>,
-    /// Objects that may be read, or wait for a decoder, at the same time.
-    pub fetch_depth: Gauge<u64>,
+    /// Adaptive limit of objects that are read or wait for a decoder.
+    pub fetch_concurrency_limit: Gauge<u64>,
     /// Bytes fetched from the object store.
     pub fetched_bytes: Counter<u64>,
-    /// References answered by the work for another reference.
-    pub repeats: Counter<u64>,
+    /// References that share the result of another reference to the same object.
+    pub coalesced_references: Counter<u64>,
     /// Images in a batch when it is sent to the model.
     pub batch_images: Histogram<u64>,
     /// Transactions ended; attribute `outcome`: committed, aborted, fatal.
     pub transactions: Counter<u64>,
     /// Seconds a stage was busy, summed over its threads; attribute `stage`.
     pub busy_seconds: Counter<f64>,
-    /// Seconds a stage waited, summed over its threads; attributes `stage` and `for`: `input`
-    /// (upstream is slower) or `output` (downstream is slower).
+    /// Seconds a stage waited, summed over its threads; attributes `stage` and
+    /// `waiting_for`: `upstream` (no input) or `downstream` (no room for a result).
     pub waiting_seconds: Counter<f64>,
     /// Seconds from poll to commit.
     pub latency_seconds: Histogram<f64>,
-    /// References in flight.
-    pub in_flight: Gauge<u64>,
-    /// Messages of the worker's partitions that are not answered yet.
-    pub backlog_messages: Gauge<u64>,
-    /// Seconds to answer them at the rate of the last minute of work.
-    pub backlog_seconds: Gauge<f64>,
+    /// References polled and not committed yet.
+    pub in_flight_references: Gauge<u64>,
+    /// Messages on the assigned partitions that are not committed yet.
+    pub consumer_lag_messages: Gauge<u64>,
+    /// Seconds to process the consumer lag at the rate of the last minute of work.
+    pub consumer_lag_seconds: Gauge<f64>,
     /// 1 for the model in use, 0 for a former one; attributes `digest`, `name`, `version`.
     pub model_info: Gauge<u64>,
-    /// 1 while the model under `model.path` is refused and an older one stays in use.
-    pub model_refused: Gauge<u64>,
+    /// 1 while the model under `model.path` can't be loaded and the former one stays in use.
+    pub model_reload_failed: Gauge<u64>,
     /// 1 while the partitions are paused, else 0.
-    pub paused: Gauge<u64>,
+    pub partitions_paused: Gauge<u64>,
     /// Partitions assigned.
-    pub partitions: Gauge<u64>,
+    pub partitions_assigned: Gauge<u64>,
     /// Polled messages that wait for the schema registry and are not in flight yet.
-    pub awaiting_schema: Gauge<u64>,
-    /// 1 while the object store is considered down, else 0.
-    pub store_down: Gauge<u64>,
+    pub awaiting_schema_messages: Gauge<u64>,
+    /// 1 while the object store's circuit breaker is open, else 0.
+    pub circuit_breaker_open: Gauge<u64>,
     /// Seconds that the slowest operation so far left of a time limit; attribute `deadline`:
     /// transaction, session, max_poll_interval, termination.
-    pub slack_seconds: Gauge<f64>,
+    pub deadline_margin_seconds: Gauge<f64>,
 }
 
 impl Metrics {
@@ -86,12 +86,15 @@ impl Metrics {
             dead_letters: counter("fusioncap_dead_letters", "dead letters committed, by code"),
             fetch_retries: counter("fusioncap_fetch_retries", "retried fetches"),
             fetch_hedges: counter("fusioncap_fetch_hedges", "late fetches with a second request"),
-            fetch_depth: gauge("fusioncap_fetch_depth", "objects that may be read at once"),
-            repeats: counter(
-                "fusioncap_repeats",
-                "references answered by the work for another reference",
+            fetch_concurrency_limit: gauge(
+                "fusioncap_fetch_concurrency_limit",
+                "adaptive limit of concurrent fetches",
             ),
-            fetched_bytes: counter("fusioncap_fetched_bytes", "bytes fetched from S3"),
+            coalesced_references: counter(
+                "fusioncap_coalesced_references",
+                "references that share the result of another",
+            ),
+            fetched_bytes: counter("fusioncap_fetched_bytes", "bytes read from the object store"),
             transactions: counter("fusioncap_transactions", "transactions ended, by outcome"),
             batch_images: meter
                 .u64_histogram("fusioncap_batch_images")
@@ -105,7 +108,7 @@ impl Metrics {
             waiting_seconds: meter
                 .f64_counter("fusioncap_stage_waiting_seconds")
                 .with_description(
-                    "seconds a stage waited for input or output, summed over its threads",
+                    "seconds a stage waited for upstream or downstream, summed over its threads",
                 )
                 .build(),
             latency_seconds: meter
@@ -113,25 +116,38 @@ impl Metrics {
                 .with_description("seconds from poll to commit")
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
-            in_flight: gauge("fusioncap_in_flight", "references in flight"),
-            backlog_messages: gauge("fusioncap_backlog_messages", "messages not answered yet"),
-            backlog_seconds: meter
-                .f64_gauge("fusioncap_backlog_seconds")
-                .with_description(
-                    "seconds to answer the backlog at the rate of the last minute of work",
-                )
+            in_flight_references: gauge(
+                "fusioncap_in_flight_references",
+                "references polled and not committed yet",
+            ),
+            consumer_lag_messages: gauge(
+                "fusioncap_consumer_lag_messages",
+                "consumer lag in messages",
+            ),
+            consumer_lag_seconds: meter
+                .f64_gauge("fusioncap_consumer_lag_seconds")
+                .with_description("consumer lag in seconds at the recent processing rate")
                 .build(),
             model_info: gauge("fusioncap_model_info", "1 for the model in use, 0 for a former one"),
-            model_refused: gauge("fusioncap_model_refused", "1 while a changed model is refused"),
-            paused: gauge("fusioncap_paused", "1 while the partitions are paused"),
-            partitions: gauge("fusioncap_partitions", "partitions assigned"),
-            awaiting_schema: gauge(
-                "fusioncap_awaiting_schema",
+            model_reload_failed: gauge(
+                "fusioncap_model_reload_failed",
+                "1 while the stored model can't be loaded",
+            ),
+            partitions_paused: gauge(
+                "fusioncap_partitions_paused",
+                "1 while the partitions are paused",
+            ),
+            partitions_assigned: gauge("fusioncap_partitions_assigned", "partitions assigned"),
+            awaiting_schema_messages: gauge(
+                "fusioncap_awaiting_schema_messages",
                 "messages that wait for their schema",
             ),
-            store_down: gauge("fusioncap_store_down", "1 while the object store is down"),
-            slack_seconds: meter
-                .f64_gauge("fusioncap_slack_seconds")
+            circuit_breaker_open: gauge(
+                "fusioncap_circuit_breaker_open",
+                "1 while the object store's circuit breaker is open",
+            ),
+            deadline_margin_seconds: meter
+                .f64_gauge("fusioncap_deadline_margin_seconds")
                 .with_description("seconds that the slowest operation so far left of a time limit")
                 .build(),
         }
@@ -146,11 +162,11 @@ impl Metrics {
             &self.fetch_retries,
             &self.fetch_hedges,
             &self.fetched_bytes,
-            &self.repeats,
+            &self.coalesced_references,
         ] {
             counter.add(0, &[]);
         }
-        self.model_refused.record(0, &[]);
+        self.model_reload_failed.record(0, &[]);
         for kind in ErrorKind::DEAD_LETTERS {
             self.dead_letters.add(0, &[KeyValue::new("code", kind.code())]);
         }
@@ -226,19 +242,19 @@ mod tests {
         metrics.batch_images.record(1, &[]);
         metrics.latency_seconds.record(1.0, &[]);
         for gauge in [
-            &metrics.fetch_depth,
-            &metrics.in_flight,
-            &metrics.awaiting_schema,
+            &metrics.fetch_concurrency_limit,
+            &metrics.in_flight_references,
+            &metrics.awaiting_schema_messages,
             &metrics.model_info,
-            &metrics.backlog_messages,
-            &metrics.paused,
-            &metrics.partitions,
-            &metrics.store_down,
+            &metrics.consumer_lag_messages,
+            &metrics.partitions_paused,
+            &metrics.partitions_assigned,
+            &metrics.circuit_breaker_open,
         ] {
             gauge.record(1, &[]);
         }
-        metrics.backlog_seconds.record(1.0, &[]);
-        metrics.slack_seconds.record(1.0, &[]);
+        metrics.consumer_lag_seconds.record(1.0, &[]);
+        metrics.deadline_margin_seconds.record(1.0, &[]);
     }
 
     #[test]
@@ -267,13 +283,13 @@ mod tests {
         meters.metrics.captions.add(3, &[]);
         meters.metrics.dead_letters.add(1, &[KeyValue::new("code", "access_denied")]);
         meters.metrics.latency_seconds.record(0.3, &[]);
-        meters.metrics.in_flight.record(7, &[]);
+        meters.metrics.in_flight_references.record(7, &[]);
         let after = encode(&meters.registry).unwrap();
         for line in [
             "fusioncap_captions_total 3",
             "fusioncap_dead_letters_total{code=\"access_denied\"} 1",
             "fusioncap_latency_seconds_bucket{le=\"0.5\"} 1",
-            "fusioncap_in_flight 7",
+            "fusioncap_in_flight_references 7",
             "# TYPE fusioncap_captions_total counter",
         ] {
             assert!(after.contains(line), "{line}\n{after}");

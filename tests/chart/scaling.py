@@ -22,7 +22,7 @@ REBALANCE = 5
 IN_FLIGHT = 2
 # session.timeout.ms, which the partitions of a static member that is gone wait for.
 SESSION = 45
-# WINDOW and SLOWEST of src/worker/backlog.rs.
+# WINDOW and SLOWEST of src/worker/consume/lag.rs.
 PACE_WINDOW = 60
 SLOWEST = 1e-3
 
@@ -42,7 +42,7 @@ class Chart:
         self.least, self.most = spec["minReplicaCount"], spec["maxReplicaCount"]
         self.polling, self.cooldown = spec["pollingInterval"], spec["cooldownPeriod"]
         self.behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-        self.lag = self.seconds = self.worst_seconds = self.activation = None
+        self.lag = self.seconds = self.per_worker = self.activation = None
         for trigger in spec["triggers"]:
             settings = trigger["metadata"]
             if trigger["type"] == "kafka":
@@ -50,8 +50,8 @@ class Chart:
                 self.activation = int(settings["activationLagThreshold"])
                 self.cut = settings["allowIdleConsumers"] == "false"
             else:
-                # fusioncap.backlogQuery and fusioncap.worstQuery of templates/_keda.tpl.
-                which = "seconds" if settings["query"].startswith("sum(") else "worst_seconds"
+                # fusioncap.lagSecondsQuery and fusioncap.perWorkerLagQuery of templates/_keda.tpl.
+                which = "seconds" if settings["query"].startswith("sum(") else "per_worker"
                 setattr(self, which, float(settings["threshold"]))
                 # Where no worker has figures: 0, or an error, which leaves the number as it is.
                 self.empty = 0.0 if settings["ignoreNullValues"] == "true" else None
@@ -112,9 +112,9 @@ class Worker:
         self.note(done)
 
     def note(self, done):
-        """src/worker/backlog.rs: the pace while there is anything to answer."""
+        """As src/worker/consume/lag.rs: the rate while there is anything to process."""
         self.in_flight = done * IN_FLIGHT // STEP
-        if self.backlog() == 0:
+        if self.lag() == 0:
             return
         if self.pace is None:
             self.pace = done / STEP or None
@@ -122,14 +122,14 @@ class Worker:
         weight = 1 - math.exp(-STEP / PACE_WINDOW)
         self.pace += weight * (done / STEP - self.pace)
 
-    def backlog(self):
+    def lag(self):
         return self.in_flight + sum(partition.size for partition in self.partitions)
 
     def seconds(self):
-        backlog = self.backlog()
-        if backlog == 0:
+        lag = self.lag()
+        if lag == 0:
             return 0.0
-        return None if self.pace is None else backlog / max(self.pace, SLOWEST)
+        return None if self.pace is None else lag / max(self.pace, SLOWEST)
 
 
 class Autoscaler:
@@ -256,10 +256,10 @@ class Cluster:
 
     def scrape(self):
         """The pods' figures as Prometheus has them: (messages, seconds)."""
-        self.scraped = [(pod.backlog(), pod.seconds()) for pod in self.members()]
+        self.scraped = [(pod.lag(), pod.seconds()) for pod in self.members()]
 
     def queried(self):
-        """(fusioncap.backlogQuery, fusioncap.worstQuery) of templates/_keda.tpl."""
+        """(fusioncap.lagSecondsQuery, fusioncap.perWorkerLagQuery) of templates/_keda.tpl."""
         known = [(messages, seconds) for messages, seconds in self.scraped if seconds is not None]
         if not known:
             return self.chart.empty, self.chart.empty
@@ -272,8 +272,8 @@ class Cluster:
         if self.chart.seconds is not None:
             work, worst = self.queried()
             found.append((work, self.chart.seconds))
-            if self.chart.worst_seconds is not None:
-                found.append((worst, self.chart.worst_seconds))
+            if self.chart.per_worker is not None:
+                found.append((worst, self.chart.per_worker))
         if self.chart.lag is not None:
             most = self.chart.partitions * self.chart.lag
             found.append((min(self.lag(), most) if self.chart.cut else self.lag(), self.chart.lag))

@@ -69,7 +69,7 @@ class Configuration(unittest.TestCase):
             "s3": {"allowed_buckets": ["photos/a b/"], "endpoint": "http://s:9000"},
             "model": {"path": "/usr/share/fusioncap/models/tiny"},
             # Helm reads numbers as floating point.
-            "limits": {"fetch_bytes": 1099511627776, "max_object_bytes": 4294967296},
+            "limits": {"max_buffered_bytes": 1099511627776, "max_object_bytes": 4294967296},
         }
         data = one(render({"config": config}), "ConfigMap")["data"]["worker.yaml"]
         self.assertEqual(yaml.safe_load(data), config)
@@ -246,7 +246,7 @@ class Scaling(unittest.TestCase):
 
     def test_by_seconds(self):
         address = "http://prometheus:9090"
-        manifests = render(scaled("keda", trigger="backlog", backlog={"serverAddress": address, "seconds": 90}))
+        manifests = render(scaled("keda", trigger="lag-seconds", lagSeconds={"serverAddress": address, "threshold": 90}))
         triggers = one(manifests, "ScaledObject")["spec"]["triggers"]
         for trigger in triggers:
             settings = trigger["metadata"]
@@ -254,18 +254,18 @@ class Scaling(unittest.TestCase):
             self.assertEqual(settings["ignoreNullValues"], "false")
             self.assertNotIn("authenticationRef", trigger)
         self.assertEqual([trigger["metadata"]["threshold"] for trigger in triggers], ["90", "180"])
-        backlog = {"serverAddress": address, "worstSeconds": 0}
-        manifests = render(scaled("keda", trigger="backlog", backlog=backlog))
+        lag_seconds = {"serverAddress": address, "perWorkerThreshold": 0}
+        manifests = render(scaled("keda", trigger="lag-seconds", lagSeconds=lag_seconds))
         self.assertEqual(len(one(manifests, "ScaledObject")["spec"]["triggers"]), 1)
         # KEDA does not ask the brokers, so it does not sign in to them.
         sasl = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
-        more = {"trigger": "backlog", "backlog": {"serverAddress": address}, "secretTargetRef": [
+        more = {"trigger": "lag-seconds", "lagSeconds": {"serverAddress": address}, "secretTargetRef": [
             {"parameter": "ca", "name": "c", "key": "ca.crt"}]}
         self.assertTrue(none(render({**scaled("keda", **more), "config": sasl}), "TriggerAuthentication"))
 
     def test_by_seconds_from_zero(self):
-        values = scaled("keda", trigger="backlog", lagThreshold=5, sasl={"secret": "user"},
-                        backlog={"serverAddress": "http://prometheus:9090", "lagThreshold": 70000})
+        values = scaled("keda", trigger="lag-seconds", lagThreshold=5, sasl={"secret": "user"},
+                        lagSeconds={"serverAddress": "http://prometheus:9090", "lagThreshold": 70000})
         values["autoscaling"]["minReplicas"] = 0
         values["config"] = {"kafka": {"properties": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}}}
         manifests = render(values)
@@ -277,9 +277,9 @@ class Scaling(unittest.TestCase):
 
     def test_by_seconds_of_another_query(self):
         reference = {"name": "prometheus", "kind": "ClusterTriggerAuthentication"}
-        backlog = {"serverAddress": "https://p", "query": "sum(work)", "authenticationRef": reference,
+        lag_seconds = {"serverAddress": "https://p", "query": "sum(work)", "authenticationRef": reference,
                    "metadata": {"authModes": "bearer", "ignoreNullValues": True}}
-        (trigger,) = one(render(scaled("keda", trigger="backlog", backlog=backlog)), "ScaledObject")["spec"]["triggers"]
+        (trigger,) = one(render(scaled("keda", trigger="lag-seconds", lagSeconds=lag_seconds)), "ScaledObject")["spec"]["triggers"]
         self.assertEqual(trigger["metadata"]["query"], "sum(work)")
         self.assertEqual(trigger["metadata"]["authModes"], "bearer")
         self.assertEqual(trigger["metadata"]["ignoreNullValues"], "true")

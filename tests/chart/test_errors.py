@@ -79,16 +79,16 @@ class Errors(unittest.TestCase):
         self.refused({**keda(sasl={"secret": "msk"}), **kafka(properties=aws)}, "'sasl.mechanism' is AWS_MSK_IAM")
 
     def test_seconds_need_prometheus(self):
-        self.refused(keda(trigger="backlog"), "autoscaling.keda.backlog.serverAddress is required", "trigger is backlog")
-        self.refused(keda(trigger="backlog", backlog={"serverAddress": "prometheus:9090"}),
-                     "autoscaling.keda.backlog.serverAddress is prometheus:9090", "allowed: http://HOST:PORT")
-        self.refused(keda(trigger="backlog", backlog={"serverAddress": "http://me:x@prometheus:9090"}),
-                     "autoscaling.keda.backlog.serverAddress has credentials", "authenticationRef")
-        self.refused(keda(trigger="seconds"), "/autoscaling/keda/trigger", "'lag', 'backlog'")
-        self.refused(keda(trigger="backlog", backlog={"seconds": 0}), "/autoscaling/keda/backlog/seconds", "minimum")
-        self.refused(keda(trigger="backlog", backlog={"serverAddress": "http://p", "worstSeconds": 59}),
-                     "autoscaling.keda.backlog.worstSeconds is 59", "below autoscaling.keda.backlog.seconds, 60")
-        from_zero = keda(trigger="backlog", backlog={"serverAddress": "http://prometheus:9090"})
+        self.refused(keda(trigger="lag-seconds"), "autoscaling.keda.lagSeconds.serverAddress is required", "trigger is lag-seconds")
+        self.refused(keda(trigger="lag-seconds", lagSeconds={"serverAddress": "prometheus:9090"}),
+                     "autoscaling.keda.lagSeconds.serverAddress is prometheus:9090", "allowed: http://HOST:PORT")
+        self.refused(keda(trigger="lag-seconds", lagSeconds={"serverAddress": "http://me:x@prometheus:9090"}),
+                     "autoscaling.keda.lagSeconds.serverAddress has credentials", "authenticationRef")
+        self.refused(keda(trigger="seconds"), "/autoscaling/keda/trigger", "'lag', 'lag-seconds'")
+        self.refused(keda(trigger="lag-seconds", lagSeconds={"threshold": 0}), "/autoscaling/keda/lagSeconds/threshold", "minimum")
+        self.refused(keda(trigger="lag-seconds", lagSeconds={"serverAddress": "http://p", "perWorkerThreshold": 59}),
+                     "autoscaling.keda.lagSeconds.perWorkerThreshold is 59", "below autoscaling.keda.lagSeconds.threshold, 60")
+        from_zero = keda(trigger="lag-seconds", lagSeconds={"serverAddress": "http://prometheus:9090"})
         render({**from_zero, **kafka(properties=SASL)})
         from_zero["autoscaling"]["minReplicas"] = 0
         self.refused({**from_zero, **kafka(properties=SASL)}, "autoscaling.keda.sasl.secret is required", "SASL_SSL")

@@ -68,23 +68,23 @@ def restarts(values, container="worker"):
 POD = {"pod": "cap-fusioncap-0"}
 CASES = {
     "FusionCapAbsent": Case(
-        loud=[[], [series("fusioncap_partitions", still(3), worker='namespace="captions",pod="other-fusioncap-0"')]],
-        quiet=[[series("fusioncap_partitions", still(0))]],
+        loud=[[], [series("fusioncap_partitions_assigned", still(3), worker='namespace="captions",pod="other-fusioncap-0"')]],
+        quiet=[[series("fusioncap_partitions_assigned", still(0))]],
         labels={"namespace": "captions"}),
-    "FusionCapStoreDown": Case(
-        loud=[[series("fusioncap_store_down", still(1))]],
+    "FusionCapCircuitBreakerOpen": Case(
+        loud=[[series("fusioncap_circuit_breaker_open", still(1))]],
         # A minute down, four up, again and again.
-        quiet=[[series("fusioncap_store_down", still(0))],
-               [series("fusioncap_store_down", "1 0 0 0 0 " * 12 * HOURS)]],
+        quiet=[[series("fusioncap_circuit_breaker_open", still(0))],
+               [series("fusioncap_circuit_breaker_open", "1 0 0 0 0 " * 12 * HOURS)]],
         labels=POD),
     "FusionCapStuck": Case(
-        loud=[[series("fusioncap_in_flight", still(5)),
+        loud=[[series("fusioncap_in_flight_references", still(5)),
                series("fusioncap_transactions_total", still(9), 'outcome="committed"')],
-              [series("fusioncap_in_flight", still(5)),
+              [series("fusioncap_in_flight_references", still(5)),
                series("fusioncap_transactions_total", rising(3), 'outcome="aborted"')]],
-        quiet=[[series("fusioncap_in_flight", still(5)), committed(1)],
-               [series("fusioncap_in_flight", still(0))],
-               [series("fusioncap_in_flight", still(5)), series("fusioncap_store_down", still(1))]],
+        quiet=[[series("fusioncap_in_flight_references", still(5)), committed(1)],
+               [series("fusioncap_in_flight_references", still(0))],
+               [series("fusioncap_in_flight_references", still(5)), series("fusioncap_circuit_breaker_open", still(1))]],
         labels=POD),
     "FusionCapDeadLetters": Case(
         loud=[[series("fusioncap_dead_letters_total", rising(2), 'code="corrupt_image"'),
@@ -102,34 +102,34 @@ CASES = {
         labels=POD),
     "FusionCapSlow": Case(loud=[latency(fast=97, slow=3)], quiet=[latency(fast=999, slow=1)], labels={}),
     "FusionCapDeadlineMissed": Case(
-        loud=[[series("fusioncap_slack_seconds", still(-2), 'deadline="termination"'),
-               series("fusioncap_slack_seconds", still(9), 'deadline="session"')]],
-        quiet=[[series("fusioncap_slack_seconds", still(0.5), 'deadline="termination"')]],
+        loud=[[series("fusioncap_deadline_margin_seconds", still(-2), 'deadline="termination"'),
+               series("fusioncap_deadline_margin_seconds", still(9), 'deadline="session"')]],
+        quiet=[[series("fusioncap_deadline_margin_seconds", still(0.5), 'deadline="termination"')]],
         labels={**POD, "deadline": "termination"}),
     "FusionCapFetchRetries": Case(
         loud=[[series("fusioncap_fetch_retries_total", rising(3)), series("fusioncap_messages_total", rising(10))]],
         quiet=[[series("fusioncap_fetch_retries_total", rising(1)), series("fusioncap_messages_total", rising(10))]],
         labels={}),
     "FusionCapAwaitingSchema": Case(
-        loud=[[series("fusioncap_awaiting_schema", still(3))]],
-        quiet=[[series("fusioncap_awaiting_schema", still(0))]],
+        loud=[[series("fusioncap_awaiting_schema_messages", still(3))]],
+        quiet=[[series("fusioncap_awaiting_schema_messages", still(0))]],
         labels=POD),
-    "FusionCapModelRefused": Case(
-        loud=[[series("fusioncap_model_refused", still(1))]],
-        quiet=[[series("fusioncap_model_refused", still(0))]],
+    "FusionCapModelReloadFailed": Case(
+        loud=[[series("fusioncap_model_reload_failed", still(1))]],
+        quiet=[[series("fusioncap_model_reload_failed", still(0))]],
         labels=POD),
     "FusionCapIdle": Case(
-        loud=[[series("fusioncap_partitions", still(0)),
-               series("fusioncap_partitions", still(6), worker='namespace="captions",pod="cap-fusioncap-1"')]],
-        quiet=[[series("fusioncap_partitions", still(1))]],
+        loud=[[series("fusioncap_partitions_assigned", still(0)),
+               series("fusioncap_partitions_assigned", still(6), worker='namespace="captions",pod="cap-fusioncap-1"')]],
+        quiet=[[series("fusioncap_partitions_assigned", still(1))]],
         labels=POD),
     "FusionCapRestarting": Case(
         loud=[[restarts(f"0 1 2 3 4 5{' 5' * 60}")]],
         quiet=[[restarts(f"0 1 2{' 2' * 60}")], [restarts(rising(1), container="sidecar")]],
         labels={"namespace": "captions", **POD, "container": "worker"}),
-    "FusionCapBehind": Case(
-        loud=[[series("fusioncap_backlog_seconds", still(1200))]],
-        quiet=[[series("fusioncap_backlog_seconds", still(900))]],
+    "FusionCapLagSeconds": Case(
+        loud=[[series("fusioncap_consumer_lag_seconds", still(1200))]],
+        quiet=[[series("fusioncap_consumer_lag_seconds", still(900))]],
         labels={}, value="20m 0s"),
     "FusionCapLag": Case(loud=[lag(600)], quiet=[lag(500), lag(600, group="other")], labels={}),
 }

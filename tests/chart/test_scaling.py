@@ -10,12 +10,12 @@ PARTITIONS = 24
 TARGET = 60
 # References a second of a worker, for small photos and for large ones.
 SMALL, LARGE = 80, 8
-PROMETHEUS = {"serverAddress": "http://prometheus:9090", "seconds": TARGET}
-FOR_SMALL, FOR_LARGE, SECONDS, SLOWLY = "lag 4800", "lag 480", "backlog 60 s", "the same, window of 30 min"
+PROMETHEUS = {"serverAddress": "http://prometheus:9090", "threshold": TARGET}
+FOR_SMALL, FOR_LARGE, SECONDS, SLOWLY = "lag 4800", "lag 480", "lag-seconds 60", "the same, window of 30 min"
 POLICIES = {
     FOR_SMALL: {"lagThreshold": SMALL * TARGET},
     FOR_LARGE: {"lagThreshold": LARGE * TARGET},
-    SECONDS: {"trigger": "backlog", "backlog": PROMETHEUS},
+    SECONDS: {"trigger": "lag-seconds", "lagSeconds": PROMETHEUS},
 }
 LOADS = {
     "steady, small": steady(SMALL),

@@ -82,12 +82,12 @@ class Dashboard(unittest.TestCase):
 
 class Scaling(unittest.TestCase):
     def test_the_queries(self):
-        keda = {"enabled": True, "trigger": "backlog", "backlog": {"serverAddress": "http://prometheus:9090"}}
+        keda = {"enabled": True, "trigger": "lag-seconds", "lagSeconds": {"serverAddress": "http://prometheus:9090"}}
         manifests = render({"partitions": 6, "autoscaling": {"keda": keda}})
         queries = [trigger["metadata"]["query"] for trigger in one(manifests, "ScaledObject")["spec"]["triggers"]]
         self.assertEqual(len(queries), 2)
         for query in queries:
-            self.assertEqual(metrics(query), {"fusioncap_backlog_seconds", "fusioncap_backlog_messages"})
+            self.assertEqual(metrics(query), {"fusioncap_consumer_lag_seconds", "fusioncap_consumer_lag_messages"})
             for selector in re.findall(r"\{([^}]*)\}", query):
                 self.assertEqual(selector, 'namespace="captions",pod=~"cap-fusioncap-[0-9]+"')
 
@@ -122,11 +122,11 @@ class Alerts(unittest.TestCase):
                       "{{ $labels.code }} --dry-run`", told)
 
     def test_thresholds(self):
-        found = rules({"thresholds": {"latencySeconds": 12.5, "deadLetterRatio": 0.5, "backlogSeconds": 300}})
+        found = rules({"thresholds": {"latencySeconds": 12.5, "deadLetterRatio": 0.5, "lagSeconds": 300}})
         self.assertTrue(found["FusionCapSlow"]["expr"].endswith("> 12.5"))
         self.assertIn("> 0.5 * scalar(", found["FusionCapDeadLetters"]["expr"])
-        self.assertTrue(found["FusionCapBehind"]["expr"].endswith("> 300"))
-        self.assertTrue(rules()["FusionCapBehind"]["expr"].endswith("> 900"))
+        self.assertTrue(found["FusionCapLagSeconds"]["expr"].endswith("> 300"))
+        self.assertTrue(rules()["FusionCapLagSeconds"]["expr"].endswith("> 900"))
 
     def test_left_out(self):
         self.assertNotIn("FusionCapLag", rules())

@@ -45,7 +45,7 @@ async fn a_worker_tells_how_far_it_is_behind() {
         .replacing("s3:\n", "s3:\n  concurrency: 4\n")
         .replacing("max_in_flight: 128", "max_in_flight: 32")
         .start();
-    let messages = || worker.metric("fusioncap_backlog_messages");
+    let messages = || worker.metric("fusioncap_consumer_lag_messages");
     let captions = || worker.metric("fusioncap_captions_total");
     let told = async |is_so: &dyn Fn() -> bool| {
         let deadline = Instant::now() + PATIENCE;
@@ -54,15 +54,15 @@ async fn a_worker_tells_how_far_it_is_behind() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    told(&|| captions() > 150.0 && worker.metric("fusioncap_backlog_seconds") > 0.0).await;
-    let (left, seconds) = (messages(), worker.metric("fusioncap_backlog_seconds"));
+    told(&|| captions() > 150.0 && worker.metric("fusioncap_consumer_lag_seconds") > 0.0).await;
+    let (left, seconds) = (messages(), worker.metric("fusioncap_consumer_lag_seconds"));
     assert!((200.0..=500.0).contains(&left), "{left} messages are left of {REFERENCES}");
     let began = Instant::now();
     told(&|| captions() >= REFERENCES as f64).await;
     let took = began.elapsed().as_secs_f64();
     assert!((took / 3.0..took * 3.0).contains(&seconds), "{seconds} were told, it took {took}");
     told(&|| messages() == 0.0).await;
-    assert_eq!(worker.metric("fusioncap_backlog_seconds"), 0.0);
+    assert_eq!(worker.metric("fusioncap_consumer_lag_seconds"), 0.0);
 }
 
 /// A partition that another worker had in between is as far as that one got.
@@ -85,7 +85,7 @@ async fn a_partition_that_comes_back_has_what_others_have_answered() {
     assert!(second.wait(PATIENCE).success(), "{}", second.log());
     await_shares(&[&first]).await;
     for _ in 0..40 {
-        let messages = first.metric("fusioncap_backlog_messages");
+        let messages = first.metric("fusioncap_consumer_lag_messages");
         assert_eq!(messages, 0.0, "all was answered:\n{}", first.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -25,7 +25,7 @@ pub async fn distant(configuration: Configuration, bucket: &Bucket) -> Configura
             }
         }
     });
-    configuration.with_store(bucket, address).replacing("s3:\n", CONCURRENCY).without_repeats()
+    configuration.with_store(bucket, address).replacing("s3:\n", CONCURRENCY).without_coalescing()
 }
 
 /// Passes requests on at once and answers late, until either side closes.

@@ -83,7 +83,8 @@ async fn kill_broker_at_work(
     if !cluster.is_ours() {
         return;
     }
-    let in_flight = || workers.iter().map(|worker| worker.metric("fusioncap_in_flight")).sum();
+    let in_flight =
+        || workers.iter().map(|worker| worker.metric("fusioncap_in_flight_references")).sum();
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let arrived = cluster.stored(&topics.input, PARTITIONS);
@@ -107,7 +108,7 @@ fn kill_at_work(worker: &mut Worker, cluster: &Cluster, topics: &Topics, produce
     let held = loop {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
-        let in_flight = worker.metric("fusioncap_in_flight");
+        let in_flight = worker.metric("fusioncap_in_flight_references");
         if in_flight >= 16.0 && worker.metric("fusioncap_captions_total") >= 20.0 {
             worker.signal("STOP");
             break in_flight;

@@ -19,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Waits until `worker` holds references which it has not committed.
 pub fn await_work(worker: &mut Worker) {
     let deadline = Instant::now() + PATIENCE;
-    while worker.metric("fusioncap_in_flight") < 16.0 {
+    while worker.metric("fusioncap_in_flight_references") < 16.0 {
         assert!(worker.is_running(), "the worker ended:\n{}", worker.log());
         assert!(Instant::now() < deadline, "never at work:\n{}", worker.log());
         std::thread::sleep(Duration::from_millis(5));
@@ -30,7 +30,7 @@ pub fn await_work(worker: &mut Worker) {
 pub async fn await_shares(workers: &[&Worker]) {
     let share = f64::from(PARTITIONS) / workers.len() as f64;
     let deadline = Instant::now() + PATIENCE;
-    while workers.iter().any(|worker| worker.metric("fusioncap_partitions") != share) {
+    while workers.iter().any(|worker| worker.metric("fusioncap_partitions_assigned") != share) {
         assert!(Instant::now() < deadline, "they don't share the topic");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -92,7 +92,7 @@ async fn connections_to_the_store_are_used_again() {
     // one is kept, too.
     let made = connections.load(Ordering::SeqCst);
     assert!((1..=2 * CONCURRENCY).contains(&made), "{made} connections for {asked} requests");
-    let depth = worker.metric("fusioncap_fetch_depth");
+    let depth = worker.metric("fusioncap_fetch_concurrency_limit");
     assert!((1.0..=CONCURRENCY as f64).contains(&depth), "{depth}");
 }
 

@@ -164,8 +164,8 @@ async fn the_metrics_show_how_long_every_stage_worked_and_waited() {
     }
     let worker = Configuration::new("measured", &cluster, &topics, &bucket).start();
     cluster.await_records(&[&topics.output], 20, PATIENCE);
-    for (stage, side) in [("decode", "input"), ("encode", "input"), ("caption", "input")] {
-        let labels = format!("for=\"{side}\",stage=\"{stage}\"");
+    for (stage, side) in [("decode", "upstream"), ("encode", "upstream"), ("caption", "upstream")] {
+        let labels = format!("stage=\"{stage}\",waiting_for=\"{side}\"");
         let name = format!("fusioncap_stage_waiting_seconds_total{{{labels}}}");
         assert!(worker.metric(&name) > 0.0, "{name}");
     }

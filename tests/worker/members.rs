@@ -151,7 +151,7 @@ async fn a_worker_that_is_busy_for_long_keeps_its_place() {
         .with_store(&bucket, slow_store().await)
         .replacing("  max_attempts: 3\n", "  max_attempts: 3\n  concurrency: 1\n")
         .replacing("max_in_flight: 128", "max_in_flight: 20")
-        .without_repeats()
+        .without_coalescing()
         .replacing("session.timeout.ms: 9000", "session.timeout.ms: 6000")
         .with_property("max.poll.interval.ms", "6000")
         .with_property("heartbeat.interval.ms", "1000")

@@ -102,11 +102,11 @@ async fn an_outage_of_the_store_pauses_the_worker_and_dead_letters_nothing() {
     worker.await_ready();
     switch.down.store(true, Ordering::SeqCst);
     refer(&cluster, &topics).await;
-    await_metric(&mut worker, "fusioncap_store_down", |value| value == 1.0);
-    await_metric(&mut worker, "fusioncap_paused", |value| value == 1.0);
+    await_metric(&mut worker, "fusioncap_circuit_breaker_open", |value| value == 1.0);
+    await_metric(&mut worker, "fusioncap_partitions_paused", |value| value == 1.0);
     let began = Instant::now();
     tokio::time::sleep(OUTAGE).await;
-    assert_eq!(worker.metric("fusioncap_store_down"), 1.0);
+    assert_eq!(worker.metric("fusioncap_circuit_breaker_open"), 1.0);
     let refused = switch.refused.load(Ordering::SeqCst);
     let probes = OUTAGE.as_millis() as usize / 50;
     assert!(refused > 3, "the store was asked");
@@ -121,7 +121,7 @@ async fn an_outage_of_the_store_pauses_the_worker_and_dead_letters_nothing() {
     let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
     assert_eq!(records.len(), REFERENCES);
     assert_eq!(cluster.read_committed(&[&topics.dead_letters]).len(), 0);
-    assert_eq!(worker.metric("fusioncap_store_down"), 0.0);
+    assert_eq!(worker.metric("fusioncap_circuit_breaker_open"), 0.0);
     let log = worker.log();
     assert_eq!(log.matches("\"partitions assigned\"").count(), 1, "membership was kept:\n{log}");
     assert!(log.contains("the object store is down") && log.contains("is up again"), "{log}");
@@ -140,7 +140,7 @@ async fn refused_credentials_are_an_outage() {
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
         .replacing(bucket.secret(), "wrong-and-secret")
         .start();
-    await_metric(&mut worker, "fusioncap_store_down", |value| value == 1.0);
+    await_metric(&mut worker, "fusioncap_circuit_breaker_open", |value| value == 1.0);
     tokio::time::sleep(Duration::from_secs(2)).await;
     worker.signal("TERM");
     assert!(worker.wait(Duration::from_secs(30)).success(), "{}", worker.log());
@@ -162,7 +162,7 @@ async fn lose_kafka_at_work(
     worker.await_ready();
     let expected = produce(cluster, topics, 0..1_000).await;
     await_metric(worker, "fusioncap_captions_total", |value| value > 50.0);
-    await_metric(worker, "fusioncap_in_flight", |value| value >= 16.0);
+    await_metric(worker, "fusioncap_in_flight_references", |value| value >= 16.0);
     cluster.broker("kill", 1);
     assert!(!cluster.is_listening(1), "the broker is still there");
     expected

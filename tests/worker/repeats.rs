@@ -61,7 +61,7 @@ async fn an_object_is_read_once_for_all_its_references() {
     // Longer than the test may last.
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
         .with_store(&bucket, store)
-        .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
+        .replacing("limits:\n", "limits:\n  coalesce_window_ms: 600000\n")
         .start();
     let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
     assert_eq!(records.len(), REFERENCES);
@@ -80,7 +80,10 @@ async fn an_object_is_read_once_for_all_its_references() {
     let counts = requests.lock().unwrap().clone();
     assert_eq!(counts.len(), OBJECTS, "{counts:?}");
     assert_eq!(counts.values().sum::<usize>(), OBJECTS, "{counts:?}");
-    assert_eq!(worker.metric("fusioncap_repeats_total"), (REFERENCES - OBJECTS) as f64);
+    assert_eq!(
+        worker.metric("fusioncap_coalesced_references_total"),
+        (REFERENCES - OBJECTS) as f64
+    );
     assert_eq!(cluster.committed(&topics.group, &topics.input, 2), REFERENCES as i64);
 }
 
@@ -107,7 +110,7 @@ async fn all_references_to_a_bad_object_become_dead_letters() {
     // Failures are not remembered, so that a later reference asks again.
     let counts = requests.lock().unwrap().clone();
     assert!(counts["bad.png"] < 30 && counts["missing.png"] < 30, "{counts:?}");
-    assert!(worker.metric("fusioncap_repeats_total") >= 30.0);
+    assert!(worker.metric("fusioncap_coalesced_references_total") >= 30.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,11 +121,11 @@ async fn without_a_window_each_reference_reads_its_object() {
     refer(&cluster, &topics, 40, |number| format!("{}.png", number % 4)).await;
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
         .with_store(&bucket, store)
-        .without_repeats()
+        .without_coalescing()
         .start();
     assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
     assert_eq!(requests.lock().unwrap().values().sum::<usize>(), 40);
-    assert_eq!(worker.metric("fusioncap_repeats_total"), 0.0);
+    assert_eq!(worker.metric("fusioncap_coalesced_references_total"), 0.0);
 }
 
 /// The leader of several references loses its partition while it reads: one that stays takes over,
@@ -153,7 +156,7 @@ async fn who_waits_takes_over_when_the_leader_moves_to_another_worker() {
         Configuration::new(name, &cluster, &topics, &bucket)
             .with_store(&bucket, store)
             .replacing("s3:\n", "s3:\n  timeout_ms: 60000\n")
-            .replacing("limits:\n", "limits:\n  repeat_window_ms: 600000\n")
+            .replacing("limits:\n", "limits:\n  coalesce_window_ms: 600000\n")
     };
     let mut first = named("one").start();
     // Each partition has the leader of one object; the others that refer to it are in the other
@@ -166,10 +169,10 @@ async fn who_waits_takes_over_when_the_leader_moves_to_another_worker() {
     for key in 0..2 {
         produce(key, 1 - key as i32, EACH - 1).await;
     }
-    until(|| first.metric("fusioncap_in_flight") == 2.0 * EACH as f64).await;
+    until(|| first.metric("fusioncap_in_flight_references") == 2.0 * EACH as f64).await;
     let mut second = named("two").start();
-    until(|| second.metric("fusioncap_partitions") == 1.0).await;
-    until(|| first.metric("fusioncap_partitions") == 1.0).await;
+    until(|| second.metric("fusioncap_partitions_assigned") == 1.0).await;
+    until(|| first.metric("fusioncap_partitions_assigned") == 1.0).await;
     // The new owner leads for both: one of its own partition's, one of the waiters that came along.
     until(|| asked(4)).await;
     gate.add_permits(1_000);

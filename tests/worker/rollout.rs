@@ -150,14 +150,14 @@ async fn a_changed_bundle_takes_over_and_a_broken_one_does_not() {
     assert!(worker.log().contains("a file of the bundle is damaged"), "{}", worker.log());
     let refused = [0, 1].map(|partition| cluster.stored_in(&topics.input, partition));
     work(&mut worker, 60.0).await;
-    assert_eq!(worker.metric("fusioncap_model_refused"), 1.0);
+    assert_eq!(worker.metric("fusioncap_model_reload_failed"), 1.0);
     assert_eq!(in_use(&worker, &second), 1.0);
 
     upload(&bucket, "random");
     worker.await_log("model in use", 3);
     let back = [0, 1].map(|partition| cluster.stored_in(&topics.input, partition));
     work(&mut worker, 60.0).await;
-    assert_eq!(worker.metric("fusioncap_model_refused"), 0.0);
+    assert_eq!(worker.metric("fusioncap_model_reload_failed"), 0.0);
     assert_eq!((in_use(&worker, &first), in_use(&worker, &second)), (1.0, 0.0));
     assert_eq!(fetched(kept.path()), 1, "only the model in use is kept");
 

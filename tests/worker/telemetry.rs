@@ -90,7 +90,7 @@ fn assert_labels_are_bounded(metrics: &str) {
         ("code", &codes[..]),
         ("outcome", &["committed", "aborted", "fatal"]),
         ("stage", &["consume", "fetch", "decode", "batch", "encode", "caption", "publish"]),
-        ("for", &["input", "output"]),
+        ("waiting_for", &["upstream", "downstream"]),
         ("deadline", &["transaction", "session", "max_poll_interval", "termination"]),
     ]);
     let body = metrics.split_once("\r\n\r\n").unwrap().1;
@@ -220,7 +220,7 @@ async fn a_caption_has_a_trace_from_its_request_on() {
 
     // A repeat is linked to who worked for it.
     let again = "4".repeat(32);
-    assert_eq!(find(&again, "repeat").links, vec![root.id.clone()]);
+    assert_eq!(find(&again, "coalesce wait").links, vec![root.id.clone()]);
     assert_eq!(find(&again, &process).attribute("fusioncap.outcome"), "captioned");
 
     // Dead letters.

@@ -184,19 +184,19 @@
 {{- end -}}
 {{- $keda := $scaling.keda -}}
 {{- $protocol := include "fusioncap.securityProtocol" . -}}
-{{- if and $keda.enabled (eq $keda.trigger "backlog") -}}
-{{- if not (or $keda.backlog.serverAddress $keda.backlog.metadata.serverAddress) -}}
-{{- fail "autoscaling.keda.backlog.serverAddress is required: autoscaling.keda.trigger is backlog, and KEDA asks Prometheus for it, such as http://prometheus-operated.monitoring.svc:9090" -}}
+{{- if and $keda.enabled (eq $keda.trigger "lag-seconds") -}}
+{{- if not (or $keda.lagSeconds.serverAddress $keda.lagSeconds.metadata.serverAddress) -}}
+{{- fail "autoscaling.keda.lagSeconds.serverAddress is required: autoscaling.keda.trigger is lag-seconds, and KEDA asks Prometheus for it, such as http://prometheus-operated.monitoring.svc:9090" -}}
 {{- end -}}
-{{- $worst := include "fusioncap.worstSeconds" . | int64 -}}
-{{- if and $worst (lt $worst (int64 $keda.backlog.seconds)) -}}
-{{- fail (printf "autoscaling.keda.backlog.worstSeconds is %d, below autoscaling.keda.backlog.seconds, %d (allowed: as much or more, 0 for nobody looks, null for twice as much)" $worst (int64 $keda.backlog.seconds)) -}}
+{{- $perWorker := include "fusioncap.perWorkerThreshold" . | int64 -}}
+{{- if and $perWorker (lt $perWorker (int64 $keda.lagSeconds.threshold)) -}}
+{{- fail (printf "autoscaling.keda.lagSeconds.perWorkerThreshold is %d, below autoscaling.keda.lagSeconds.threshold, %d (allowed: as much or more, 0 for nobody looks, null for twice as much)" $perWorker (int64 $keda.lagSeconds.threshold)) -}}
 {{- end -}}
-{{- if contains "@" $keda.backlog.serverAddress -}}
-{{- fail "autoscaling.keda.backlog.serverAddress has credentials in it: leave them out, and name a TriggerAuthentication under autoscaling.keda.backlog.authenticationRef" -}}
+{{- if contains "@" $keda.lagSeconds.serverAddress -}}
+{{- fail "autoscaling.keda.lagSeconds.serverAddress has credentials in it: leave them out, and name a TriggerAuthentication under autoscaling.keda.lagSeconds.authenticationRef" -}}
 {{- end -}}
-{{- if and $keda.backlog.serverAddress (not (regexMatch "^https?://[^/]+" $keda.backlog.serverAddress)) -}}
-{{- fail (printf "autoscaling.keda.backlog.serverAddress is %s (allowed: http://HOST:PORT or https://HOST:PORT)" $keda.backlog.serverAddress) -}}
+{{- if and $keda.lagSeconds.serverAddress (not (regexMatch "^https?://[^/]+" $keda.lagSeconds.serverAddress)) -}}
+{{- fail (printf "autoscaling.keda.lagSeconds.serverAddress is %s (allowed: http://HOST:PORT or https://HOST:PORT)" $keda.lagSeconds.serverAddress) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $keda.enabled (include "fusioncap.kedaAsksKafka" .) (hasPrefix "SASL" $protocol) (not $keda.sasl.secret) (not $keda.authenticationRef.name) -}}

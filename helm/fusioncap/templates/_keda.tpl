@@ -28,53 +28,53 @@
      the HorizontalPodAutoscaler does with an AverageValue, that is the number of workers. A worker
      that has done nothing yet has no pace: its messages count at the mean pace of the others. Each
      pod counts once, however many scrape it. */}}
-{{- define "fusioncap.backlogQuery" -}}
-{{- $seconds := printf "max by (pod) (fusioncap_backlog_seconds{%s})" (include "fusioncap.series" .) -}}
-{{- $messages := printf "max by (pod) (fusioncap_backlog_messages{%s})" (include "fusioncap.series" .) -}}
+{{- define "fusioncap.lagSecondsQuery" -}}
+{{- $seconds := printf "max by (pod) (fusioncap_consumer_lag_seconds{%s})" (include "fusioncap.series" .) -}}
+{{- $messages := printf "max by (pod) (fusioncap_consumer_lag_messages{%s})" (include "fusioncap.series" .) -}}
 {{- printf "sum(%s) * sum(%s) / clamp_min(sum(%s and on (pod) %s), 1)" $seconds $messages $messages $seconds -}}
 {{- end -}}
 
 {{/* The same as if every worker were as far behind as the one that is furthest: partitions don't
      divide evenly, and a sum over many workers hides one that has a partition too many. */}}
-{{- define "fusioncap.worstQuery" -}}
-{{- $seconds := printf "max by (pod) (fusioncap_backlog_seconds{%s})" (include "fusioncap.series" .) -}}
-{{- $messages := printf "max by (pod) (fusioncap_backlog_messages{%s})" (include "fusioncap.series" .) -}}
+{{- define "fusioncap.perWorkerLagQuery" -}}
+{{- $seconds := printf "max by (pod) (fusioncap_consumer_lag_seconds{%s})" (include "fusioncap.series" .) -}}
+{{- $messages := printf "max by (pod) (fusioncap_consumer_lag_messages{%s})" (include "fusioncap.series" .) -}}
 {{- printf "max(%s) * count(%s)" $seconds $messages -}}
 {{- end -}}
 
-{{/* The Prometheus triggers; autoscaling.keda.backlog.metadata comes before the chart's own settings. */}}
-{{- define "fusioncap.kedaBacklog" -}}
-{{- $backlog := .Values.autoscaling.keda.backlog -}}
-{{- $looks := list (dict "query" ($backlog.query | default (include "fusioncap.backlogQuery" .)) "threshold" (int64 $backlog.seconds)) -}}
-{{- $worst := include "fusioncap.worstSeconds" . | int64 -}}
-{{- if $worst -}}
-{{- $looks = append $looks (dict "query" (include "fusioncap.worstQuery" .) "threshold" $worst) -}}
+{{/* The Prometheus triggers; autoscaling.keda.lagSeconds.metadata comes before the chart's own settings. */}}
+{{- define "fusioncap.kedaLagSeconds" -}}
+{{- $lagSeconds := .Values.autoscaling.keda.lagSeconds -}}
+{{- $queries := list (dict "query" ($lagSeconds.query | default (include "fusioncap.lagSecondsQuery" .)) "threshold" (int64 $lagSeconds.threshold)) -}}
+{{- $perWorker := include "fusioncap.perWorkerThreshold" . | int64 -}}
+{{- if $perWorker -}}
+{{- $queries = append $queries (dict "query" (include "fusioncap.perWorkerLagQuery" .) "threshold" $perWorker) -}}
 {{- end -}}
-{{- range $look := $looks }}
+{{- range $query := $queries }}
 - type: prometheus
   metadata:
-    {{- $_ := set $look "serverAddress" $backlog.serverAddress }}
+    {{- $_ := set $query "serverAddress" $lagSeconds.serverAddress }}
     {{- /* No figures are not a backlog of 0, unless there is no worker: the number stays. */}}
-    {{- $_ := set $look "ignoreNullValues" (ternary "true" "false" (eq 0 (int $.Values.autoscaling.minReplicas))) }}
-    {{- range $name, $value := merge (deepCopy $backlog.metadata) $look }}
+    {{- $_ := set $query "ignoreNullValues" (ternary "true" "false" (eq 0 (int $.Values.autoscaling.minReplicas))) }}
+    {{- range $name, $value := merge (deepCopy $lagSeconds.metadata) $query }}
     {{ $name }}: {{ $value | toString | quote }}
     {{- end }}
-  {{- if $backlog.authenticationRef.name }}
+  {{- if $lagSeconds.authenticationRef.name }}
   authenticationRef:
-    {{- toYaml $backlog.authenticationRef | nindent 4 }}
+    {{- toYaml $lagSeconds.authenticationRef | nindent 4 }}
   {{- end }}
 {{- end }}
 {{- end -}}
 
 {{/* 0 where nobody looks at the worst: a query of one's own knows other labels. */}}
-{{- define "fusioncap.worstSeconds" -}}
-{{- $backlog := .Values.autoscaling.keda.backlog -}}
-{{- if not (kindIs "invalid" $backlog.worstSeconds) -}}
-{{- int64 $backlog.worstSeconds -}}
-{{- else if $backlog.query -}}
+{{- define "fusioncap.perWorkerThreshold" -}}
+{{- $lagSeconds := .Values.autoscaling.keda.lagSeconds -}}
+{{- if not (kindIs "invalid" $lagSeconds.perWorkerThreshold) -}}
+{{- int64 $lagSeconds.perWorkerThreshold -}}
+{{- else if $lagSeconds.query -}}
 0
 {{- else -}}
-{{- mul 2 (int64 $backlog.seconds) -}}
+{{- mul 2 (int64 $lagSeconds.threshold) -}}
 {{- end -}}
 {{- end -}}
 
@@ -83,7 +83,7 @@
 {{- $keda := .Values.autoscaling.keda -}}
 {{- $protocol := include "fusioncap.securityProtocol" . -}}
 {{- $settings := dict "bootstrapServers" .Values.config.kafka.brokers "consumerGroup" (include "fusioncap.group" .) "topic" (include "fusioncap.inputTopic" .) -}}
-{{- $_ := set $settings "lagThreshold" (ternary $keda.lagThreshold $keda.backlog.lagThreshold (eq $keda.trigger "lag") | int64) -}}
+{{- $_ := set $settings "lagThreshold" (ternary $keda.lagThreshold $keda.lagSeconds.lagThreshold (eq $keda.trigger "lag") | int64) -}}
 {{- $_ := set $settings "activationLagThreshold" (int64 $keda.activationLagThreshold) -}}
 {{- /* As the worker does where nothing is committed. */ -}}
 {{- $_ := set $settings "offsetResetPolicy" "earliest" -}}

@@ -30,7 +30,7 @@ pub struct Coalescer {
     ownership: Arc<Ownership>,
     models: Arc<Models>,
     metrics: Arc<Metrics>,
-    /// None where `limits.repeat_window_ms` is 0.
+    /// None where `limits.coalesce_window_ms` is 0.
     table: Option<Mutex<Table<Reference, Kept>>>,
     promoted: mpsc::UnboundedSender<Leading>,
 }
@@ -76,7 +76,7 @@ impl Coalescer {
         models: Arc<Models>,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Leading>) {
-        let window = Duration::from_millis(settings.repeat_window_ms);
+        let window = Duration::from_millis(settings.coalesce_window_ms);
         let table = (!window.is_zero()).then(|| Mutex::new(Table::new(window, MAX_KEPT)));
         let (promoted, receiver) = mpsc::unbounded_channel();
         (Arc::new(Self { ownership, models, metrics, table, promoted }), receiver)
@@ -102,7 +102,7 @@ impl Coalescer {
             }
             Joined::Follows => Role::Follows,
             Joined::Answered(reference, kept) => {
-                self.metrics.repeats.add(1, &[]);
+                self.metrics.coalesced_references.add(1, &[]);
                 Role::Answered(kept.give(reference))
             }
         }
@@ -155,7 +155,7 @@ impl Leader {
         // Failures are not kept for later references.
         let to_keep = answer.is_ok().then(|| kept.clone());
         let followers = table.lock().answer(number, to_keep, Instant::now());
-        coalescer.metrics.repeats.add(followers.len() as u64, &[]);
+        coalescer.metrics.coalesced_references.add(followers.len() as u64, &[]);
         followers.into_iter().map(|reference| kept.give(reference)).collect()
     }
 }

@@ -84,9 +84,9 @@ impl ConsumerLag {
         if unread > 0 && !is_store_down {
             self.rate.note(done, elapsed);
         }
-        observer.metrics.backlog_messages.record(waiting, &[]);
+        observer.metrics.consumer_lag_messages.record(waiting, &[]);
         if let Some(seconds) = self.rate.seconds(waiting) {
-            observer.metrics.backlog_seconds.record(seconds, &[]);
+            observer.metrics.consumer_lag_seconds.record(seconds, &[]);
         }
     }
 }

@@ -212,12 +212,12 @@ impl Consumer {
         let held = self.receiver.held();
         self.lag.measure(&self.consumer, held, &self.observer, self.breaker.is_open());
         let metrics = &self.observer.metrics;
-        metrics.in_flight.record(self.receiver.in_flight() as u64, &[]);
-        metrics.awaiting_schema.record(self.receiver.awaiting_schema() as u64, &[]);
-        metrics.paused.record(u64::from(!self.paused.is_empty()), &[]);
-        metrics.partitions.record(self.ownership.partitions().len() as u64, &[]);
+        metrics.in_flight_references.record(self.receiver.in_flight() as u64, &[]);
+        metrics.awaiting_schema_messages.record(self.receiver.awaiting_schema() as u64, &[]);
+        metrics.partitions_paused.record(u64::from(!self.paused.is_empty()), &[]);
+        metrics.partitions_assigned.record(self.ownership.partitions().len() as u64, &[]);
         for (deadline, seconds) in self.deadlines.margins(&self.observer.slowest) {
-            metrics.slack_seconds.record(seconds, &[KeyValue::new("deadline", deadline)]);
+            metrics.deadline_margin_seconds.record(seconds, &[KeyValue::new("deadline", deadline)]);
         }
     }
 
@@ -243,7 +243,11 @@ impl Consumer {
         let in_flight = self.receiver.in_flight();
         if in_flight > 0 {
             let late = Instant::now() >= deadline;
-            tracing::warn!(in_flight, late, "unfinished work is left to the next owner");
+            tracing::warn!(
+                in_flight,
+                deadline_exceeded = late,
+                "unfinished work is left to the next owner"
+            );
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Requests are coalesced first (`coalesce`). A read holds its permit until the decoders take the
 //! image, so that memory is bounded by the permits there are (`concurrency`), and by
-//! `limits.fetch_bytes` until the image is decoded. How one object is read is the business of
+//! `limits.max_buffered_bytes` until the image is decoded. How one object is read is the business of
 //! `reader`.
 
 mod concurrency;
@@ -175,6 +175,6 @@ impl Fetcher {
         let _ = self.decoder.send(item).await;
         permit.release(read, full.elapsed());
         self.observer.waited(Step::Fetch, WaitFor::Downstream, full);
-        self.observer.metrics.fetch_depth.record(self.concurrency.limit() as u64, &[]);
+        self.observer.metrics.fetch_concurrency_limit.record(self.concurrency.limit() as u64, &[]);
     }
 }

@@ -14,11 +14,11 @@ impl ObjectReader {
     /// Probes the store whenever the breaker is open, and closes it when the store answers again. Runs
     /// without end.
     pub async fn probe_while_open(&self) {
-        let store_down = &self.observer.metrics.store_down;
+        let circuit_breaker_open = &self.observer.metrics.circuit_breaker_open;
         loop {
-            store_down.record(0, &[]);
+            circuit_breaker_open.record(0, &[]);
             let bucket = self.breaker.opened().await;
-            store_down.record(1, &[]);
+            circuit_breaker_open.record(1, &[]);
             self.probe_until_answered(&bucket).await;
         }
     }
@@ -41,7 +41,7 @@ impl ObjectReader {
         }
         self.breaker.close(clean);
         if !clean {
-            tracing::info!(down = ?since.elapsed(), "the object store is up again");
+            tracing::info!(outage = ?since.elapsed(), "the object store is up again");
         }
     }
 

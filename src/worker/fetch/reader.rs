@@ -53,7 +53,7 @@ impl ObjectReader {
             policy: Policy::from(&config.s3),
             max_bytes: config.limits.max_object_bytes,
             hedge: Hedge::new(config.s3.hedge_after_ms),
-            memory: MemoryBudget::new(config.limits.fetch_bytes),
+            memory: MemoryBudget::new(config.limits.max_buffered_bytes),
             allowed_buckets: config.s3.allowed_buckets.clone(),
             requests: AtomicU64::new(0),
         }

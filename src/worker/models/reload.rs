@@ -69,7 +69,7 @@ impl ModelReloader {
             match self.check(&digest).await {
                 Ok(checked) => {
                     settled = listing;
-                    self.metrics.model_refused.record(0, &[]);
+                    self.metrics.model_reload_failed.record(0, &[]);
                     if let Checked::Changed(offered) = checked {
                         digest = offered;
                     }
@@ -78,7 +78,7 @@ impl ModelReloader {
                 Err(error) if !is_the_bundles(&error) => self.unread(&error),
                 Err(error) => {
                     settled = listing;
-                    self.metrics.model_refused.record(1, &[]);
+                    self.metrics.model_reload_failed.record(1, &[]);
                     tracing::error!(
                         path = source.uri(),
                         model = digest,

@@ -59,7 +59,7 @@ impl Observer {
     /// Adds the time since `since` to what `step` waited for one of its neighbours.
     pub fn waited(&self, step: Step, neighbour: WaitFor, since: Instant) {
         let attributes =
-            [KeyValue::new("stage", step.name()), KeyValue::new("for", neighbour.name())];
+            [KeyValue::new("stage", step.name()), KeyValue::new("waiting_for", neighbour.name())];
         self.metrics.waiting_seconds.add(since.elapsed().as_secs_f64(), &attributes);
     }
 }

@@ -28,8 +28,8 @@ impl WaitFor {
     /// Stable name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Upstream => "input",
-            Self::Downstream => "output",
+            Self::Upstream => "upstream",
+            Self::Downstream => "downstream",
         }
     }
 }

@@ -68,8 +68,8 @@ impl Configuration {
     }
 
     /// Makes the worker read and caption an object again for each reference to it.
-    pub fn without_repeats(self) -> Self {
-        self.replacing("limits:\n", "limits:\n  repeat_window_ms: 0\n")
+    pub fn without_coalescing(self) -> Self {
+        self.replacing("limits:\n", "limits:\n  coalesce_window_ms: 0\n")
     }
 
     /// Logs the worker's own events at `debug`.

@@ -192,7 +192,7 @@ async fn a_worker_at_work_loses_nothing_in_the_account() {
     assert_eq!(nothing.status.code(), Some(1));
     assert!(errors.contains("has committed no offset") && errors.contains(&topics.group));
     let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .without_repeats()
+        .without_coalescing()
         // So that there are many transactions to come between.
         .replacing("  size: 8", "  size: 1")
         .start();

@@ -45,9 +45,9 @@ async fn requests_wait_for_a_registry_that_is_away() {
     assert!(worker.is_running(), "{}", worker.log());
     assert!(!server.answers().await, "the registry is still dead");
     // What came to the other partition was not polled any more.
-    let awaiting = worker.metric("fusioncap_awaiting_schema");
+    let awaiting = worker.metric("fusioncap_awaiting_schema_messages");
     assert!((1.0..=3.0).contains(&awaiting), "{awaiting}");
-    assert_eq!(worker.metric("fusioncap_paused"), 1.0);
+    assert_eq!(worker.metric("fusioncap_partitions_paused"), 1.0);
     assert_eq!(topic::read(&cluster, &topics.output).len(), 2);
     assert_eq!(topic::read(&cluster, &topics.dead_letters).len(), 0);
     assert_eq!(cluster.committed(&topics.group, &topics.input, 2), 2);
@@ -55,7 +55,7 @@ async fn requests_wait_for_a_registry_that_is_away() {
 
     server.run("start");
     let captions = await_raw(&cluster, &topics.output, 6);
-    assert_eq!(worker.metric("fusioncap_awaiting_schema"), 0.0);
+    assert_eq!(worker.metric("fusioncap_awaiting_schema_messages"), 0.0);
     worker.signal("TERM");
     assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
     let ids: Vec<String> = captions

@@ -194,7 +194,7 @@ impl Trace {
     pub fn repeats(&self, leader: Option<&SpanContext>) {
         if let Self::Recorded(recorded) = self {
             let links = leader.map(|leader| Link::with_context(leader.clone())).into_iter();
-            let builder = SpanBuilder::from_name("repeat").with_links(links.collect());
+            let builder = SpanBuilder::from_name("coalesce wait").with_links(links.collect());
             recorded.step(builder, Instant::now(), None);
         }
     }
