@@ -63,7 +63,7 @@ class Errors(unittest.TestCase):
 
     def test_fewest_workers_above_the_most(self):
         self.refused({"partitions": 6, "autoscaling": {"minReplicas": 7, "keda": {"enabled": True}}},
-                     "autoscaling.minReplicas is 7, more than the most, 6")
+                     "autoscaling.minReplicas is 7, above the maximum, 6")
         self.refused({"partitions": 6, "autoscaling": {"minReplicas": 0, "hpa": {"enabled": True}}},
                      "autoscaling.minReplicas is 0: only KEDA scales to 0")
 
@@ -74,7 +74,7 @@ class Errors(unittest.TestCase):
     def test_sasl_needs_a_secret_for_keda(self):
         self.refused({**keda(), **kafka(properties=SASL)}, "autoscaling.keda.sasl.secret is required", "SASL_SSL")
         both = keda(sasl={"secret": "msk"}, authenticationRef={"name": "kafka"})
-        self.refused({**both, **kafka(properties=SASL)}, "are both set: KEDA takes one")
+        self.refused({**both, **kafka(properties=SASL)}, "are both set: KEDA accepts only one")
         aws = {**SASL, "sasl.mechanism": "AWS_MSK_IAM"}
         self.refused({**keda(sasl={"secret": "msk"}), **kafka(properties=aws)}, "'sasl.mechanism' is AWS_MSK_IAM")
 

@@ -1,4 +1,4 @@
-{{/* Name of every object: the release's, with the chart's where it does not say it. */}}
+{{/* Name of every object: the release's name, with the chart's name unless it is part of it. */}}
 {{- define "fusioncap.name" -}}
 {{- $chart := .Values.nameOverride | default .Chart.Name -}}
 {{- if .Values.fullnameOverride -}}
@@ -29,7 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "fusioncap.commonLabels" . }}
 {{- end -}}
 
-{{/* Not the workers' labels: the Service, the budget and the policy must not select it. */}}
+{{/* Differs from the workers' labels: Service, PodDisruptionBudget and NetworkPolicy must not select the test pod. */}}
 {{- define "fusioncap.smokeSelector" -}}
 app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}-smoke
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -40,8 +40,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.serviceAccount.name | default $default -}}
 {{- end -}}
 
-{{/* Name of an image, of the values registry, repository, tag and digest. */}}
-{{/* The image for GPUs has the chart's version too, and `-cuda` behind it. */}}
+{{/* The image's full name. The default tag is the chart's appVersion, with `-cuda` for GPUs. */}}
 {{- define "fusioncap.image" -}}
 {{- $image := .Values.image -}}
 {{- with $image.registry }}{{ . | trimSuffix "/" }}/{{ end }}{{ $image.repository }}
@@ -73,7 +72,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- dig "kafka" "properties" dict .Values.config | default dict | toYaml -}}
 {{- end -}}
 
-{{/* "s3", "claim", "init" or "image": where the model's files come from. */}}
+{{/* Source of the model's files: "s3", "claim", "init" or "image". */}}
 {{- define "fusioncap.modelSource" -}}
 {{- if hasPrefix "s3://" (dig "model" "path" "" .Values.config) -}}s3
 {{- else if .Values.model.existingClaim -}}claim
@@ -82,27 +81,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* Seconds from SIGTERM to SIGKILL that the drain and leaving the group take (the worker's own
-     rule: runtime.drain_timeout_ms and 5 seconds). */}}
+{{/* Minimum seconds from SIGTERM to SIGKILL, as the worker checks it: runtime.drain_timeout_ms and
+     5 seconds to leave the group. */}}
 {{- define "fusioncap.leastGrace" -}}
 {{- $drain := dig "runtime" "drain_timeout_ms" 20000 .Values.config | int64 -}}
 {{- div (add $drain 5000 999) 1000 -}}
 {{- end -}}
 
-{{/* Seconds that the worker has from SIGTERM on: what was asked for, or the least and 5 more. */}}
+{{/* Seconds from SIGTERM to SIGKILL: the configured value, or the minimum and 5 more. */}}
 {{- define "fusioncap.grace" -}}
 {{- $pause := .Values.preStop.sleepSeconds | int64 -}}
-{{- $told := dig "runtime" "termination_grace_ms" 0 .Values.config | int64 -}}
+{{- $configured := dig "runtime" "termination_grace_ms" 0 .Values.config | int64 -}}
 {{- if .Values.terminationGracePeriodSeconds -}}
 {{- sub (.Values.terminationGracePeriodSeconds | int64) $pause -}}
-{{- else if $told -}}
-{{- div (add $told 999) 1000 -}}
+{{- else if $configured -}}
+{{- div (add $configured 999) 1000 -}}
 {{- else -}}
 {{- add (include "fusioncap.leastGrace" . | int64) 5 -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Most workers that there may be, as a number; 0 where nothing bounds them. */}}
+{{/* Maximum number of workers; 0 for no bound. */}}
 {{- define "fusioncap.mostReplicas" -}}
 {{- .Values.autoscaling.maxReplicas | default .Values.partitions | default 0 | int64 -}}
 {{- end -}}
@@ -111,7 +110,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if or .Values.autoscaling.keda.enabled .Values.autoscaling.hpa.enabled -}}true{{- end -}}
 {{- end -}}
 
-{{/* Pod Security Standard "restricted", of a pod and of a container. */}}
+{{/* The Pod Security Standard "restricted", for a pod and for a container. */}}
 {{- define "fusioncap.podSecurity" -}}
 runAsNonRoot: true
 {{- with .Values.podSecurityContext }}
@@ -131,7 +130,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* PromQL: the series of this release's workers. */}}
+{{/* PromQL matchers of this release's workers. */}}
 {{- define "fusioncap.series" -}}
 namespace="{{ .Release.Namespace }}",pod=~"{{ include "fusioncap.name" . }}-[0-9]+"
 {{- end -}}

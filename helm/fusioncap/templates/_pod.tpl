@@ -1,9 +1,9 @@
 {{- define "fusioncap.podSpec" -}}
 serviceAccountName: {{ include "fusioncap.serviceAccount" . }}
 automountServiceAccountToken: false
-# Kubernetes would add variables that look like the worker's own.
+# Otherwise Kubernetes adds variables with the worker's prefix.
 enableServiceLinks: false
-# What the worker knows as runtime.termination_grace_ms, and the pause before SIGTERM.
+# runtime.termination_grace_ms and the pause before SIGTERM.
 terminationGracePeriodSeconds: {{ add (include "fusioncap.grace" . | int64) (.Values.preStop.sleepSeconds | int64) }}
 securityContext:
   {{- include "fusioncap.podSecurity" . | nindent 2 }}
@@ -114,7 +114,7 @@ affinity:
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
-# Pod names repeat in other namespaces.
+# Other namespaces may have pods of the same name.
 - name: FUSIONCAP_KAFKA__TRANSACTIONAL_ID
   value: "{{ include "fusioncap.group" . }}-{{ .Release.Namespace }}-$(POD_NAME)"
 {{- if .Values.staticMembership }}
@@ -200,7 +200,7 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* A constraint without a selector of its own is about this release's workers. */}}
+{{/* A constraint without a labelSelector gets that of this release's workers. */}}
 {{- define "fusioncap.spread" -}}
 {{- $ours := dict "labelSelector" (dict "matchLabels" (include "fusioncap.selector" . | fromYaml)) -}}
 {{- with .Values.topologySpreadConstraints }}
