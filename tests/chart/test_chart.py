@@ -278,7 +278,7 @@ class Scaling(unittest.TestCase):
     def test_by_seconds_of_another_query(self):
         reference = {"name": "prometheus", "kind": "ClusterTriggerAuthentication"}
         lag_seconds = {"serverAddress": "https://p", "query": "sum(work)", "authenticationRef": reference,
-                   "metadata": {"authModes": "bearer", "ignoreNullValues": True}}
+                       "metadata": {"authModes": "bearer", "ignoreNullValues": True}}
         (trigger,) = one(render(scaled("keda", trigger="lag-seconds", lagSeconds=lag_seconds)), "ScaledObject")["spec"]["triggers"]
         self.assertEqual(trigger["metadata"]["query"], "sum(work)")
         self.assertEqual(trigger["metadata"]["authModes"], "bearer")

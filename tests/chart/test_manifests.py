@@ -213,7 +213,7 @@ class Values(unittest.TestCase):
         # `helm template` leaves the notes out, and everything else asks a cluster.
         text = 'apiVersion: v1\nkind: Secret\nstringData: {{ include "fusioncap.notes" . | toJson }}'
         notes = one(render({"extraManifests": [text]}), "Secret")["stringData"]
-        self.assertIn("Workers of group fusioncap read images.in", notes)
+        self.assertIn("The workers of consumer group fusioncap read images.in", notes)
         self.assertIn("`partitions` is not set", notes)
 
 
