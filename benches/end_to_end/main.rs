@@ -3,10 +3,11 @@
 //! what counts are the ratios.
 //!
 //! `make bench`; one part of it: `cargo bench --bench end_to_end -- throughput` (or `small` or
-//! `large` photos of that, `publish`, `memory`, `verify`).
+//! `large` photos of that, `publish`, `memory`, `tail`, `verify`).
 
 mod memory;
 mod publish;
+mod tail;
 mod throughput;
 mod verify;
 
@@ -38,6 +39,9 @@ async fn main() {
     }
     if wanted("memory") {
         memory::measure(&cluster).await;
+    }
+    if wanted("tail") {
+        tail::measure(&cluster).await;
     }
     if wanted("verify") {
         verify::measure(&cluster).await;
