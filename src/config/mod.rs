@@ -149,11 +149,9 @@ pub struct S3 {
     /// Deadline of a whole request, including the body, in milliseconds.
     #[schemars(range(min = 1, max = 600_000))]
     pub timeout_ms: u64,
-    /// Send a second (hedged) request if an object has not been read after this time, in
-    /// milliseconds, and use the first response; at most one request in twenty is hedged. 0 disables
-    /// hedging. Must be below `s3.timeout_ms`.
-    #[schemars(range(min = 0, max = 600_000))]
-    pub hedge_after_ms: u64,
+    /// Hedge late reads: if a read takes longer than 95 % of the recent ones, and at least 200 ms,
+    /// send its request again and use the first response. At most one read in twenty is hedged.
+    pub hedging: bool,
     /// Attempts per object before its reference is dead-lettered.
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: u32,
@@ -391,7 +389,7 @@ impl Default for S3 {
             allowed_buckets: Vec::new(),
             concurrency: 32,
             timeout_ms: 10_000,
-            hedge_after_ms: 0,
+            hedging: true,
             max_attempts: 5,
             backoff_initial_ms: 100,
             backoff_max_ms: 5_000,

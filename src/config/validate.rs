@@ -178,13 +178,6 @@ fn check_s3(s3: &S3) -> Result<(), Problem> {
     for entry in &s3.allowed_buckets {
         check_allowed_bucket(entry)?;
     }
-    if s3.hedge_after_ms >= s3.timeout_ms {
-        return Err(Problem::new(
-            "s3.hedge_after_ms",
-            s3.hedge_after_ms,
-            &format!("below s3.timeout_ms ({})", s3.timeout_ms),
-        ));
-    }
     if s3.backoff_max_ms < s3.backoff_initial_ms {
         return Err(Problem::new(
             "s3.backoff_max_ms",
@@ -359,7 +352,6 @@ mod tests {
             ("s3: {backoff_initial_ms: 10, backoff_max_ms: 9}", "s3.backoff_max_ms"),
             ("limits: {max_in_flight: 7}", "limits.max_in_flight"),
             ("limits: {max_buffered_bytes: 67108863}", "limits.max_buffered_bytes"),
-            ("s3: {hedge_after_ms: 10000}", "s3.hedge_after_ms"),
             ("runtime: {providers: [cpu, cpu]}", "runtime.providers"),
             ("registry: {url: 'registry:8081'}", "registry.url"),
             ("registry: {format: avro}", "registry.format"),

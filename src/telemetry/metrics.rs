@@ -29,7 +29,7 @@ pub struct Metrics {
     pub dead_letters: Counter<u64>,
     /// Retried fetches.
     pub fetch_retries: Counter<u64>,
-    /// Late fetches for which a second request was sent.
+    /// Further requests, sent because a fetch was late.
     pub fetch_hedges: Counter<u64>,
     /// Adaptive limit of objects that are read or wait for a decoder.
     pub fetch_concurrency_limit: Gauge<u64>,
@@ -85,7 +85,7 @@ impl Metrics {
             captions: counter("fusioncap_captions", "captions committed"),
             dead_letters: counter("fusioncap_dead_letters", "dead letters committed, by code"),
             fetch_retries: counter("fusioncap_fetch_retries", "retried fetches"),
-            fetch_hedges: counter("fusioncap_fetch_hedges", "late fetches with a second request"),
+            fetch_hedges: counter("fusioncap_fetch_hedges", "second requests for slow fetches"),
             fetch_concurrency_limit: gauge(
                 "fusioncap_fetch_concurrency_limit",
                 "adaptive limit of concurrent fetches",

@@ -26,7 +26,7 @@ SCRAPE_SECONDS = 2
 NAMESPACE = "captions"
 SETTINGS = (
     "kafka.properties={session.timeout.ms: 9000, heartbeat.interval.ms: 1000, transaction.timeout.ms: 8000}",
-    "limits.max_in_flight=96", "batch.size=8", "s3.timeout_ms=1500", "s3.hedge_after_ms=150", "s3.max_attempts=3",
+    "limits.max_in_flight=96", "batch.size=8", "s3.timeout_ms=1500", "s3.max_attempts=3",
 )
 
 

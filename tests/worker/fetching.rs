@@ -1,4 +1,4 @@
-//! How objects are asked for: over few connections, and a second time where one is late.
+//! How objects are requested: over few connections, and again when a read is late.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ async fn connections_to_the_store_are_used_again() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
     let topics = cluster.topics(1).await;
     let (store, requests, connections) = watched_store().await;
-    let worker = configuration(&cluster, &topics, &bucket, store).start();
+    let worker = configuration(&cluster, &topics, &bucket, store).without_hedging().start();
     for round in 1..=2 {
         refer(&cluster, &topics, (0..EACH).map(|number| format!("{round}-{number}.png"))).await;
         cluster.await_records(&[&topics.output], EACH * round, PATIENCE);
@@ -97,7 +97,7 @@ async fn connections_to_the_store_are_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_is_late_is_asked_for_once_more() {
+async fn a_late_read_is_hedged() {
     const LATE: usize = 5;
     const ALL: usize = 30;
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
@@ -110,14 +110,17 @@ async fn an_object_that_is_late_is_asked_for_once_more() {
     refer(&cluster, &topics, (0..ALL).map(name)).await;
     // A request that never comes would take a minute.
     let worker = configuration(&cluster, &topics, &bucket, store)
-        .replacing("  max_attempts: 3\n", "  timeout_ms: 60000\n  hedge_after_ms: 3000\n")
+        .replacing("  max_attempts: 3\n", "  timeout_ms: 60000\n")
         .start();
     let records = cluster.await_records(&[&topics.output], ALL, Duration::from_secs(30));
     assert_eq!(records.len(), ALL);
-    for (key, times) in requests.lock().unwrap().iter() {
-        let expected = if key.starts_with("late") { 2 } else { 1 };
-        assert_eq!(*times, expected, "{key}");
+    let counts = requests.lock().unwrap().clone();
+    for (key, times) in counts.iter().filter(|(key, _)| key.starts_with("late")) {
+        assert!((2..=3).contains(times), "{key}: {times}");
     }
-    assert_eq!(worker.metric("fusioncap_fetch_hedges_total"), LATE as f64);
+    // On a busy machine others are late, too.
+    let hedges = counts.values().sum::<usize>() - ALL;
+    assert!(hedges >= LATE, "{counts:?}");
+    assert_eq!(worker.metric("fusioncap_fetch_hedges_total"), hedges as f64);
     assert_eq!(worker.metric("fusioncap_fetch_retries_total"), 0.0);
 }

@@ -61,6 +61,7 @@ async fn an_object_is_read_once_for_all_its_references() {
     // Longer than the test may last.
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
         .with_store(&bucket, store)
+        .without_hedging()
         .replacing("limits:\n", "limits:\n  coalesce_window_ms: 600000\n")
         .start();
     let records = cluster.await_records(&[&topics.output], REFERENCES, PATIENCE);
@@ -121,6 +122,7 @@ async fn without_a_window_each_reference_reads_its_object() {
     refer(&cluster, &topics, 40, |number| format!("{}.png", number % 4)).await;
     let worker = Configuration::new("one", &cluster, &topics, &bucket)
         .with_store(&bucket, store)
+        .without_hedging()
         .without_coalescing()
         .start();
     assert_eq!(cluster.await_records(&[&topics.output], 40, PATIENCE).len(), 40);
@@ -155,6 +157,7 @@ async fn who_waits_takes_over_when_the_leader_moves_to_another_worker() {
     let named = |name| {
         Configuration::new(name, &cluster, &topics, &bucket)
             .with_store(&bucket, store)
+            .without_hedging()
             .replacing("s3:\n", "s3:\n  timeout_ms: 60000\n")
             .replacing("limits:\n", "limits:\n  coalesce_window_ms: 600000\n")
     };

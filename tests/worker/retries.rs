@@ -71,8 +71,10 @@ async fn what_fails_for_now_is_tried_again_and_then_dead_lettered() {
         let reference = json!({"uri": uri(&key)}).to_string();
         cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
     }
-    let _worker =
-        Configuration::new("one", &cluster, &topics, &bucket).with_store(&bucket, address).start();
+    let _worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .with_store(&bucket, address)
+        .without_hedging()
+        .start();
     let records = cluster.await_records(&[&topics.output, &topics.dead_letters], 23, PATIENCE);
 
     let of = |key: &str| records.iter().find(|record| record.text("uri") == uri(key)).unwrap();
@@ -98,8 +100,10 @@ async fn a_lone_bad_object_is_dead_lettered_when_the_store_answers_probes() {
     let (address, requests) = troubled_store().await;
     let reference = json!({"uri": uri("broken.png")}).to_string();
     cluster.produce(&topics.input, 0, "k", reference.as_bytes(), OwnedHeaders::new()).await;
-    let _worker =
-        Configuration::new("one", &cluster, &topics, &bucket).with_store(&bucket, address).start();
+    let _worker = Configuration::new("one", &cluster, &topics, &bucket)
+        .with_store(&bucket, address)
+        .without_hedging()
+        .start();
     let letters = cluster.await_records(&[&topics.dead_letters], 1, PATIENCE);
     assert_eq!(letters[0].text("code"), "fetch_unavailable");
     let counts = requests.lock().unwrap();

@@ -1,80 +1,108 @@
-//! Hedged requests: when a request is late a second one is sent, and the first answer is taken (Dean
-//! and Barroso, "The Tail at Scale", 2013).
+//! Hedged requests: when a read is late, the same request is sent again, and the first response
+//! counts (Dean and Barroso, "The Tail at Scale", 2013).
 //!
-//! A slow store must not get twice the load: at most one request in twenty is hedged, and a few more
-//! at once after a time without any.
+//! A read is late when it takes longer than 95 % of the recent ones, and longer than [`MIN_DELAY`].
+//! The percentile is estimated without a list of times, as in "Frugal Streaming for Estimating
+//! Quantiles" (Ma, Muthukrishnan and Sandler, 2013): each read in time lowers the estimate by 1 %,
+//! each hedge raises it by 20 %. Hence at most about one read in twenty is hedged, and a store that
+//! stops answering gets some twenty hedges until the estimate is at [`MAX_DELAY`], where none is
+//! sent.
 
 use std::future::Future;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::{Either, select};
-use tokio::time::timeout;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Disposition, Result};
 
-/// Requests that pay for one hedge.
-const COST: u32 = 20;
-/// Hedges that can be saved up.
-const MAX_SAVED: u32 = 10;
+/// More than the jitter of a store that is near.
+const MIN_DELAY: Duration = Duration::from_millis(200);
+/// Half of the default `s3.timeout_ms`.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+/// Requests for one read: a hedge can be late, too.
+const MAX_REQUESTS: u32 = 3;
 
 #[derive(Debug)]
 pub struct Hedge {
-    /// None: never.
-    after: Option<Duration>,
-    /// Unspent request credits; [`COST`] of them buy one hedge.
-    credits: AtomicU32,
+    /// How long a request may take before the next one is sent, in microseconds.
+    delay: AtomicU64,
+    /// The lower bound of `delay`.
+    min: u64,
+    max_requests: u32,
 }
 
 impl Hedge {
-    /// `after_ms`: as `s3.hedge_after_ms`, where 0 is never.
-    pub fn new(after_ms: u64) -> Self {
-        let after = (after_ms > 0).then(|| Duration::from_millis(after_ms));
-        Self { after, credits: AtomicU32::new(COST * MAX_SAVED) }
+    /// Without `enabled` each read is one request.
+    pub fn new(enabled: bool) -> Self {
+        Self::starting_at(MIN_DELAY, if enabled { MAX_REQUESTS } else { 1 })
     }
 
-    /// Sends a request, and a second one when the first is late; `hedged` is called then.
+    fn starting_at(min: Duration, max_requests: u32) -> Self {
+        let min = micros(min);
+        Self { delay: AtomicU64::new(min), min, max_requests }
+    }
+
+    /// Sends a request, and another one when the latest is late; calls `on_hedge` for each of the
+    /// latter.
     ///
     /// # Errors
-    /// A permanent error of either request at once, a transient one when both have failed.
-    pub async fn request<T, F>(&self, send: impl Fn() -> F, hedged: impl FnOnce()) -> Result<T>
+    /// A permanent error of any request at once; a transient one when no request is left.
+    pub async fn request<T, F>(&self, send: impl Fn() -> F, on_hedge: impl Fn()) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let Some(after) = self.after else {
-            return send().await;
-        };
-        self.earn();
-        let mut first = pin!(send());
-        if let Ok(answer) = timeout(after, &mut first).await {
-            return answer;
-        }
-        if !self.spend() {
-            return first.await;
-        }
-        hedged();
-        let second = pin!(send());
-        let (answer, other) = match select(first, second).await {
-            Either::Left((answer, other)) => (answer, Either::Left(other)),
-            Either::Right((answer, other)) => (answer, Either::Right(other)),
-        };
-        match answer {
-            Err(error) if error.disposition() == Disposition::Retry => other.await,
-            answer => answer,
+        let mut requests = FuturesUnordered::from_iter([send()]);
+        let (mut sent, mut latest) = (1, Instant::now());
+        loop {
+            let response = requests.select_next_some();
+            let response = match timeout_at(latest + self.delay(), response).await {
+                Ok(response) => {
+                    if sent == 1 {
+                        self.lower();
+                    }
+                    response
+                }
+                // The hedges of other reads have raised the delay meanwhile.
+                Err(_) if latest.elapsed() < self.delay() => continue,
+                Err(_) if sent < self.max_requests && self.raise() => {
+                    on_hedge();
+                    requests.push(send());
+                    (sent, latest) = (sent + 1, Instant::now());
+                    continue;
+                }
+                Err(_) => requests.select_next_some().await,
+            };
+            let is_transient =
+                response.as_ref().is_err_and(|error| error.disposition() == Disposition::Retry);
+            if !is_transient || requests.is_empty() {
+                return response;
+            }
         }
     }
 
-    fn earn(&self) {
-        let more = |credits: u32| (credits < COST * MAX_SAVED).then_some(credits + 1);
-        // It is full where this fails.
-        let _ = self.credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    fn delay(&self) -> Duration {
+        Duration::from_micros(self.delay.load(Ordering::Relaxed))
     }
 
-    fn spend(&self) -> bool {
-        let less = |credits: u32| credits.checked_sub(COST);
-        self.credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    fn lower(&self) {
+        let lower = |delay: u64| Some((delay - delay / 100).max(self.min));
+        // This never fails: `lower` always returns a value.
+        let _ = self.delay.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower);
     }
+
+    /// Whether the delay was below its upper bound.
+    fn raise(&self) -> bool {
+        let max = micros(MAX_DELAY);
+        let raise = |delay: u64| (delay < max).then(|| (delay + delay / 5).min(max));
+        self.delay.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise).is_ok()
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -91,95 +119,132 @@ mod tests {
     #[derive(Clone, Copy)]
     enum When {
         AtOnce,
-        /// When there is another one.
+        /// When all requests that are expected have been sent.
         Overtaken,
         Late,
         Never,
     }
     use When::{AtOnce, Late, Never, Overtaken};
 
-    /// Also the first request's patience.
+    /// The delay at the start.
     const SHORT: Duration = Duration::from_millis(2);
 
-    type Told = (When, std::result::Result<&'static str, ErrorKind>);
+    type Behavior = (When, std::result::Result<&'static str, ErrorKind>);
 
-    /// Asks a store that does `told` one after the other: the answer, and how many requests it
-    /// took.
-    async fn asked(hedge: &Hedge, told: &[Told]) -> (Result<&'static str>, usize) {
+    /// One read from a store whose requests end as `behavior` says, in their order: the response,
+    /// and the number of requests.
+    async fn read(hedge: &Hedge, behavior: &[Behavior]) -> (Result<&'static str>, usize) {
         let (requests, hedges) = (Cell::new(0), Cell::new(0));
-        let second = Notify::new();
-        let ask = || {
-            let (when, ends) = told[requests.get()];
+        let all_sent = Notify::new();
+        let send = || {
+            let (when, result) = behavior[requests.get()];
             requests.set(requests.get() + 1);
-            if requests.get() == 2 {
-                second.notify_one();
+            if requests.get() == behavior.len() {
+                all_sent.notify_one();
             }
-            let second = &second;
+            let all_sent = &all_sent;
             async move {
                 match when {
                     AtOnce => {}
-                    Overtaken => second.notified().await,
-                    Late => sleep(SHORT * 2).await,
+                    Overtaken => all_sent.notified().await,
+                    Late => sleep(hedge.delay() * 2).await,
                     Never => std::future::pending().await,
                 }
-                ends.map_err(|kind| Error::new(kind, "failed"))
+                result.map_err(|kind| Error::new(kind, "failed"))
             }
         };
-        let answer = hedge.request(ask, || hedges.set(hedges.get() + 1)).await;
+        let response = hedge.request(send, || hedges.set(hedges.get() + 1)).await;
         assert_eq!(hedges.get() + 1, requests.get());
-        (answer, requests.get())
+        (response, requests.get())
     }
 
     fn hedge() -> Hedge {
-        Hedge::new(SHORT.as_millis() as u64)
+        Hedge::starting_at(SHORT, MAX_REQUESTS)
     }
 
     #[tokio::test]
-    async fn the_second_request_overtakes_a_late_first_one() {
-        let (answer, requests) = asked(&hedge(), &[(Never, Ok("a")), (AtOnce, Ok("b"))]).await;
-        assert_eq!((answer.unwrap(), requests), ("b", 2));
+    async fn a_second_request_overtakes_a_late_one() {
+        let (response, requests) = read(&hedge(), &[(Never, Ok("a")), (AtOnce, Ok("b"))]).await;
+        assert_eq!((response.unwrap(), requests), ("b", 2));
     }
 
     #[tokio::test]
-    async fn a_late_first_one_may_come_first_all_the_same() {
-        let (answer, requests) = asked(&hedge(), &[(Overtaken, Ok("a")), (Never, Ok("b"))]).await;
-        assert_eq!((answer.unwrap(), requests), ("a", 2));
+    async fn a_third_request_overtakes_two_late_ones() {
+        let behavior = [(Never, Ok("a")), (Never, Ok("b")), (AtOnce, Ok("c"))];
+        let (response, requests) = read(&hedge(), &behavior).await;
+        assert_eq!((response.unwrap(), requests), ("c", 3));
     }
 
     #[tokio::test]
-    async fn what_is_in_time_is_asked_for_once() {
-        let (answer, requests) = asked(&hedge(), &[(AtOnce, Ok("a"))]).await;
-        assert_eq!((answer.unwrap(), requests), ("a", 1));
-        let (answer, requests) = asked(&Hedge::new(0), &[(Late, Ok("a"))]).await;
-        assert_eq!((answer.unwrap(), requests), ("a", 1));
+    async fn a_fourth_request_is_never_sent() {
+        let behavior = [(Never, Ok("a")), (Never, Ok("b")), (Late, Ok("c"))];
+        let (response, requests) = read(&hedge(), &behavior).await;
+        assert_eq!((response.unwrap(), requests), ("c", 3));
     }
 
     #[tokio::test]
-    async fn a_failure_that_may_pass_leaves_the_other_its_chance() {
-        let passes = Err(ErrorKind::FetchUnavailable);
-        let (answer, _) = asked(&hedge(), &[(Late, Ok("a")), (AtOnce, passes)]).await;
-        assert_eq!(answer.unwrap(), "a");
-        let (answer, _) = asked(&hedge(), &[(Overtaken, passes), (Late, Ok("b"))]).await;
-        assert_eq!(answer.unwrap(), "b");
-        let (answer, _) = asked(&hedge(), &[(Overtaken, passes), (Late, passes)]).await;
-        assert_eq!(answer.unwrap_err().kind(), ErrorKind::FetchUnavailable);
+    async fn the_first_request_may_still_be_the_first_to_end() {
+        let (response, requests) = read(&hedge(), &[(Overtaken, Ok("a")), (Never, Ok("b"))]).await;
+        assert_eq!((response.unwrap(), requests), ("a", 2));
     }
 
     #[tokio::test]
-    async fn what_is_said_of_the_object_counts_at_once() {
+    async fn a_read_in_time_is_one_request() {
+        let (response, requests) = read(&hedge(), &[(AtOnce, Ok("a"))]).await;
+        assert_eq!((response.unwrap(), requests), ("a", 1));
+    }
+
+    #[tokio::test]
+    async fn without_hedging_a_late_read_is_one_request() {
+        let disabled = Hedge::starting_at(SHORT, 1);
+        let (response, requests) = read(&disabled, &[(Late, Ok("a"))]).await;
+        assert_eq!((response.unwrap(), requests), ("a", 1));
+    }
+
+    #[tokio::test]
+    async fn a_transient_error_waits_for_the_other_requests() {
+        let transient = Err(ErrorKind::FetchUnavailable);
+        let (response, _) = read(&hedge(), &[(Late, Ok("a")), (AtOnce, transient)]).await;
+        assert_eq!(response.unwrap(), "a");
+        let (response, _) = read(&hedge(), &[(Overtaken, transient), (AtOnce, Ok("b"))]).await;
+        assert_eq!(response.unwrap(), "b");
+        let (response, _) = read(&hedge(), &[(Overtaken, transient), (AtOnce, transient)]).await;
+        assert_eq!(response.unwrap_err().kind(), ErrorKind::FetchUnavailable);
+    }
+
+    #[tokio::test]
+    async fn a_permanent_error_counts_at_once() {
         let missing = Err(ErrorKind::ObjectNotFound);
-        let (answer, _) = asked(&hedge(), &[(Never, Ok("a")), (AtOnce, missing)]).await;
-        assert_eq!(answer.unwrap_err().kind(), ErrorKind::ObjectNotFound);
+        let (response, _) = read(&hedge(), &[(Never, Ok("a")), (AtOnce, missing)]).await;
+        assert_eq!(response.unwrap_err().kind(), ErrorKind::ObjectNotFound);
     }
 
-    /// A store of which every request is late.
-    #[tokio::test]
-    async fn one_request_in_twenty_is_hedged_at_most() {
-        let (hedge, mut requests) = (hedge(), 0);
-        for _ in 0..300 {
-            requests += asked(&hedge, &[(Late, Ok("a")), (Late, Ok("b"))]).await.1;
+    #[test]
+    fn one_read_in_twenty_is_hedged() {
+        // Reads take 1 to 100 ms, in an order that visits each time equally often.
+        let (hedge, mut hedges) = (hedge(), 0);
+        for number in 0..10_000 {
+            if Duration::from_millis(number * 37 % 100 + 1) > hedge.delay() {
+                hedges += u32::from(number >= 1000);
+                assert!(hedge.raise());
+            } else {
+                hedge.lower();
+            }
         }
-        let most = (MAX_SAVED + 300 / COST) as usize;
-        assert!((300 + most / 2..=300 + most).contains(&requests), "{requests}");
+        assert!((400..=500).contains(&hedges), "{hedges} of 9000");
+        let delay = hedge.delay();
+        assert!((80..=115).contains(&delay.as_millis()), "{delay:?}");
+    }
+
+    #[test]
+    fn a_store_that_stops_answering_gets_few_hedges() {
+        let hedge = Hedge::new(true);
+        let hedges = (0..1000).filter(|_| hedge.raise()).count();
+        assert!((10..=20).contains(&hedges), "{hedges}");
+        assert_eq!(hedge.delay(), MAX_DELAY);
+        // Reads in time bring the hedges back.
+        (0..400).for_each(|_| hedge.lower());
+        assert_eq!(hedge.delay(), MIN_DELAY);
+        assert!(hedge.raise());
     }
 }

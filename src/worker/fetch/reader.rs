@@ -52,7 +52,7 @@ impl ObjectReader {
             observer: Arc::clone(&context.observer),
             policy: Policy::from(&config.s3),
             max_bytes: config.limits.max_object_bytes,
-            hedge: Hedge::new(config.s3.hedge_after_ms),
+            hedge: Hedge::new(config.s3.hedging),
             memory: MemoryBudget::new(config.limits.max_buffered_bytes),
             allowed_buckets: config.s3.allowed_buckets.clone(),
             requests: AtomicU64::new(0),
@@ -151,8 +151,8 @@ impl ObjectReader {
         let started = Instant::now();
         item.leader.reads(started);
         let get = || self.store.get_within(object, self.max_bytes, &self.memory);
-        let hedged = || self.observer.metrics.fetch_hedges.add(1, &[]);
-        let read = self.hedge.request(get, hedged).await;
+        let on_hedge = || self.observer.metrics.fetch_hedges.add(1, &[]);
+        let read = self.hedge.request(get, on_hedge).await;
         self.observer.busy(Step::Fetch, started);
         let response = match &read {
             Ok(_) => Response::Object,

@@ -72,6 +72,11 @@ impl Configuration {
         self.replacing("limits:\n", "limits:\n  coalesce_window_ms: 0\n")
     }
 
+    /// Makes each attempt to read an object one request, however long it takes.
+    pub fn without_hedging(self) -> Self {
+        self.replacing("s3:\n", "s3:\n  hedging: false\n")
+    }
+
     /// Logs the worker's own events at `debug`.
     pub fn with_debug_log(mut self) -> Self {
         self.log = "info,fusioncap=debug";
