@@ -21,10 +21,10 @@ demo: announcement onnxruntime ## Caption the photos in samples/, or ARGS="my/ph
 .PHONY: announcement
 announcement:
 	@[ -e $(target)/demo/fusioncap ] || printf '%s\n' \
-		"The first run takes about 4 minutes on two cores (7 processor minutes). It" \
+		"The first run takes about 4 minutes on two cores (8 processor minutes). It" \
 		"  1. installs the system packages that are missing, after it prints their names and size" \
 		"  2. fetches ONNX Runtime $(ORT_VERSION): 24 MB" \
-		"  3. fetches 385 crates, 54 MB, and builds FusionCap in $(target)/demo: 1.6 GB" \
+		"  3. fetches 385 crates, 54 MB, and builds FusionCap in $(target)/demo: 1.5 GB" \
 		"  4. captions the photos in samples/" \
 		"Later runs only do step 4."
 
