@@ -119,7 +119,7 @@ async fn run(
     let s3 = format!("s3:\n  hedging: {hedging}\n  concurrency: {concurrency}\n");
     let mut worker = Configuration::new("tail", cluster, &topics, bucket)
         .with_store(bucket, store.address)
-        .without_repeats()
+        .without_coalescing()
         .replacing("s3:\n", &s3)
         .replacing("size: 8", "size: 16")
         .replacing("max_in_flight: 128", &format!("max_in_flight: {IN_FLIGHT}"))
