@@ -125,7 +125,7 @@ pub async fn run(
         breaker: Arc::default(),
     };
     let rebalancer = Rebalancer::new(
-        config.kafka.input_topic.as_str().into(),
+        &config.kafka,
         Arc::clone(&context.ownership),
         Arc::clone(&context.run),
         publisher.clone(),

@@ -23,6 +23,7 @@ mod repeats;
 mod retries;
 mod rollout;
 mod secure;
+mod start_offsets;
 mod telemetry;
 mod topic;
 

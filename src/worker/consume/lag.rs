@@ -3,25 +3,20 @@
 //!
 //! Autoscaling holds the seconds: a thousand small photos are soon done, a thousand large ones are
 //! not. The end of a partition is the one that librdkafka has noted at its last fetch: it may be old
-//! while the partitions are paused. The brokers are asked for one thing: the committed offset of a
-//! partition of which nothing has been read yet.
+//! while the partitions are paused.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
 use rdkafka::bindings::{self, rd_kafka_resp_err_t};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaResult;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::config::Kafka;
+use crate::worker::consume::start_offsets::StartOffsets;
 use crate::worker::telemetry::Observer;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Timeout of a request for committed offsets.
-const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time constant of the moving average.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Lowest rate in messages a second: it bounds the seconds.
@@ -34,10 +29,6 @@ pub struct ConsumerLag {
     /// Messages that were answered until then.
     answered: u64,
     rate: ProcessingRate,
-    /// The committed offset, if there is one, of each partition of which nothing has been read.
-    committed: HashMap<i32, Option<i64>>,
-    /// Whether one without a committed offset is read from its first message, or from its end.
-    from_first: bool,
 }
 
 /// Messages a second while there were more than the worker had taken in.
@@ -50,15 +41,12 @@ struct ProcessingRate {
 }
 
 impl ConsumerLag {
-    pub fn new(kafka: &Kafka) -> Self {
-        let reset = kafka.properties.get("auto.offset.reset").map(String::as_str);
+    pub fn new(topic: &str) -> Self {
         Self {
-            topic: kafka.input_topic.clone(),
-            from_first: matches!(reset, None | Some("earliest" | "smallest" | "beginning")),
+            topic: topic.to_owned(),
             measured: Instant::now(),
             answered: 0,
             rate: ProcessingRate::default(),
-            committed: HashMap::new(),
         }
     }
 
@@ -66,6 +54,7 @@ impl ConsumerLag {
     pub fn measure<C: ConsumerContext>(
         &mut self,
         consumer: &BaseConsumer<C>,
+        starts: &StartOffsets,
         held: usize,
         observer: &Observer,
         is_store_down: bool,
@@ -77,7 +66,7 @@ impl ConsumerLag {
         let answered = observer.tally.answered.load(Ordering::Relaxed);
         let done = answered.saturating_sub(self.answered);
         (self.measured, self.answered) = (Instant::now(), answered);
-        let unread = self.unread(consumer).unwrap_or(0);
+        let unread = self.unread(consumer, starts).unwrap_or(0);
         let waiting = unread.saturating_add(held as u64);
         // An outage of the store says nothing about the rate, nor does a time in which the worker
         // keeps up: it is as fast then as messages come.
@@ -89,61 +78,30 @@ impl ConsumerLag {
             observer.metrics.consumer_lag_seconds.record(seconds, &[]);
         }
     }
-}
 
-impl ConsumerLag {
     /// Messages of the consumer's partitions that it has not read, as far as is known.
-    fn unread<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) -> Option<u64> {
+    fn unread<C: ConsumerContext>(
+        &self,
+        consumer: &BaseConsumer<C>,
+        starts: &StartOffsets,
+    ) -> Option<u64> {
         let positions = consumer.position().ok()?;
         let name = CString::new(self.topic.as_str()).ok()?;
-        let elements = positions.elements();
-        // What comes back later may have been read further by others.
-        let is_ours = |partition: &i32| elements.iter().any(|one| one.partition() == *partition);
-        self.committed.retain(|partition, _| is_ours(partition));
-        let mut unknown = TopicPartitionList::new();
-        for element in &elements {
-            let partition = element.partition();
-            if matches!(element.offset(), Offset::Offset(_)) {
-                self.committed.remove(&partition);
-            } else if !self.committed.contains_key(&partition) {
-                unknown.add_partition(&self.topic, partition);
-            }
-        }
-        if unknown.count() > 0
-            && let Err(error) = self.look_up(consumer, unknown)
-        {
-            tracing::debug!(%error, "committed offsets are not available");
-        }
-        let of_one = |partition, offset| {
+        let unread = |partition, position| {
             let (low, high) = watermarks(consumer, &name, partition)?;
-            let next = match offset {
+            let next = match position {
                 Offset::Offset(next) => next,
-                _ => match self.committed.get(&partition)? {
-                    Some(committed) => low.max(*committed),
-                    None if self.from_first => low,
-                    None => high,
+                // Nothing of it has been read.
+                _ => match starts.of(partition)? {
+                    Offset::Offset(start) => low.max(start),
+                    Offset::End => high,
+                    _ => low,
                 },
             };
             u64::try_from(high - next).ok()
         };
-        let counts = elements.iter().filter_map(|one| of_one(one.partition(), one.offset()));
-        Some(counts.sum())
-    }
-
-    fn look_up<C: ConsumerContext>(
-        &mut self,
-        consumer: &BaseConsumer<C>,
-        partitions: TopicPartitionList,
-    ) -> KafkaResult<()> {
-        for found in consumer.committed_offsets(partitions, LOOK_UP_TIMEOUT)?.elements() {
-            found.error()?;
-            let committed = match found.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            };
-            self.committed.insert(found.partition(), committed);
-        }
-        Ok(())
+        let elements = positions.elements();
+        Some(elements.iter().filter_map(|one| unread(one.partition(), one.offset())).sum())
     }
 }
 

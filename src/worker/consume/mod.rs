@@ -12,6 +12,7 @@ mod pause;
 pub mod rebalance;
 pub mod receive;
 mod rewind;
+pub mod start_offsets;
 pub mod startup;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::worker::consume::pause::PausedPartitions;
 use crate::worker::consume::rebalance::Rebalancer;
 use crate::worker::consume::receive::Receiver;
 use crate::worker::consume::rewind::Rewinder;
+use crate::worker::consume::start_offsets::StartOffsets;
 use crate::worker::context::Context;
 use crate::worker::deadlines::Deadlines;
 use crate::worker::ownership::Ownership;
@@ -51,7 +53,7 @@ const MAX_BURST: usize = 128;
 const CLOSE_LIMIT: Duration = Duration::from_millis(LEAVING_MS);
 
 pub struct Consumer {
-    consumer: BaseConsumer<Rebalancer>,
+    consumer: Arc<BaseConsumer<Rebalancer>>,
     topic: Arc<str>,
     /// `kafka.group_instance_id`.
     instance: Option<String>,
@@ -60,6 +62,7 @@ pub struct Consumer {
     run: Arc<Run>,
     observer: Arc<Observer>,
     breaker: Arc<Breaker>,
+    starts: Arc<StartOffsets>,
     paused: Arc<PausedPartitions>,
     receiver: Receiver,
     rewinder: Rewinder,
@@ -86,14 +89,15 @@ impl Consumer {
         Self {
             instance: config.kafka.group_instance_id.clone(),
             max_in_flight: config.limits.max_in_flight.max(1),
+            starts: Arc::clone(consumer.context().starts()),
             paused: Arc::clone(consumer.context().paused()),
             rewinder: Rewinder::new(
                 Arc::clone(&topic),
                 Arc::clone(&ownership),
                 deadlines.poll_wait(),
             ),
-            lag: ConsumerLag::new(&config.kafka),
-            consumer,
+            lag: ConsumerLag::new(&topic),
+            consumer: Arc::new(consumer),
             topic,
             ownership,
             run,
@@ -125,6 +129,10 @@ impl Consumer {
     }
 
     fn turn(&mut self) -> Result<()> {
+        self.starts.start(&self.consumer)?;
+        if let Some(error) = self.starts.take_error() {
+            self.check_error(error)?;
+        }
         self.rewinder.rewind(&self.consumer);
         self.receiver.read(|_| {});
         self.measure();
@@ -204,13 +212,14 @@ impl Consumer {
 
     fn pause_all(&self) -> Result<()> {
         self.paused
-            .pause_all(&self.consumer, self.ownership.partitions())
+            .pause_all(&self.consumer, self.starts.started())
             .map_err(|error| kafka_error("partitions can't be paused", error))
     }
 
     fn measure(&mut self) {
         let held = self.receiver.held();
-        self.lag.measure(&self.consumer, held, &self.observer, self.breaker.is_open());
+        let is_store_down = self.breaker.is_open();
+        self.lag.measure(&self.consumer, &self.starts, held, &self.observer, is_store_down);
         let metrics = &self.observer.metrics;
         metrics.in_flight_references.record(self.receiver.in_flight() as u64, &[]);
         metrics.awaiting_schema_messages.record(self.receiver.awaiting_schema() as u64, &[]);
@@ -285,6 +294,7 @@ impl Consumer {
     /// consumer would wait without one. A transaction that is still open then is ended by the next
     /// owner, or by the brokers.
     pub fn close(self, publisher_ended: &std::sync::mpsc::Receiver<()>) {
+        self.starts.stop();
         let since = self.draining_since.unwrap_or_else(Instant::now);
         let deadline = since + self.deadlines.last_commit();
         while publisher_ended.try_recv() == Err(TryRecvError::Empty) {

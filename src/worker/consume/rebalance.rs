@@ -2,7 +2,8 @@
 //!
 //! They run inside `poll`, on the polling thread.
 //!
-//! - Assigned: a new epoch, then `incremental_assign`.
+//! - Assigned: a new epoch. librdkafka gets the partitions when their offsets are known
+//!   (`start_offsets`).
 //! - Revoked: the publisher commits what is finished (waited for within a bound), the epochs end,
 //!   then `incremental_unassign`.
 //! - Lost: the epochs end at once, since somebody else may own the partitions already.
@@ -23,9 +24,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
+use crate::config::Kafka;
 use crate::error::{Error, ErrorKind};
 use crate::kafka::log::forward_line;
-use crate::worker::consume::pause::PausedPartitions;
+use crate::worker::consume::pause::{PausedPartitions, partition_list};
+use crate::worker::consume::start_offsets::StartOffsets;
 use crate::worker::outbox::event::Event;
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
@@ -38,23 +41,39 @@ pub struct Rebalancer {
     /// How long a revocation waits for the publisher.
     flush_timeout: Duration,
     paused: Arc<PausedPartitions>,
+    starts: Arc<StartOffsets>,
+    topic: Arc<str>,
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 impl Rebalancer {
     pub fn new(
-        topic: Arc<str>,
+        kafka: &Kafka,
         ownership: Arc<Ownership>,
         run: Arc<Run>,
         publisher: Sender<Event>,
         flush_timeout: Duration,
     ) -> Self {
-        let paused = Arc::new(PausedPartitions::new(topic));
-        Self { ownership, run, publisher, flush_timeout, paused, last_error: Mutex::default() }
+        let topic: Arc<str> = kafka.input_topic.as_str().into();
+        let reset = kafka.properties.get("auto.offset.reset").map(String::as_str);
+        Self {
+            ownership,
+            run,
+            publisher,
+            flush_timeout,
+            paused: Arc::new(PausedPartitions::new(Arc::clone(&topic))),
+            starts: Arc::new(StartOffsets::new(Arc::clone(&topic), reset)),
+            topic,
+            last_error: Mutex::default(),
+        }
     }
 
     pub fn paused(&self) -> &Arc<PausedPartitions> {
         &self.paused
+    }
+
+    pub fn starts(&self) -> &Arc<StartOffsets> {
+        &self.starts
     }
 
     /// librdkafka's last error about its connections, other than that it has none.
@@ -67,7 +86,9 @@ impl Rebalancer {
         for &partition in &partitions {
             self.ownership.assign(partition);
         }
-        consumer.incremental_assign(given)?;
+        self.starts.assign(&partitions);
+        // Ends the rebalance.
+        consumer.incremental_assign(&TopicPartitionList::new())?;
         tracing::info!(
             ?partitions,
             assigned = ?self.ownership.partitions(),
@@ -88,7 +109,8 @@ impl Rebalancer {
             self.forget(&partitions);
         }
         self.paused.release(consumer, &partitions)?;
-        consumer.incremental_unassign(taken)?;
+        let started = self.starts.revoke(&partitions);
+        consumer.incremental_unassign(&partition_list(&self.topic, started))?;
         tracing::info!(
             ?partitions,
             lost,
