@@ -16,7 +16,8 @@ use crate::kafka::timeouts::Timeouts;
 /// librdkafka's default; the broker drops a member that is silent for longer.
 const SESSION_TIMEOUT_MS: u64 = 45_000;
 /// Below the session timeout: when the group gives a dead worker's partitions away, its open
-/// transaction is already over, and the new owner need not wait for stable offsets.
+/// transaction is over, or will be at the brokers' next search for such transactions (every 10 s by
+/// default), and the new owner waits little or not at all for stable offsets.
 const TRANSACTION_TIMEOUT_MS: u64 = 40_000;
 /// Below the transaction timeout: a record that can't be delivered fails while its transaction
 /// can still be aborted.
