@@ -32,7 +32,7 @@ mod outcome;
 mod ownership;
 mod publish;
 mod run;
-mod source;
+mod source_message;
 mod stages;
 mod supervise;
 mod telemetry;

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::message::{Identity, ImageRequest, Stage};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::ownership::Ownership;
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 use crate::worker::telemetry::spans::{Trace, attach};
 
 /// Where a reference comes from: one record of a message.

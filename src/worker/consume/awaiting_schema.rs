@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::message::{self, Requests};
 use crate::registry::Decoder;
 use crate::worker::ownership::Ownership;
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 
 pub struct AwaitingSchema {
     decoder: Decoder,

@@ -19,7 +19,7 @@ use crate::worker::outbox::Outbox;
 use crate::worker::outbox::event::Event;
 use crate::worker::outcome::{Origin, Reference};
 use crate::worker::ownership::Ownership;
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::Trace;
 

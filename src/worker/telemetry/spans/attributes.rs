@@ -11,7 +11,7 @@ use opentelemetry_semantic_conventions::attribute;
 use crate::config::Kafka;
 use crate::error::Error;
 use crate::message::ImageRequest;
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 
 /// How a reference ended: captioned, dead_letter, skipped, stale.
 pub const OUTCOME: &str = "fusioncap.outcome";

@@ -18,7 +18,7 @@ use super::batches::linked;
 use super::{Recorded, Spans, Trace, attributes};
 use crate::error::{Error, ErrorKind};
 use crate::message::TraceContext;
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 
 /// The spans of one record, until its transaction has ended; nothing where it is not recorded.
 #[derive(Debug)]

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use crate::config::Kafka;
 use crate::error::Error;
 use crate::message::{ImageRequest, RawHeader, TraceContext};
-use crate::worker::source::SourceMessage;
+use crate::worker::source_message::SourceMessage;
 use attributes::Names;
 pub use batches::BatchTimes;
 pub use commit::{CommitSpans, TransactionTiming};
