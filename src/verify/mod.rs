@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! images.in ─ references ─┐
-//! captions.out ───────────┼─ account ─ report
+//! captions.out ───────────┼─ reconciliation ─ report
 //! images.dlq ─────────────┘
 //! ```
 //! **The order in which the ends are taken** matters while workers run. The end of the input comes
@@ -15,10 +15,10 @@
 //! out of range, not unknown; to tell, the input's end is taken once more, last. With `Until::End`
 //! references that the workers have not reached yet are missing: use it once they have caught up.
 //!
-//! References are read before answers, whose source headers are looked up in the account, which
+//! References are read before answers, whose source headers are looked up in the reconciliation, which
 //! takes a byte per offset and keeps no record.
 
-mod account;
+mod reconciliation;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -33,10 +33,10 @@ use crate::kafka::headers::read_headers;
 use crate::message::{self, Marker, SourcePosition, header};
 use crate::reader::{End, Offsets, Ranges, Reader};
 use crate::registry::{BlockingDecoder, Kind, Registry};
-use crate::verify::account::{Account, Answer, Image, UnknownAnswer};
+use crate::verify::reconciliation::{Image, OutputRecord, Reconciliation, UnknownAnswer};
 use crate::verify::report::Output;
 
-/// Where the account ends.
+/// Where the reconciliation ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Until {
     /// At the end of each partition.
@@ -98,16 +98,16 @@ pub fn run(topics: &Topics, scope: &Scope) -> Result<Report> {
         reader.await_stable(topic, ranges)?;
     }
 
-    let mut account = Account::default();
+    let mut reconciliation = Reconciliation::default();
     for (&partition, range) in &references {
         let end = ends.get(&partition).map_or(range.end, |known| known.end);
-        account.add_partition(partition, range.clone(), end);
+        reconciliation.add_partition(partition, range.clone(), end);
     }
-    read_references(&reader, &requests, input, &references, &mut account)?;
+    read_references(&reader, &requests, input, &references, &mut reconciliation)?;
     for (output, topic, ranges) in &answers {
-        read_answers(&reader, *output, topic, input, ranges, &mut account)?;
+        read_answers(&reader, *output, topic, input, ranges, &mut reconciliation)?;
     }
-    Ok(account.into_report())
+    Ok(reconciliation.into_report())
 }
 
 /// `known` between `from` and `to`. A partition without an offset in `to` ends at its end, or at its
@@ -151,7 +151,7 @@ fn read_references(
     requests: &BlockingDecoder,
     topic: &str,
     ranges: &Ranges,
-    account: &mut Account,
+    reconciliation: &mut Reconciliation,
 ) -> Result<()> {
     use rdkafka::message::Message as _;
     reader.read_records(topic, ranges, |record| {
@@ -167,7 +167,7 @@ fn read_references(
             // A message that can't be read gets one dead letter.
             Err(_) => 1,
         };
-        account.add_message(partition, offset, images);
+        reconciliation.add_message(partition, offset, images);
         Ok(ControlFlow::Continue(()))
     })
 }
@@ -178,22 +178,23 @@ fn read_answers(
     topic: &str,
     input: &str,
     ranges: &Ranges,
-    account: &mut Account,
+    reconciliation: &mut Reconciliation,
 ) -> Result<()> {
     use rdkafka::message::Message as _;
     reader.read_records(topic, ranges, |record| {
-        let answer = Answer { output, partition: record.partition(), offset: record.offset() };
+        let answer =
+            OutputRecord { output, partition: record.partition(), offset: record.offset() };
         let headers = read_headers(record);
         match header::parse_source(&headers) {
             _ if output == Output::DeadLetters && Marker::is_marker(&headers) => {
-                account.add_marker()
+                reconciliation.add_marker()
             }
-            None => account.add_unknown(answer, UnknownAnswer::NoSource),
+            None => reconciliation.add_unknown(answer, UnknownAnswer::NoSource),
             Some((source, _)) if &*source.topic != input => {
-                account.add_unknown(answer, UnknownAnswer::OtherTopic);
+                reconciliation.add_unknown(answer, UnknownAnswer::OtherTopic);
             }
             Some((SourcePosition { partition, offset, .. }, index)) => {
-                account.add_answer(answer, Image { partition, offset, index });
+                reconciliation.add_answer(answer, Image { partition, offset, index });
             }
         }
         Ok(ControlFlow::Continue(()))

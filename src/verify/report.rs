@@ -1,4 +1,4 @@
-//! The result of an account: counts by input partition, and the first examples of each problem.
+//! The result of a reconciliation: counts by input partition, and the first examples of each problem.
 //!
 //! For every partition `references = captions + dead_letters + missing`; all other answers are
 //! `duplicated`, `unknown` or `out_of_range`.
@@ -14,7 +14,7 @@ pub struct PartitionReport {
     pub partition: i32,
     /// The first offset that is accounted for.
     pub from: i64,
-    /// The offset before which the account ends.
+    /// The offset before which the reconciliation ends.
     pub to: i64,
     pub messages: u64,
     /// Images in the messages. A message that can't be read counts as one.
@@ -93,7 +93,7 @@ pub struct Examples {
     pub unknown: Vec<Example>,
 }
 
-/// The whole account.
+/// The whole reconciliation.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Report {
     pub partitions: Vec<PartitionReport>,

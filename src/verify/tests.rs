@@ -1,10 +1,10 @@
-//! The account against a model that keeps every record.
+//! The reconciliation against a model that keeps every record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::account::{Account, Answer, Image, UnknownAnswer};
+use super::reconciliation::{Image, OutputRecord, Reconciliation, UnknownAnswer};
 use super::*;
 
 const CAPTIONS: Output = Output::Captions;
@@ -13,14 +13,14 @@ fn image(partition: i32, offset: i64, index: usize) -> Image {
     Image { partition, offset, index }
 }
 
-fn at(output: Output, partition: i32, offset: i64) -> Answer {
-    Answer { output, partition, offset }
+fn at(output: Output, partition: i32, offset: i64) -> OutputRecord {
+    OutputRecord { output, partition, offset }
 }
 
 /// One partition, offsets 10 to 19, one image each; 13 has none, 14 three, 15 130.
-fn account() -> Account {
-    let mut account = Account::default();
-    account.add_partition(0, 10..20, 25);
+fn reconciliation() -> Reconciliation {
+    let mut reconciliation = Reconciliation::default();
+    reconciliation.add_partition(0, 10..20, 25);
     for offset in 10..20 {
         let images = match offset {
             13 => 0,
@@ -28,23 +28,23 @@ fn account() -> Account {
             15 => 130,
             _ => 1,
         };
-        account.add_message(0, offset, images);
+        reconciliation.add_message(0, offset, images);
     }
-    account
+    reconciliation
 }
 
 #[test]
 fn everything_is_answered_once() {
-    let mut account = account();
+    let mut reconciliation = reconciliation();
     let mut place = 0;
     for offset in (10..20).filter(|offset| *offset != 13) {
         let images = [(14, 3), (15, 130)].into_iter().find(|(many, _)| *many == offset);
         for index in 0..images.map_or(1, |(_, count)| count) {
-            account.add_answer(at(CAPTIONS, 0, place), image(0, offset, index));
+            reconciliation.add_answer(at(CAPTIONS, 0, place), image(0, offset, index));
             place += 1;
         }
     }
-    let report = account.into_report();
+    let report = reconciliation.into_report();
     assert!(report.is_exactly_once());
     assert_eq!(report.total.references, 7 + 3 + 130);
     assert_eq!(report.total.captions, 140);
@@ -54,22 +54,22 @@ fn everything_is_answered_once() {
 
 #[test]
 fn each_problem_is_counted_at_its_partition() {
-    let mut account = account();
-    account.add_answer(at(CAPTIONS, 0, 0), image(0, 11, 0));
-    account.add_answer(at(CAPTIONS, 0, 1), image(0, 10, 0)); // reordered
-    account.add_answer(at(Output::DeadLetters, 0, 0), image(0, 11, 0)); // twice
-    account.add_answer(at(CAPTIONS, 1, 0), image(0, 14, 2)); // another partition: in order
-    account.add_answer(at(CAPTIONS, 1, 1), image(0, 14, 1)); // reordered within its message
+    let mut reconciliation = reconciliation();
+    reconciliation.add_answer(at(CAPTIONS, 0, 0), image(0, 11, 0));
+    reconciliation.add_answer(at(CAPTIONS, 0, 1), image(0, 10, 0)); // reordered
+    reconciliation.add_answer(at(Output::DeadLetters, 0, 0), image(0, 11, 0)); // twice
+    reconciliation.add_answer(at(CAPTIONS, 1, 0), image(0, 14, 2)); // another partition: in order
+    reconciliation.add_answer(at(CAPTIONS, 1, 1), image(0, 14, 1)); // reordered within its message
     for never in [image(0, 13, 0), image(0, 14, 3), image(0, 10, 1), image(0, 25, 0)] {
-        account.add_answer(at(CAPTIONS, 1, 2), never);
+        reconciliation.add_answer(at(CAPTIONS, 1, 2), never);
     }
-    account.add_answer(at(CAPTIONS, 1, 3), image(7, 10, 0)); // no such partition
-    account.add_answer(at(CAPTIONS, 1, 4), image(0, 9, 0)); // before the range
-    account.add_answer(at(CAPTIONS, 1, 5), image(0, 24, 0)); // after it
-    account.add_unknown(at(CAPTIONS, 1, 6), UnknownAnswer::NoSource);
-    account.add_unknown(at(CAPTIONS, 1, 7), UnknownAnswer::OtherTopic);
-    account.add_marker();
-    let report = account.into_report();
+    reconciliation.add_answer(at(CAPTIONS, 1, 3), image(7, 10, 0)); // no such partition
+    reconciliation.add_answer(at(CAPTIONS, 1, 4), image(0, 9, 0)); // before the range
+    reconciliation.add_answer(at(CAPTIONS, 1, 5), image(0, 24, 0)); // after it
+    reconciliation.add_unknown(at(CAPTIONS, 1, 6), UnknownAnswer::NoSource);
+    reconciliation.add_unknown(at(CAPTIONS, 1, 7), UnknownAnswer::OtherTopic);
+    reconciliation.add_marker();
+    let report = reconciliation.into_report();
     assert!(!report.is_exactly_once());
     let total = &report.total;
     assert_eq!((total.duplicated, total.reordered), (1, 2));
@@ -88,14 +88,14 @@ fn each_problem_is_counted_at_its_partition() {
 
 #[test]
 fn offsets_far_apart_cost_no_memory_between_them() {
-    let mut account = Account::default();
+    let mut reconciliation = Reconciliation::default();
     let far = i64::MAX - 10;
-    account.add_partition(3, 0..i64::MAX, i64::MAX);
+    reconciliation.add_partition(3, 0..i64::MAX, i64::MAX);
     for offset in [0, 70_000, far] {
-        account.add_message(3, offset, 1);
+        reconciliation.add_message(3, offset, 1);
     }
-    account.add_answer(at(CAPTIONS, 0, 0), image(3, far, 0));
-    let report = account.into_report();
+    reconciliation.add_answer(at(CAPTIONS, 0, 0), image(3, far, 0));
+    let report = reconciliation.into_report();
     let missing = |offset| Example::Image { partition: 3, offset, index: 0 };
     assert_eq!(report.examples.missing, [missing(0), missing(70_000)]);
     assert_eq!(report.total.captions, 1);
@@ -160,18 +160,18 @@ fn runs() -> impl Strategy<Value = Run> {
 
 proptest! {
     #[test]
-    fn the_account_agrees_with_one_that_keeps_every_record((asked, answers) in runs()) {
-        let mut account = Account::default();
+    fn the_reconciliation_agrees_with_one_that_keeps_every_record((asked, answers) in runs()) {
+        let mut reconciliation = Reconciliation::default();
         for partition in 0..3 {
-            account.add_partition(partition, 0..40, 45);
+            reconciliation.add_partition(partition, 0..40, 45);
         }
         for (&(partition, offset), &images) in &asked {
-            account.add_message(partition, offset, images);
+            reconciliation.add_message(partition, offset, images);
         }
         for (place, &(output, partition, of)) in answers.iter().enumerate() {
-            account.add_answer(at(output, partition, place as i64), of);
+            reconciliation.add_answer(at(output, partition, place as i64), of);
         }
-        let report = account.into_report();
+        let report = reconciliation.into_report();
 
         let open: BTreeSet<Image> = asked
             .iter()

@@ -14,9 +14,9 @@ const CHUNK: i64 = 1 << 16;
 /// Most examples of each kind of problem.
 const EXAMPLES: usize = 10;
 
-/// The position of an answer.
+/// The position of an output record, which answers a reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct OutputRecord {
     pub output: Output,
     pub partition: i32,
     pub offset: i64,
@@ -73,16 +73,16 @@ struct Partition {
     report: PartitionReport,
 }
 
-/// The account of one input topic.
+/// The references of one input topic, matched with the output records that answer them.
 #[derive(Debug, Default)]
-pub struct Account {
+pub struct Reconciliation {
     partitions: BTreeMap<i32, Partition>,
     /// The furthest image of a source partition that was answered in an output partition.
     furthest: HashMap<(Output, i32, i32), (i64, usize)>,
     report: Report,
 }
 
-impl Account {
+impl Reconciliation {
     /// Accounts for `range` of a partition whose log ends at `end`.
     pub fn add_partition(&mut self, partition: i32, range: Range<i64>, end: i64) {
         let report = PartitionReport::new(partition, &range);
@@ -92,57 +92,57 @@ impl Account {
 
     /// Adds a message of so many images; must come before any answer to it.
     pub fn add_message(&mut self, partition: i32, offset: i64, images: usize) {
-        let Some(account) = self.partitions.get_mut(&partition) else {
+        let Some(tracked) = self.partitions.get_mut(&partition) else {
             return;
         };
-        if !account.range.contains(&offset) {
+        if !tracked.range.contains(&offset) {
             return;
         }
-        account.report.messages += 1;
-        account.report.references += images as u64;
+        tracked.report.messages += 1;
+        tracked.report.references += images as u64;
         let slot = match images {
             0 => return,
             1 => Slot::Open,
             _ => {
                 let answered = vec![0; images.div_ceil(64)].into_boxed_slice();
-                account.multi_image.insert(offset, MultiImage { images, answered });
+                tracked.multi_image.insert(offset, MultiImage { images, answered });
                 Slot::MultiImage
             }
         };
-        if let Some(found) = account.slot_mut(offset) {
+        if let Some(found) = tracked.slot_mut(offset) {
             *found = slot;
         }
     }
 
     /// Adds a record that answers `image`.
-    pub fn add_answer(&mut self, answer: Answer, image: Image) {
-        let Some(account) = self.partitions.get_mut(&image.partition) else {
-            return self.never_asked(answer);
+    pub fn add_answer(&mut self, record: OutputRecord, image: Image) {
+        let Some(tracked) = self.partitions.get_mut(&image.partition) else {
+            return self.never_asked(record);
         };
-        if !account.range.contains(&image.offset) {
-            if image.offset < account.end {
+        if !tracked.range.contains(&image.offset) {
+            if image.offset < tracked.end {
                 self.report.out_of_range += 1;
                 return;
             }
-            return self.never_asked(answer);
+            return self.never_asked(record);
         }
-        match account.mark_answered(image) {
-            None => self.never_asked(answer),
+        match tracked.mark_answered(image) {
+            None => self.never_asked(record),
             Some(false) => {
-                account.report.duplicated += 1;
-                add_example(&mut self.report.examples.duplicated, answer);
+                tracked.report.duplicated += 1;
+                add_example(&mut self.report.examples.duplicated, record);
             }
             Some(true) => {
-                match answer.output {
-                    Output::Captions => account.report.captions += 1,
-                    Output::DeadLetters => account.report.dead_letters += 1,
+                match record.output {
+                    Output::Captions => tracked.report.captions += 1,
+                    Output::DeadLetters => tracked.report.dead_letters += 1,
                 }
                 let reference = (image.offset, image.index);
-                let key = (answer.output, answer.partition, image.partition);
+                let key = (record.output, record.partition, image.partition);
                 let furthest = self.furthest.entry(key).or_insert((-1, 0));
                 if reference < *furthest {
-                    account.report.reordered += 1;
-                    add_example(&mut self.report.examples.reordered, answer);
+                    tracked.report.reordered += 1;
+                    add_example(&mut self.report.examples.reordered, record);
                 } else {
                     *furthest = reference;
                 }
@@ -151,12 +151,12 @@ impl Account {
     }
 
     /// Adds a record whose reference is not known.
-    pub fn add_unknown(&mut self, answer: Answer, why: UnknownAnswer) {
+    pub fn add_unknown(&mut self, record: OutputRecord, why: UnknownAnswer) {
         match why {
             UnknownAnswer::NoSource => self.report.unknown.no_source += 1,
             UnknownAnswer::OtherTopic => self.report.unknown.other_topic += 1,
         }
-        add_example(&mut self.report.examples.unknown, answer);
+        add_example(&mut self.report.examples.unknown, record);
     }
 
     /// Adds a record that marks a dead letter as redriven.
@@ -164,22 +164,22 @@ impl Account {
         self.report.markers += 1;
     }
 
-    fn never_asked(&mut self, answer: Answer) {
+    fn never_asked(&mut self, record: OutputRecord) {
         let Unknown { never_asked, .. } = &mut self.report.unknown;
         *never_asked += 1;
-        add_example(&mut self.report.examples.unknown, answer);
+        add_example(&mut self.report.examples.unknown, record);
     }
 
-    /// Ends the account: references without an answer are missing.
+    /// Ends the reconciliation: references without an answer are missing.
     pub fn into_report(self) -> Report {
         let mut report = self.report;
-        for account in self.partitions.into_values() {
-            let mut partition = account.report.clone();
+        for tracked in self.partitions.into_values() {
+            let mut partition = tracked.report.clone();
             let answered = partition.captions + partition.dead_letters;
             partition.missing = partition.references.saturating_sub(answered);
             let left = EXAMPLES.saturating_sub(report.examples.missing.len());
             if partition.missing > 0 {
-                report.examples.missing.extend(account.missing_images().take(left));
+                report.examples.missing.extend(tracked.missing_images().take(left));
             }
             report.add(partition);
         }
@@ -253,12 +253,12 @@ impl Partition {
     }
 }
 
-fn add_example(examples: &mut Vec<Example>, answer: Answer) {
+fn add_example(examples: &mut Vec<Example>, record: OutputRecord) {
     if examples.len() < EXAMPLES {
         examples.push(Example::Record {
-            topic: answer.output,
-            partition: answer.partition,
-            offset: answer.offset,
+            topic: record.output,
+            partition: record.partition,
+            offset: record.offset,
         });
     }
 }
