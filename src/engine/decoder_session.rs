@@ -12,8 +12,8 @@ use ort::session::{IoBinding, Session};
 use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorElementType};
 
 use super::beam_search::{BeamSearch, Candidates, Hypothesis};
+use super::micro_batch::MIN_ROWS;
 use super::ort_values::{read_output, runtime_error, take_output};
-use super::slice::MIN_ROWS;
 use crate::bundle::{Bundle, DECODER, GenerationConfig};
 use crate::config::{Provider, Runtime};
 use crate::error::Result;

@@ -13,7 +13,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// One batch of the slices in `parts`, in their order.
+    /// One batch of the micro-batches in `parts`, in their order.
     pub fn concat(parts: Vec<Self>) -> Self {
         parts.into_iter().reduce(Self::append).unwrap_or_default()
     }

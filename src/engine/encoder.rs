@@ -1,15 +1,15 @@
 //! The encoder: pixels to the decoder's prefix, by the bundle's vision tower and prefix graphs.
 //!
 //! An accelerator encodes a batch in one run on bound buffers. On the CPU a batch is cut into
-//! slices, which take less time than one large run, and several sessions share the slices. Padding
+//! micro-batches, which take less time than one large run, and several sessions share them. Padding
 //! rows are dropped before the decoder.
 
 use super::capture_lock;
 use super::encoded::Encoded;
 use super::encoder_sessions::{EncoderSessions, ImageFeatures};
+use super::micro_batch::{self, MicroBatch, batch_size_error};
 use super::pixels::Pixels;
 use super::session_pool::{InferenceThreads, SessionPool};
-use super::slice::{self, Slice, batch_size_error};
 use crate::bundle::Bundle;
 use crate::config::{Provider, Runtime};
 use crate::error::Result;
@@ -57,7 +57,7 @@ impl Encoder {
             sessions: SessionPool::load(threads, load)?,
             preprocessor,
             batch_size,
-            row_counts: slice::row_counts(runtime, batch_size),
+            row_counts: micro_batch::row_counts(runtime, batch_size),
             captures_graph,
             pixels: None,
         })
@@ -83,8 +83,8 @@ impl Encoder {
         let row_counts = &self.row_counts;
         let encode_blank = |sessions: &mut EncoderSessions| {
             row_counts.iter().try_for_each(|rows| {
-                let slice = Slice { first: 0, images: *rows, rows: *rows };
-                sessions.encode(&pixels, slice, (height, width)).map(drop)
+                let micro_batch = MicroBatch { first: 0, images: *rows, rows: *rows };
+                sessions.encode(&pixels, micro_batch, (height, width)).map(drop)
             })
         };
         let capturing = self.captures_graph.then(capture_lock::exclusive);
@@ -134,13 +134,14 @@ impl Encoder {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_pixels(&mut self, pixels: &mut Pixels) -> Result<Encoded> {
-        let slices = self.slices(pixels.images())?;
+        let micro_batches = self.micro_batches(pixels.images())?;
         let image_size = self.preprocessor.input_size();
         let _running = capture_lock::shared();
-        pixels.pad(slices.last().map_or(0, |slice| slice.first + slice.rows));
-        let encode =
-            |sessions: &mut EncoderSessions, slice| sessions.encode(pixels, slice, image_size);
-        Ok(Encoded::concat(self.sessions.map(slices, encode)?))
+        pixels.pad(micro_batches.last().map_or(0, |last| last.first + last.rows));
+        let encode = |sessions: &mut EncoderSessions, micro_batch| {
+            sessions.encode(pixels, micro_batch, image_size)
+        };
+        Ok(Encoded::concat(self.sessions.map(micro_batches, encode)?))
     }
 
     /// Encodes 1 to `batch_size` images, in order, from a vision tower's outputs.
@@ -148,18 +149,18 @@ impl Encoder {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_features(&mut self, images: &[ImageFeatures]) -> Result<Encoded> {
-        let slices = self.slices(images.len())?;
+        let micro_batches = self.micro_batches(images.len())?;
         let _running = capture_lock::shared();
-        let encode = |sessions: &mut EncoderSessions, Slice { first, images: count, rows }| {
+        let encode = |sessions: &mut EncoderSessions, MicroBatch { first, images: count, rows }| {
             sessions.encode_features(&images[first..first + count], rows)
         };
-        Ok(Encoded::concat(self.sessions.map(slices, encode)?))
+        Ok(Encoded::concat(self.sessions.map(micro_batches, encode)?))
     }
 
-    fn slices(&self, images: usize) -> Result<Vec<Slice>> {
+    fn micro_batches(&self, images: usize) -> Result<Vec<MicroBatch>> {
         if images == 0 || images > self.batch_size {
             return Err(batch_size_error(images, self.batch_size));
         }
-        Ok(slice::cut(images, self.sessions.size(), &self.row_counts))
+        Ok(micro_batch::cut(images, self.sessions.size(), &self.row_counts))
     }
 }

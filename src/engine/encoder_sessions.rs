@@ -5,9 +5,9 @@ use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::bound_buffers::BoundBuffers;
 use super::encoded::Encoded;
+use super::micro_batch::MicroBatch;
 use super::ort_values::{read_output, read_rows, runtime_error, take_output};
 use super::pixels::Pixels;
-use super::slice::Slice;
 use crate::bundle::{Bundle, PREFIX, VISION};
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind, Result};
@@ -86,14 +86,14 @@ impl EncoderSessions {
         self.buffers.as_ref().map(|buffers| buffers.allocate_staging(&self.vision))
     }
 
-    /// Encodes a slice of `pixels`, whose images are `[3, height, width]`.
+    /// Encodes a micro-batch of `pixels`, whose images are `[3, height, width]`.
     ///
     /// # Errors
     /// `ErrorKind::Runtime` if the model fails.
     pub fn encode(
         &mut self,
         pixels: &Pixels,
-        Slice { first, images, rows }: Slice,
+        MicroBatch { first, images, rows }: MicroBatch,
         (height, width): (usize, usize),
     ) -> Result<Encoded> {
         let mut features = match (&mut self.buffers, pixels.staging()) {
@@ -206,9 +206,9 @@ mod tests {
                 }
                 pixels.pad(ROWS);
             }
-            let slice = Slice { first: 0, images, rows: ROWS };
-            let expected = plain.encode(&owned, slice, (height, width)).unwrap();
-            let found = bound.encode(&staged, slice, (height, width)).unwrap();
+            let micro_batch = MicroBatch { first: 0, images, rows: ROWS };
+            let expected = plain.encode(&owned, micro_batch, (height, width)).unwrap();
+            let found = bound.encode(&staged, micro_batch, (height, width)).unwrap();
             assert_eq!(found.embeddings, expected.embeddings);
             assert_eq!(found.prefix, expected.prefix);
             assert_ne!(found.prefix, before, "a batch was encoded as the one before it");

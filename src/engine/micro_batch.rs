@@ -1,4 +1,5 @@
-//! How the encoder cuts a batch into slices: each is one run at one of a few fixed row counts.
+//! How the encoder cuts a batch into micro-batches: each is one run at one of a few fixed row
+//! counts.
 
 use crate::config::{Provider, Runtime};
 use crate::error::{Error, ErrorKind};
@@ -12,7 +13,7 @@ pub const MAX_CPU_ROWS: usize = 4;
 
 /// Images of a batch that are encoded in one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Slice {
+pub struct MicroBatch {
     /// Index of the first image in the batch.
     pub first: usize,
     pub images: usize,
@@ -31,17 +32,17 @@ pub fn row_counts(runtime: &Runtime, batch_size: usize) -> Vec<usize> {
     counts
 }
 
-/// Cuts a batch of `images` into slices that keep all `sessions` busy, none with more images than
-/// the largest of `row_counts`.
-pub fn cut(images: usize, sessions: usize, row_counts: &[usize]) -> Vec<Slice> {
+/// Cuts a batch of `images` into micro-batches that keep all `sessions` busy, none with more images
+/// than the largest of `row_counts`.
+pub fn cut(images: usize, sessions: usize, row_counts: &[usize]) -> Vec<MicroBatch> {
     let largest = row_counts.last().copied().unwrap_or(1);
     let length = images.div_ceil(sessions.max(1)).max(MIN_ROWS).min(largest);
-    let slice = |first| {
+    let micro_batch = |first| {
         let images = length.min(images - first);
         let rows = row_counts.iter().copied().find(|rows| *rows >= images);
-        Slice { first, images, rows: rows.unwrap_or(images) }
+        MicroBatch { first, images, rows: rows.unwrap_or(images) }
     };
-    (0..images).step_by(length).map(slice).collect()
+    (0..images).step_by(length).map(micro_batch).collect()
 }
 
 /// For a batch of `images` where 1 to `largest` are allowed.
@@ -56,12 +57,12 @@ mod tests {
     use super::*;
 
     fn cut_rows(images: usize, sessions: usize, row_counts: &[usize]) -> Vec<(usize, usize)> {
-        let slices = cut(images, sessions, row_counts);
-        slices.into_iter().map(|slice| (slice.images, slice.rows)).collect()
+        let micro_batches = cut(images, sessions, row_counts);
+        micro_batches.into_iter().map(|each| (each.images, each.rows)).collect()
     }
 
     #[test]
-    fn slices_keep_the_sessions_busy_and_are_padded() {
+    fn micro_batches_keep_the_sessions_busy_and_are_padded() {
         let cpu = row_counts(&Runtime::default(), 32);
         assert_eq!(cpu, [2, 4]);
         assert_eq!(cut_rows(7, 2, &cpu), [(4, 4), (3, 4)]);

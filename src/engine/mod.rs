@@ -13,10 +13,10 @@ mod decoder_session;
 mod encoded;
 mod encoder;
 mod encoder_sessions;
+mod micro_batch;
 mod ort_values;
 mod pixels;
 mod session_pool;
-mod slice;
 
 use crate::bundle::Bundle;
 use crate::config::{Model, Runtime};

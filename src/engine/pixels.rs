@@ -2,14 +2,14 @@
 
 use ort::value::Tensor;
 
-use super::slice::{MAX_CPU_ROWS, batch_size_error};
+use super::micro_batch::{MAX_CPU_ROWS, batch_size_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Preprocessor;
 
 /// Up to `capacity` images as normalised planes, `[images, 3, height, width]`. Allocated once and
 /// reused for many batches.
 pub struct Pixels {
-    /// Row-major `[rows, 3, height, width]`: `capacity` rows, and padding for the last slice.
+    /// Row-major `[rows, 3, height, width]`: `capacity` rows, and padding for the last micro-batch.
     values: Values,
     capacity: usize,
     /// Values of one image.
@@ -155,6 +155,6 @@ mod tests {
         pixels.push(&preprocessor, &[7; 3]).unwrap();
         pixels.pad(4);
         assert_eq!(pixels.rows(0, 2), [7.0, 7.0, 7.0, 0.0, 0.0, 0.0]);
-        assert_eq!(pixels.rows(1, 3), [0.0; 9], "a slice can be padded");
+        assert_eq!(pixels.rows(1, 3), [0.0; 9], "a micro-batch can be padded");
     }
 }

@@ -29,7 +29,7 @@ const MOST_BUFFERED_BYTES: u64 = 1 << 40;
 /// Batches of pixels in memory: one fills, one waits, one is encoded.
 const BATCHES: f64 = 3.0;
 /// The engine's input has room for a multiple of this number of images.
-const SLICE: u32 = 4;
+const MICRO_BATCH: u32 = 4;
 
 /// The engine of one worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -259,7 +259,7 @@ impl Load {
         let decoding = cores * self.pixels * 3.0;
         // Pixels are floats in a batch, and bytes before: a batch that waits, an image that each core
         // hands over, and one that is next.
-        let batched = BATCHES * f64::from(self.batch.next_multiple_of(SLICE)) * input * 4.0;
+        let batched = BATCHES * f64::from(self.batch.next_multiple_of(MICRO_BATCH)) * input * 4.0;
         let decoded = (batch + cores + 1.0) * input;
         let message = REFERENCE_BYTES + IN_FLIGHT_BYTES + self.record_bytes;
         let messages = self.in_flight(requests) as f64 * message + READ_AHEAD_BYTES;
