@@ -6,13 +6,14 @@
 //! ([`cloud_event`]). One message may name several images; they share its offset and differ in
 //! their index.
 
+mod caption_record;
 mod cloud_event;
+mod dead_letter;
 pub mod header;
 mod image_request;
 mod json;
 mod model;
 mod position;
-mod record;
 mod redriven;
 mod request;
 mod retained;
@@ -21,10 +22,11 @@ mod trace_context;
 
 use serde_json::Value;
 
+pub use caption_record::CaptionRecord;
+pub use dead_letter::{DeadLetter, Stage};
 pub use image_request::{ImageRequest, Requests};
 pub use model::Identity;
 pub use position::SourcePosition;
-pub use record::{CaptionRecord, DeadLetter, Stage};
 pub use redriven::Marker;
 pub use retained::RetainedParts;
 pub use trace_context::{TRACEPARENT, TraceContext};

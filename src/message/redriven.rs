@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::image_request::MAX_FIELD_BYTES;
-use super::record::now;
+use super::json::now;
 use super::{DeadLetter, RawHeader, SourcePosition, header};
 
 /// The record that marks a dead letter as redriven (`schemas/dead-letter-marker.v1.schema.json`).
