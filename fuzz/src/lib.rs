@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fusioncap::ErrorKind;
 use fusioncap::error::Result;
-use fusioncap::message::{DeadLetter, Requests, SourcePosition, Stage};
+use fusioncap::message::{DeadLetter, Requests, SourcePosition, FailedStage};
 
 pub fn source() -> SourcePosition {
     SourcePosition { topic: Arc::from("images.in"), partition: 3, offset: 41 }
@@ -29,7 +29,7 @@ pub fn check(payload: &[u8], read: &Result<Requests>) {
             let named = matches!(kind, ErrorKind::InvalidMessage | ErrorKind::UnsupportedUri);
             assert!(named, "refused as {kind}");
             let letter =
-                DeadLetter::new(&source(), 0, None, error, (Stage::Consume, 1), (None, payload));
+                DeadLetter::new(&source(), 0, None, error, (FailedStage::Consume, 1), (None, payload));
             assert!(!letter.reason.contains(char::is_control), "{}", letter.reason);
             let bytes = letter.to_json().expect("a dead letter is JSON");
             // A third more by Base64, and fields of bounded length.

@@ -16,7 +16,7 @@ const MAX_REASON: usize = 1000;
 /// The stage of the pipeline at which an image failed.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub enum FailedStage {
     Consume,
     Fetch,
     Decode,
@@ -32,7 +32,7 @@ pub struct DeadLetter {
     /// One of [`ErrorKind::DEAD_LETTERS`](crate::error::ErrorKind::DEAD_LETTERS).
     pub code: String,
     pub reason: String,
-    pub stage: Stage,
+    pub stage: FailedStage,
     /// Attempts made, at least 1.
     pub attempts: u32,
     pub source_topic: String,
@@ -62,7 +62,7 @@ impl DeadLetter {
         index: usize,
         request: Option<&ImageRequest>,
         error: &Error,
-        (stage, attempts): (Stage, u32),
+        (stage, attempts): (FailedStage, u32),
         original: &RawRecord,
     ) -> Self {
         Self {

@@ -23,7 +23,7 @@ mod trace_context;
 use serde_json::Value;
 
 pub use caption_record::CaptionRecord;
-pub use dead_letter::{DeadLetter, Stage};
+pub use dead_letter::{DeadLetter, FailedStage};
 pub use image_request::{ImageRequest, Requests};
 pub use model::Identity;
 pub use position::SourcePosition;

@@ -199,7 +199,7 @@ fn record_size(record: &RawRecord) -> usize {
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
-    use crate::message::{Stage, parse};
+    use crate::message::{FailedStage, parse};
 
     fn source() -> SourcePosition {
         SourcePosition { topic: "images.in".into(), partition: 1, offset: 5 }
@@ -214,7 +214,7 @@ mod tests {
         let payload = original.payload.as_deref().unwrap_or_default();
         let requests = parse(payload, &original.headers, &source());
         let request = requests.as_ref().ok().and_then(|requests| requests.images.get(index));
-        DeadLetter::new(&source(), index, request, &error, (Stage::Fetch, 1), original)
+        DeadLetter::new(&source(), index, request, &error, (FailedStage::Fetch, 1), original)
     }
 
     fn put_back(original: &RawRecord, index: usize, offset: i64) -> Rebuilt {

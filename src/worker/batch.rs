@@ -15,7 +15,7 @@ use crate::worker::models::Model;
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::Step;
+use crate::worker::telemetry::stage::Stage;
 
 /// Decoded images, and their pixels as the vision tower of their model takes them.
 pub struct Batch {
@@ -138,7 +138,7 @@ impl Batcher {
             return false;
         }
         batch.items.push(image);
-        self.observer.busy(Step::Batch, started);
+        self.observer.busy(Stage::Batch, started);
         true
     }
 }

@@ -17,7 +17,7 @@ use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::BatchTimes;
-use crate::worker::telemetry::step::{Step, WaitFor};
+use crate::worker::telemetry::stage::{Stage, WaitFor};
 
 pub struct Captioner {
     engine: EngineSlot<CaptionDecoder>,
@@ -43,7 +43,7 @@ impl Captioner {
             let Some(batch) = input.blocking_recv() else {
                 return Ok(());
             };
-            self.observer.waited(Step::Caption, WaitFor::Upstream, idle);
+            self.observer.waited(Stage::Caption, WaitFor::Upstream, idle);
             if self.run.has_failed() {
                 return Ok(());
             }
@@ -58,7 +58,7 @@ impl Captioner {
         let started = Instant::now();
         let EncodedBatch { items, model, encoded, began, ended } = batch;
         let captions = self.engine.of(&model)?.generate(encoded)?;
-        self.observer.busy(Step::Caption, started);
+        self.observer.busy(Stage::Caption, started);
         self.observer.slowest.batch(began.elapsed());
         if captions.len() != items.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::config::{Config, Limits, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::DecodedPixels;
-use crate::message::Stage;
+use crate::message::FailedStage;
 use crate::worker::context::Context;
 use crate::worker::item::{Decoded, Fetched, Item};
 use crate::worker::models::{self, Model, Models};
@@ -26,7 +26,7 @@ use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::supervise::check_task;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::{Step, WaitFor};
+use crate::worker::telemetry::stage::{Stage, WaitFor};
 
 /// Minimum time to commit the dead letters of hung decoders.
 const COMMIT_TIME: Duration = Duration::from_secs(3);
@@ -147,7 +147,7 @@ impl Decoder {
             let Some(item) = item else {
                 break;
             };
-            decoder.observer.waited(Step::Decode, WaitFor::Upstream, idle);
+            decoder.observer.waited(Stage::Decode, WaitFor::Upstream, idle);
             let Some(slot) = pool.acquire(decoder.timeout().max(COMMIT_TIME)).await else {
                 decoder.run.fail(decoder.all_hang(&pool));
                 return;
@@ -178,7 +178,7 @@ impl Decoder {
                 let full = Instant::now();
                 // Batching ends before decoding only when the run has failed.
                 let _ = self.batcher.send(item.with(Decoded { object, pixels, model })).await;
-                self.observer.waited(Step::Decode, WaitFor::Downstream, full);
+                self.observer.waited(Stage::Decode, WaitFor::Downstream, full);
             }
             Err(error) => {
                 if error.kind() == ErrorKind::DecodeTimeout {
@@ -186,7 +186,7 @@ impl Decoder {
                     let uri = item.reference.request.uri();
                     tracing::warn!(uri, "an image takes too long to decode");
                 }
-                let (stage, model) = (Stage::Decode, Arc::clone(&model.identity));
+                let (stage, model) = (FailedStage::Decode, Arc::clone(&model.identity));
                 let failed = Failed { stage, error, attempts, model };
                 self.outbox.finish(item, Err(Arc::new(failed)));
             }
@@ -206,7 +206,7 @@ impl Decoder {
         let decoding = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let pixels = preprocessor.decode(&bytes, &limits);
-            observer.busy(Step::Decode, started);
+            observer.busy(Stage::Decode, started);
             drop(held);
             pixels
         });

@@ -18,7 +18,7 @@ use crate::worker::models::{EngineSlot, Model};
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::{Step, WaitFor};
+use crate::worker::telemetry::stage::{Stage, WaitFor};
 
 /// A batch on its way to the decoder.
 pub struct EncodedBatch {
@@ -53,7 +53,7 @@ impl Encoder {
             let Some(mut batch) = input.blocking_recv() else {
                 return Ok(());
             };
-            self.observer.waited(Step::Encode, WaitFor::Upstream, idle);
+            self.observer.waited(Stage::Encode, WaitFor::Upstream, idle);
             if self.run.has_failed() {
                 return Ok(());
             }
@@ -68,12 +68,12 @@ impl Encoder {
             let Some(encoded) = encoded else {
                 continue;
             };
-            self.observer.busy(Step::Encode, began);
+            self.observer.busy(Stage::Encode, began);
             let ended = Instant::now();
             // Captioning ends before encoding only when the run has failed.
             let batch = EncodedBatch { items, model, encoded, began, ended };
             let _ = self.captioner.blocking_send(batch);
-            self.observer.waited(Step::Encode, WaitFor::Downstream, ended);
+            self.observer.waited(Stage::Encode, WaitFor::Downstream, ended);
         }
     }
 }

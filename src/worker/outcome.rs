@@ -5,7 +5,7 @@ use std::sync::Arc;
 use opentelemetry::ContextGuard;
 
 use crate::error::Error;
-use crate::message::{Identity, ImageRequest, Stage};
+use crate::message::{Identity, ImageRequest, FailedStage};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::ownership::Ownership;
 use crate::worker::source_message::SourceMessage;
@@ -73,7 +73,7 @@ pub struct Captioned {
 /// Why a reference has no caption.
 #[derive(Debug)]
 pub struct Failed {
-    pub stage: Stage,
+    pub stage: FailedStage,
     pub error: Error,
     /// How often the stage tried.
     pub attempts: u32,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fusioncap::bundle::Bundle;
 use fusioncap::message::{
     CaptionRecord, DeadLetter, Marker, RawHeader, RawRecord, Requests, RetainedParts,
-    SourcePosition, Stage, TraceContext, header, parse,
+    SourcePosition, FailedStage, TraceContext, header, parse,
 };
 use fusioncap::{Error, ErrorKind};
 use jsonschema::{Registry, Resource, Validator};
@@ -179,7 +179,7 @@ fn a_long_field_is_refused_and_not_repeated() {
         let error = parse(payload.to_string().as_bytes(), &[], &source()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidMessage);
         let original = RawRecord::default();
-        let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
+        let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original);
         assert!(letter.to_json().unwrap().len() < 8192);
         assert!(!letter.reason.contains('\n'), "{}", letter.reason);
     }
@@ -248,7 +248,7 @@ fn dead_letters_of_every_kind_fit_their_schema() {
         for request in [None, images.first()] {
             let original = original();
             let letter =
-                DeadLetter::new(&source(), 0, request, &error, (Stage::Fetch, 3), &original);
+                DeadLetter::new(&source(), 0, request, &error, (FailedStage::Fetch, 3), &original);
             let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
             assert_valid("dead-letter", &value);
             assert_eq!(value["code"], kind.code());
@@ -284,13 +284,13 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
     cases.push(RawRecord { payload: None, ..whole.clone() });
     cases.push(RawRecord { payload: Some(Vec::new()), key: Some(Vec::new()), ..whole });
     for case in cases {
-        let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &case);
+        let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &case);
         let value: Value = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
         assert_valid("dead-letter", &value);
         let back: DeadLetter = serde_json::from_value(value).unwrap();
         assert_eq!(back.original_record().unwrap(), Some(case));
     }
-    let mut letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    let mut letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     let names: Vec<&str> = letter.headers.iter().map(|header| header.name.as_str()).collect();
     assert_eq!(names, ["twice", "twice", "", "none", "caf\u{fffd}"]);
     letter.leave_out_original();
@@ -309,7 +309,7 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
 #[test]
 fn a_dead_letter_that_is_damaged_is_refused() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
-    let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     for path in ["/payload_base64", "/key_base64", "/headers/0/value_base64"] {
         let mut value = serde_json::to_value(&letter).unwrap();
         *value.pointer_mut(path).unwrap() = json!("?");
@@ -325,7 +325,7 @@ fn a_dead_letter_that_is_damaged_is_refused() {
 #[test]
 fn markers_name_their_dead_letter() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
-    let letter = DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original());
+    let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     let position = SourcePosition { topic: "images.dlq".into(), partition: 2, offset: 17 };
     let marker = Marker::new(&letter, &position, 1);
     assert_valid("dead-letter-marker", &serde_json::to_value(&marker).unwrap());
@@ -376,7 +376,7 @@ fn every_code_is_documented() {
     for row in &rows {
         let [code, stages, meaning, remedy, helps] = row[..] else { panic!("{row:?}") };
         for stage in stages.split(", ") {
-            let known: Result<Stage, _> = serde_json::from_value(json!(stage));
+            let known: Result<FailedStage, _> = serde_json::from_value(json!(stage));
             assert!(known.is_ok(), "{code}: {stage} is no stage");
         }
         assert!(meaning.ends_with('.') && remedy.ends_with('.'), "{row:?}");
@@ -434,7 +434,7 @@ proptest! {
         let original = RawRecord { key, payload, headers: headers.into_iter().map(raw).collect() };
         let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
         let letter =
-            DeadLetter::new(&source(), 0, None, &error, (Stage::Consume, 1), &original);
+            DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original);
         let back: DeadLetter = serde_json::from_slice(&letter.to_json().unwrap()).unwrap();
         prop_assert_eq!(back.original_record().unwrap(), Some(original));
     }

@@ -40,7 +40,7 @@ use crate::worker::deadlines::Deadlines;
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::Step;
+use crate::worker::telemetry::stage::Stage;
 
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// While there is no room, or partitions are paused.
@@ -180,7 +180,7 @@ impl Consumer {
         }
         poll.end();
         self.observer.semconv.polled(messages, polling.elapsed());
-        self.observer.busy(Step::Consume, started);
+        self.observer.busy(Stage::Consume, started);
         Ok(())
     }
 

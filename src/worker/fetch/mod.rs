@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::error::ErrorKind;
-use crate::message::Stage;
+use crate::message::FailedStage;
 use crate::retry::GaveUp;
 use crate::s3::Store;
 use crate::worker::coalesce::{Coalescer, Leading, Role};
@@ -33,7 +33,7 @@ use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::supervise::check_task;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::{Step, WaitFor};
+use crate::worker::telemetry::stage::{Stage, WaitFor};
 
 pub struct Fetcher {
     ownership: Arc<Ownership>,
@@ -161,7 +161,7 @@ impl Fetcher {
                          bucket's policy"
                     );
                 }
-                self.outbox.fail(item, Stage::Fetch, error, attempts);
+                self.outbox.fail(item, FailedStage::Fetch, error, attempts);
             }
         }
     }
@@ -174,7 +174,7 @@ impl Fetcher {
         // The decoders end before the fetchers only when the run has failed.
         let _ = self.decoder.send(item).await;
         permit.release(read, full.elapsed());
-        self.observer.waited(Step::Fetch, WaitFor::Downstream, full);
+        self.observer.waited(Stage::Fetch, WaitFor::Downstream, full);
         self.observer.metrics.fetch_concurrency_limit.record(self.concurrency.limit() as u64, &[]);
     }
 }

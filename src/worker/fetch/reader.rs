@@ -21,7 +21,7 @@ use crate::worker::fetch::hedge::Hedge;
 use crate::worker::item::{Item, Referenced};
 use crate::worker::outcome::Reference;
 use crate::worker::telemetry::Observer;
-use crate::worker::telemetry::step::Step;
+use crate::worker::telemetry::stage::Stage;
 
 pub struct ObjectReader {
     pub(super) store: Store,
@@ -153,7 +153,7 @@ impl ObjectReader {
         let get = || self.store.get_within(object, self.max_bytes, &self.memory);
         let on_hedge = || self.observer.metrics.fetch_hedges.add(1, &[]);
         let read = self.hedge.request(get, on_hedge).await;
-        self.observer.busy(Step::Fetch, started);
+        self.observer.busy(Stage::Fetch, started);
         let response = match &read {
             Ok(_) => Response::Object,
             Err(error) if error.disposition() == Disposition::Retry => Response::Unavailable,

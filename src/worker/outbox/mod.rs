@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::error::Error;
-use crate::message::Stage;
+use crate::message::FailedStage;
 use crate::worker::item::Item;
 use crate::worker::models::Models;
 use crate::worker::outbox::event::Event;
@@ -43,7 +43,7 @@ impl Outbox {
     }
 
     /// Ends `item` without a caption, before its image was decoded for a model.
-    pub fn fail<S>(&self, item: Item<S>, stage: Stage, error: Error, attempts: u32) {
+    pub fn fail<S>(&self, item: Item<S>, stage: FailedStage, error: Error, attempts: u32) {
         let failed = self.failed(stage, error, attempts);
         self.finish(item, Err(failed));
     }
@@ -55,11 +55,11 @@ impl Outbox {
 
     /// Ends a message that can't be read.
     pub fn reject(&self, origin: Origin, error: Error) {
-        let answer = Err(self.failed(Stage::Consume, error, 1));
+        let answer = Err(self.failed(FailedStage::Consume, error, 1));
         self.send(vec![Outcome { origin, request: None, answer }]);
     }
 
-    fn failed(&self, stage: Stage, error: Error, attempts: u32) -> Arc<Failed> {
+    fn failed(&self, stage: FailedStage, error: Error, attempts: u32) -> Arc<Failed> {
         let model = Arc::clone(&self.models.serving().identity);
         Arc::new(Failed { stage, error, attempts, model })
     }

@@ -38,7 +38,7 @@ use crate::worker::publish::records::{Record, RecordWriter};
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::TransactionTiming;
-use crate::worker::telemetry::step::{Step, WaitFor};
+use crate::worker::telemetry::stage::{Stage, WaitFor};
 
 /// Time to build the first producer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(300);
@@ -157,7 +157,7 @@ impl Publisher {
                 Some(wait) => self.inbox.recv_timeout(wait),
                 None => self.inbox.recv().map_err(RecvTimeoutError::from),
             };
-            self.observer.waited(Step::Publish, WaitFor::Upstream, idle);
+            self.observer.waited(Stage::Publish, WaitFor::Upstream, idle);
             match event {
                 Ok(event) => closing = self.apply(event)?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -226,7 +226,7 @@ impl Publisher {
         };
         let records = commit.records.iter().map(Record::to_produce);
         let ended = self.producer.run(records, Some(consumed));
-        self.observer.busy(Step::Publish, started);
+        self.observer.busy(Stage::Publish, started);
         match ended {
             Ok(_) => {
                 self.failures = 0;

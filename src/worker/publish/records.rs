@@ -14,7 +14,7 @@ use opentelemetry::ContextGuard;
 use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::record::ProducerRecord;
-use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, Stage, TraceContext, header};
+use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, FailedStage, TraceContext, header};
 use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::{Captioned, Failed, Origin, Outcome};
@@ -184,7 +184,7 @@ impl RecordWriter {
             } else {
                 error.with_context("limit", self.max_bytes)
             };
-            let (stage, model) = (Stage::Caption, Arc::clone(model));
+            let (stage, model) = (FailedStage::Caption, Arc::clone(model));
             let failed = Failed { stage, error, attempts: 1, model };
             return self.dead_letter(origin, Some(request), &failed);
         }

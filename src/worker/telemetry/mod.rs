@@ -3,7 +3,7 @@
 
 pub mod semconv;
 pub mod spans;
-pub mod step;
+pub mod stage;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::telemetry::Metrics;
 use crate::worker::deadlines::Slowest;
 use crate::worker::telemetry::semconv::SemanticMetrics;
 use crate::worker::telemetry::spans::Spans;
-use crate::worker::telemetry::step::{Step, Tally, WaitFor};
+use crate::worker::telemetry::stage::{Stage, Tally, WaitFor};
 
 /// Shared by the stages of one run.
 #[derive(Debug)]
@@ -48,18 +48,18 @@ impl Observer {
         }
     }
 
-    /// Adds the time since `since` to what `step` was busy.
-    pub fn busy(&self, step: Step, since: Instant) {
+    /// Adds the time since `since` to what `stage` was busy.
+    pub fn busy(&self, stage: Stage, since: Instant) {
         let elapsed = since.elapsed();
-        self.tally.busy(step, elapsed);
-        let attributes = [KeyValue::new("stage", step.name())];
+        self.tally.busy(stage, elapsed);
+        let attributes = [KeyValue::new("stage", stage.name())];
         self.metrics.busy_seconds.add(elapsed.as_secs_f64(), &attributes);
     }
 
-    /// Adds the time since `since` to what `step` waited for one of its neighbours.
-    pub fn waited(&self, step: Step, neighbour: WaitFor, since: Instant) {
+    /// Adds the time since `since` to what `stage` waited for one of its neighbours.
+    pub fn waited(&self, stage: Stage, neighbour: WaitFor, since: Instant) {
         let attributes =
-            [KeyValue::new("stage", step.name()), KeyValue::new("waiting_for", neighbour.name())];
+            [KeyValue::new("stage", stage.name()), KeyValue::new("waiting_for", neighbour.name())];
         self.metrics.waiting_seconds.add(since.elapsed().as_secs_f64(), &attributes);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fusioncap::message::{DeadLetter, Marker, RawHeader, RawRecord, SourcePosition, Stage, header};
+use fusioncap::message::{DeadLetter, Marker, RawHeader, RawRecord, SourcePosition, FailedStage, header};
 use fusioncap::{Error, ErrorKind};
 use kit::bucket::{BUCKET, Bucket, picture, uri};
 use kit::kafka::{Cluster, Topics};
@@ -23,7 +23,7 @@ pub fn dead_letter(topics: &Topics, at: (i32, i64), original: &RawRecord) -> Dea
     let source =
         SourcePosition { topic: topics.input.as_str().into(), partition: at.0, offset: at.1 };
     let error = Error::new(ErrorKind::FetchUnavailable, "the store was away");
-    DeadLetter::new(&source, 0, None, &error, (Stage::Fetch, 3), original)
+    DeadLetter::new(&source, 0, None, &error, (FailedStage::Fetch, 3), original)
 }
 
 /// Writes a letter as a worker would.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The stages in the order of the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub enum Stage {
     Consume,
     Fetch,
     Decode,
@@ -34,8 +34,8 @@ impl WaitFor {
     }
 }
 
-impl Step {
-    pub const ALL: [Step; 7] = [
+impl Stage {
+    pub const ALL: [Stage; 7] = [
         Self::Consume,
         Self::Fetch,
         Self::Decode,
@@ -69,13 +69,13 @@ pub struct Tally {
     pub transactions: AtomicU64,
     /// Messages whose offsets are committed.
     pub answered: AtomicU64,
-    busy_nanos: [AtomicU64; Step::ALL.len()],
+    busy_nanos: [AtomicU64; Stage::ALL.len()],
 }
 
 impl Tally {
-    pub fn busy(&self, step: Step, elapsed: Duration) {
+    pub fn busy(&self, stage: Stage, elapsed: Duration) {
         let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(total) = self.busy_nanos.get(step as usize) {
+        if let Some(total) = self.busy_nanos.get(stage as usize) {
             total.fetch_add(nanos, Ordering::Relaxed);
         }
     }
@@ -84,6 +84,6 @@ impl Tally {
     pub fn stages(&self) -> Vec<(&'static str, Duration)> {
         let times = self.busy_nanos.iter();
         let nanos = times.map(|total| Duration::from_nanos(total.load(Ordering::Relaxed)));
-        Step::ALL.iter().map(|step| step.name()).zip(nanos).collect()
+        Stage::ALL.iter().map(|stage| stage.name()).zip(nanos).collect()
     }
 }
