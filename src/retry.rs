@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use backoff::ExponentialBackoffBuilder;
-use backoff::backoff::Backoff;
+use backoff::backoff::Backoff as _;
 
 use crate::error::{Disposition, Error};
 
@@ -25,13 +25,13 @@ pub struct Policy {
 
 impl Policy {
     /// Unlimited attempts.
-    pub fn endless(initial: Duration, max: Duration) -> Self {
+    pub fn unlimited(initial: Duration, max: Duration) -> Self {
         Self { max_attempts: u32::MAX, initial, max }
     }
 
     /// The pauses between the attempts: they double from `initial` to `max`, each with a jitter of
     /// half its length, so that workers that failed together don't retry together.
-    pub fn pauses(self) -> Pauses {
+    pub fn pauses(self) -> Backoff {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(self.initial)
             .with_max_interval(self.max)
@@ -39,19 +39,19 @@ impl Policy {
             .with_randomization_factor(0.5)
             .with_max_elapsed_time(None)
             .build();
-        Pauses { backoff, left: self.max_attempts.saturating_sub(1), max: self.max }
+        Backoff { backoff, left: self.max_attempts.saturating_sub(1), max: self.max }
     }
 }
 
 /// The remaining pauses; it ends when the attempts are used up.
 #[derive(Debug)]
-pub struct Pauses {
+pub struct Backoff {
     backoff: backoff::ExponentialBackoff,
     left: u32,
     max: Duration,
 }
 
-impl Iterator for Pauses {
+impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -63,7 +63,7 @@ impl Iterator for Pauses {
 
 /// The last error of an operation, and the number of its attempts.
 #[derive(Debug)]
-pub struct GaveUp {
+pub struct RetryError {
     pub error: Error,
     pub attempts: u32,
 }
@@ -80,7 +80,7 @@ pub async fn retry<T, F>(
     policy: Policy,
     mut operation: impl FnMut() -> F,
     mut should_retry: impl FnMut(&Error, u32, Duration) -> bool,
-) -> Result<(T, u32), GaveUp>
+) -> Result<(T, u32), RetryError>
 where
     F: Future<Output = Result<T, Error>>,
 {
@@ -93,13 +93,13 @@ where
             Err(error) => error,
         };
         if error.disposition() != Disposition::Retry {
-            return Err(GaveUp { error, attempts });
+            return Err(RetryError { error, attempts });
         }
         let Some(pause) = pauses.next() else {
-            return Err(GaveUp { error, attempts });
+            return Err(RetryError { error, attempts });
         };
         if !should_retry(&error, attempts, pause) {
-            return Err(GaveUp { error, attempts });
+            return Err(RetryError { error, attempts });
         }
         tokio::time::sleep(pause).await;
     }
@@ -138,7 +138,7 @@ mod tests {
                 assert_eq!(value, attempts);
                 Ok(value)
             }
-            Err(gave_up) => Err((gave_up.error.kind(), gave_up.attempts)),
+            Err(failure) => Err((failure.error.kind(), failure.attempts)),
         };
         (result, calls.get())
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::images::{self, Ahead, Answer, SCHEME};
+use super::images::{self, CaptionedImage, DecodePrefetcher, SCHEME};
 use super::output;
 use crate::bundle::Bundle;
 use crate::config::{Config, DecodeMode, Model, Precision, S3};
@@ -88,13 +88,13 @@ async fn caption(args: CaptionArgs) -> Result<()> {
     };
     let mut missing = 0;
     let preprocessor = engine.preprocessor().clone().in_mode(DecodeMode::Fast);
-    let mut ahead = Ahead::new(found, preprocessor, store, 2 * size);
+    let mut prefetcher = DecodePrefetcher::new(found, preprocessor, store, 2 * size);
     loop {
-        let batch = ahead.next(size).await;
+        let batch = prefetcher.next(size).await;
         if batch.is_empty() {
             break;
         }
-        let answers = images::answer(&mut engine, batch)?;
+        let answers = images::caption(&mut engine, batch)?;
         missing += answers.iter().filter(|(_, outcome)| outcome.is_err()).count();
         progress.advance(answers.len() as u64);
         report(&answers, args.format, &progress)?;
@@ -108,7 +108,7 @@ async fn caption(args: CaptionArgs) -> Result<()> {
 }
 
 /// Prints `answers`. Failures are JSON lines too; in the text format they go to stderr.
-fn report(answers: &[Answer], format: Format, progress: &Progress) -> Result<()> {
+fn report(answers: &[CaptionedImage], format: Format, progress: &Progress) -> Result<()> {
     let mut lines = String::new();
     for (path, outcome) in answers {
         match (outcome, format) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::images::{self, Ahead, Image};
+use super::images::{self, DecodePrefetcher, Image};
 use super::output;
 use crate::bundle::{Bundle, write_json};
 use crate::config::{Model, Runtime};
@@ -210,14 +210,15 @@ fn captioned(
     let progress = Progress::new("captioning", "images", images.len() as u64);
     let mut by_name: HashMap<String, Caption> = HashMap::new();
     images::runtime()?.block_on(async {
-        let mut ahead = Ahead::new(files, engine.preprocessor().clone(), None, 2 * size);
+        let mut prefetcher =
+            DecodePrefetcher::new(files, engine.preprocessor().clone(), None, 2 * size);
         loop {
-            let batch = ahead.next(size).await;
+            let batch = prefetcher.next(size).await;
             if batch.is_empty() {
                 return Ok::<(), Error>(());
             }
             progress.advance(batch.len() as u64);
-            for (name, outcome) in images::answer(&mut engine, batch)? {
+            for (name, outcome) in images::caption(&mut engine, batch)? {
                 match outcome {
                     Ok(caption) => drop(by_name.insert(name, caption)),
                     Err(error) => progress.note(&format!("warning: {name}: {}", error.chain())),

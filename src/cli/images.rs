@@ -32,7 +32,7 @@ impl Image {
 }
 
 /// Decodes images ahead of the engine, in the given order.
-pub struct Ahead {
+pub struct DecodePrefetcher {
     waiting: VecDeque<Image>,
     running: VecDeque<(String, tokio::task::JoinHandle<Result<DecodedPixels>>)>,
     preprocessor: Preprocessor,
@@ -40,7 +40,7 @@ pub struct Ahead {
     depth: usize,
 }
 
-impl Ahead {
+impl DecodePrefetcher {
     pub fn new(
         images: Vec<Image>,
         preprocessor: Preprocessor,
@@ -96,13 +96,13 @@ async fn decode(
 }
 
 /// The caption of an image or the error, with the name by which the image was given.
-pub type Answer = (String, Result<Caption>);
+pub type CaptionedImage = (String, Result<Caption>);
 
 /// Captions the decoded images of `batch`, in its order.
-pub fn answer(
+pub fn caption(
     engine: &mut Engine,
     batch: Vec<(String, Result<DecodedPixels>)>,
-) -> Result<Vec<Answer>> {
+) -> Result<Vec<CaptionedImage>> {
     let decoded = batch.iter().filter_map(|(_, decoded)| decoded.as_ref().ok());
     let pixels: Vec<&[u8]> = decoded.map(|image| image.rgb.as_slice()).collect();
     let captions = if pixels.is_empty() { Vec::new() } else { engine.caption(&pixels)? };

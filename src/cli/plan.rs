@@ -8,7 +8,7 @@ use clap::Args;
 use super::output;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::measured::{self, Gpu, Model, Precision, Setup};
-use crate::plan::{Engine, Load, Source};
+use crate::plan::{Engine, Source, Workload};
 
 const SECONDS_A_DAY: f64 = 86_400.0;
 /// Pixels per byte of a photo as a camera writes it.
@@ -67,12 +67,12 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: PlanArgs) -> Result<()> {
-    let plan = args.load()?.plan();
+    let plan = args.workload()?.plan();
     if args.json { output::print_json(&plan) } else { output::print(&plan.to_string()) }
 }
 
 impl PlanArgs {
-    fn load(&self) -> Result<Load> {
+    fn workload(&self) -> Result<Workload> {
         let rate = match (&self.rate, &self.day) {
             (_, Some(day)) => number("--day", day, 1.0..=1e12)? / SECONDS_A_DAY,
             (rate, None) => number("--rate", rate.as_deref().unwrap_or_default(), 1e-3..=1e8)?,
@@ -82,7 +82,7 @@ impl PlanArgs {
         let cores = count("--cores", &self.cores, 1..=1024)?;
         let batch = count("--batch", &self.batch, 1..=1024)?;
         let decode = self.decode_ms_per_image.as_deref();
-        Ok(Load {
+        Ok(Workload {
             rate,
             bytes,
             pixels: pixels.unwrap_or(bytes * PIXELS_A_BYTE),
@@ -188,13 +188,13 @@ mod tests {
         args: PlanArgs,
     }
 
-    fn load(line: &[&str]) -> Result<Load> {
-        Line::try_parse_from(std::iter::once(&"plan").chain(line)).unwrap().args.load()
+    fn workload(line: &[&str]) -> Result<Workload> {
+        Line::try_parse_from(std::iter::once(&"plan").chain(line)).unwrap().args.workload()
     }
 
     #[test]
     fn a_billion_images_a_day_are_11574_a_second() {
-        let load = load(&["--day", "1e9"]).unwrap();
+        let load = workload(&["--day", "1e9"]).unwrap();
         assert!((load.rate - 11_574.074).abs() < 1e-3);
         assert_eq!(load.bytes, 2e6);
         assert_eq!(load.pixels, 12e6);
@@ -206,7 +206,7 @@ mod tests {
         let unknown: [&[&str]; 4] =
             [&["--gpu=h200"], &["--batch=64"], &["--gpu=none"], &["--precision=fp16"]];
         for flags in unknown {
-            let error = load(&[&["--rate=5"], flags].concat()).unwrap_err();
+            let error = workload(&[&["--rate=5"], flags].concat()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags:?}");
             let text = error.to_string();
             assert!(text.contains("h200 vit-b-32 fp32: batch 64;"), "{text}");
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_given_rate_holds_for_any_engine() {
-        let given = load(&["--rate=5", "--gpu=none", "--batch=64", "--per-pod-engine=700"]);
+        let given = workload(&["--rate=5", "--gpu=none", "--batch=64", "--per-pod-engine=700"]);
         let engine = given.unwrap().engine;
         assert_eq!((engine.rate, engine.source, engine.on_cores), (700.0, Source::Given, true));
     }
@@ -233,7 +233,7 @@ mod tests {
         for (text, bytes) in [("2MB", 2e6), ("1.5 MB", 1.5e6), ("70kB", 7e4), ("1MiB", 1_048_576.0)]
         {
             assert_eq!(
-                load(&["--rate", "1", "--image-size", text]).unwrap().bytes,
+                workload(&["--rate", "1", "--image-size", text]).unwrap().bytes,
                 bytes,
                 "{text}"
             );
@@ -266,7 +266,7 @@ mod tests {
         for (flag, value, allowed) in cases {
             let joined = format!("{flag}={value}");
             let line = if flag == "--rate" { vec![&*joined] } else { vec!["--rate=5", &*joined] };
-            let error = load(&line).unwrap_err();
+            let error = workload(&line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flag} {value}");
             let text = error.to_string();
             assert!(text.contains(&format!("{flag} can't be '{value}'")), "{text}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::evaluate::{self, EvaluateArgs};
-use super::images::{self, Ahead};
+use super::images::{self, DecodePrefetcher};
 use super::output;
 use crate::bundle::Bundle;
 use crate::bundle::variants::Reduced;
@@ -145,7 +145,9 @@ fn decode(bundle: &Bundle, folder: &Path) -> Result<Vec<Vec<u8>>> {
     let decoded = images::runtime()?.block_on(async {
         let found = images::find(&[folder.display().to_string()], None).await?;
         let count = found.len();
-        Ok::<_, Error>(Ahead::new(found, preprocessor, None, 2 * BATCH).next(count).await)
+        Ok::<_, Error>(
+            DecodePrefetcher::new(found, preprocessor, None, 2 * BATCH).next(count).await,
+        )
     })?;
     let mut photos = Vec::new();
     for (name, photo) in decoded {

@@ -45,7 +45,7 @@ pub enum Outcome {
 
 /// An outcome and the id of the reference it belongs to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct OutputRecord {
     pub id: String,
     pub outcome: Outcome,
 }
@@ -258,7 +258,7 @@ impl AnswerReader {
     ///
     /// # Errors
     /// As [`Self::read_to_end`].
-    pub async fn next(&mut self) -> Result<Answer> {
+    pub async fn next(&mut self) -> Result<OutputRecord> {
         loop {
             let answer = tokio::select! {
                 caption = self.captions.next::<CaptionRecord>() => caption?,
@@ -274,7 +274,7 @@ impl AnswerReader {
     ///
     /// # Errors
     /// `ErrorKind::Internal` if a record is not in the worker's format.
-    pub async fn read_to_end(mut self) -> Result<Vec<Answer>> {
+    pub async fn read_to_end(mut self) -> Result<Vec<OutputRecord>> {
         let mut answers = Vec::new();
         while let Some(answer) = self.captions.next::<CaptionRecord>().await? {
             answers.push(answer);
@@ -320,7 +320,7 @@ impl TopicReader {
     }
 
     /// The next answer, or `None` each time all partitions have been read to the end.
-    async fn next<R: Record>(&mut self) -> Result<Option<Answer>> {
+    async fn next<R: Record>(&mut self) -> Result<Option<OutputRecord>> {
         loop {
             match self.consumer.recv().await {
                 Ok(message) => {
@@ -344,24 +344,24 @@ impl TopicReader {
 
 /// The format of one output topic.
 trait Record: DeserializeOwned {
-    fn answer(self) -> Answer;
+    fn answer(self) -> OutputRecord;
 }
 
 impl Record for CaptionRecord {
-    fn answer(self) -> Answer {
+    fn answer(self) -> OutputRecord {
         let outcome = Outcome::Caption { caption: self.caption, score: self.score };
-        Answer { id: self.id, outcome }
+        OutputRecord { id: self.id, outcome }
     }
 }
 
 impl Record for DeadLetter {
-    fn answer(self) -> Answer {
+    fn answer(self) -> OutputRecord {
         let outcome = Outcome::DeadLetter { code: self.code, reason: self.reason };
-        Answer { id: self.id, outcome }
+        OutputRecord { id: self.id, outcome }
     }
 }
 
-fn answer<R: Record>(message: &BorrowedMessage<'_>) -> Result<Answer> {
+fn answer<R: Record>(message: &BorrowedMessage<'_>) -> Result<OutputRecord> {
     let record: R =
         serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|error| {
             Error::new(ErrorKind::Internal, "an answer can't be read")
@@ -429,7 +429,7 @@ mod tests {
 
         let outcome =
             Outcome::DeadLetter { code: "empty_object".into(), reason: "no bytes".into() };
-        let expected = Answer { id: "a".into(), outcome };
+        let expected = OutputRecord { id: "a".into(), outcome };
         let mut answers = kafka.answer_reader().unwrap();
         assert_eq!(answers.next().await.unwrap(), expected);
         assert_eq!(kafka.answer_reader().unwrap().read_to_end().await.unwrap(), [expected]);

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
 use crate::config::{Batch, Config, Decode, Http, Limits, Model, Registry, Runtime};
-use crate::demo::kafka::{Answer, DemoKafka};
+use crate::demo::kafka::{DemoKafka, OutputRecord};
 use crate::demo::photos::Photo;
 use crate::demo::report::DemoReport;
 use crate::demo::s3::EmbeddedS3;
@@ -103,7 +103,7 @@ async fn load(bundle: Bundle, settings: &Settings) -> Result<Engine> {
 
 /// The outcome of the worker's run.
 struct Captioned {
-    answers: Vec<Answer>,
+    answers: Vec<OutputRecord>,
     elapsed: Duration,
     stages: Vec<(&'static str, Duration)>,
 }
@@ -191,7 +191,7 @@ async fn wait_until_ready(health: &Health) -> Result<()> {
     })
 }
 
-async fn recount(kafka: &DemoKafka) -> Result<Vec<Answer>> {
+async fn recount(kafka: &DemoKafka) -> Result<Vec<OutputRecord>> {
     let Ok(answers) =
         tokio::time::timeout(RECOUNT_TIMEOUT, kafka.answer_reader()?.read_to_end()).await
     else {

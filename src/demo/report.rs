@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::demo::kafka::{Answer, Outcome};
+use crate::demo::kafka::{Outcome, OutputRecord};
 use crate::demo::photos::Photo;
 
 /// Width of the longest bar in the table of stages, in columns.
@@ -44,7 +44,7 @@ pub struct DemoReport {
 }
 
 /// Groups `answers` by photo. The number counts the answers that belong to no photo.
-pub fn group_by_photo(photos: Vec<Photo>, answers: Vec<Answer>) -> (Vec<Answered>, usize) {
+pub fn group_by_photo(photos: Vec<Photo>, answers: Vec<OutputRecord>) -> (Vec<Answered>, usize) {
     let places: HashMap<_, _> =
         photos.iter().enumerate().map(|(index, photo)| (photo.id.clone(), index)).collect();
     let mut grouped: Vec<_> =
@@ -174,12 +174,12 @@ mod tests {
         Photo { path: name.into(), name: name.into(), id }
     }
 
-    fn caption(id: &str) -> Answer {
+    fn caption(id: &str) -> OutputRecord {
         let outcome = Outcome::Caption { caption: "a cat on a bed".into(), score: -1.25 };
-        Answer { id: id.into(), outcome }
+        OutputRecord { id: id.into(), outcome }
     }
 
-    fn report(answers: Vec<Answer>) -> DemoReport {
+    fn report(answers: Vec<OutputRecord>) -> DemoReport {
         let photos = vec![photo(1, "cat.jpg"), photo(2, "notes.txt")];
         let (photos, unexpected) = group_by_photo(photos, answers);
         DemoReport {
@@ -198,8 +198,10 @@ mod tests {
     #[test]
     fn the_text_is_aligned() {
         let dead = Outcome::DeadLetter { code: "not_an_image".into(), reason: "text".into() };
-        let answers =
-            vec![caption("0001-cat.jpg"), Answer { id: "0002-notes.txt".into(), outcome: dead }];
+        let answers = vec![
+            caption("0001-cat.jpg"),
+            OutputRecord { id: "0002-notes.txt".into(), outcome: dead },
+        ];
         let expected = "\
 cat.jpg    a cat on a bed   -1.250
 notes.txt  (not_an_image: text)

@@ -145,7 +145,7 @@ impl TransactionalProducer {
     pub fn replace(&mut self, limit: Duration, stop: impl Fn() -> bool) -> Result<()> {
         self.close();
         let started = Instant::now();
-        let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(5));
+        let policy = Policy::unlimited(Duration::from_millis(200), Duration::from_secs(5));
         let mut attempts = 0;
         for pause in policy.pauses() {
             if stop() {
@@ -177,7 +177,7 @@ impl TransactionalProducer {
             }
             tracing::warn!(%error, attempts, "the transactional producer will be built again");
             if attempts >= UNREADY_AFTER_FAILURES {
-                self.health.set_troubled("no transactional producer can be built");
+                self.health.set_degraded("no transactional producer can be built");
             }
             std::thread::sleep(pause);
         }
@@ -392,7 +392,7 @@ impl TransactionalProducer {
         name: &'static str,
         call: impl Fn() -> KafkaResult<T>,
     ) -> KafkaResult<T> {
-        let policy = Policy::endless(Duration::from_millis(50), LONGEST_PAUSE);
+        let policy = Policy::unlimited(Duration::from_millis(50), LONGEST_PAUSE);
         let mut pauses = policy.pauses();
         loop {
             let error = match self.watchdog.watch(name, &call) {

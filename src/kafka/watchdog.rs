@@ -47,7 +47,7 @@ impl Watchdog {
             Box::new(move |name| {
                 if !is_any_reachable(&brokers) {
                     tracing::warn!(call = name, brokers, "no broker can be reached: still waiting");
-                    health.set_troubled("no broker of kafka can be reached");
+                    health.set_degraded("no broker of kafka can be reached");
                     return true;
                 }
                 tracing::error!(

@@ -57,7 +57,7 @@ pub enum Source {
 
 /// The question. Every field is positive, but `headroom` (0 to 1, exclusive) and `backlog` may be 0.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct Workload {
     /// Images per second.
     pub rate: f64,
     /// Size of an image in the store.
@@ -99,7 +99,7 @@ pub struct Plan {
     pub cores_busy: f64,
     pub s3: Store,
     pub kafka: Kafka,
-    pub death: Death,
+    pub worker_failure: WorkerFailure,
     pub backlog: Backlog,
 }
 
@@ -107,7 +107,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Serialize)]
 pub struct Pod {
     pub images_per_second: f64,
-    pub binds: &'static str,
+    pub bottleneck: &'static str,
     pub stages: Vec<Stage>,
     pub cores: u32,
     pub core_ms_per_image: f64,
@@ -137,7 +137,7 @@ pub struct Kafka {
 
 /// The state after a worker died.
 #[derive(Clone, Debug, Serialize)]
-pub struct Death {
+pub struct WorkerFailure {
     /// Utilisation of the others, 1 when they are full; absent if there are none.
     pub others_busy: Option<f64>,
     /// References per second that pile up until it is replaced.
@@ -150,13 +150,13 @@ pub struct Backlog {
     pub seconds: f64,
 }
 
-impl Load {
+impl Workload {
     pub fn plan(&self) -> Plan {
         let stages = self.stages();
         let slowest = stages
             .iter()
             .min_by(|one, other| one.images_per_second.total_cmp(&other.images_per_second));
-        let (capacity, binds) =
+        let (capacity, bottleneck) =
             slowest.map_or((0.0, "nothing"), |stage| (stage.images_per_second, stage.name));
         let pods = whole(self.rate / (capacity * (1.0 - self.headroom)));
         let requests = self.requests(capacity);
@@ -177,7 +177,7 @@ impl Load {
                 in_bytes_per_second: self.rate * REFERENCE_BYTES,
                 out_bytes_per_second: self.rate * self.record_bytes,
             },
-            death: Death {
+            worker_failure: WorkerFailure {
                 others_busy: (pods > 1).then(|| self.rate / others),
                 piles_up_per_second: (self.rate - others).max(0.0),
             },
@@ -187,7 +187,7 @@ impl Load {
             },
             pod: Pod {
                 images_per_second: capacity,
-                binds,
+                bottleneck,
                 stages,
                 cores: self.cores,
                 core_ms_per_image: self.core_ms(),

@@ -8,7 +8,7 @@ use super::{Plan, Pod, Source};
 
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, s3, kafka, death, backlog, .. } = self;
+        let Self { pod, s3, kafka, worker_failure, backlog, .. } = self;
         let mut line = |name: &str, value: String| writeln!(out, "{name:<22}{value}");
         line("asked", format!("{} images/s", number(self.images_per_second)))?;
         line(
@@ -53,7 +53,7 @@ impl fmt::Display for Plan {
         )?;
         line(
             "one worker",
-            format!("{} images/s, bound by {}", number(pod.images_per_second), pod.binds),
+            format!("{} images/s, bound by {}", number(pod.images_per_second), pod.bottleneck),
         )?;
         for stage in &pod.stages {
             let (name, rate) = (stage.name, number(stage.images_per_second));
@@ -67,7 +67,10 @@ impl fmt::Display for Plan {
                 ByteSize::b(pod.memory_bytes as u64).display().si()
             ),
         )?;
-        line("when one dies", remaining(death.others_busy, death.piles_up_per_second))?;
+        line(
+            "when one dies",
+            remaining(worker_failure.others_busy, worker_failure.piles_up_per_second),
+        )?;
         if backlog.references > 0.0 {
             line(
                 "backlog",

@@ -38,13 +38,14 @@ impl Filter {
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
-    use crate::message::{RawRecord, SourcePosition, FailedStage};
+    use crate::message::{FailedStage, RawRecord, SourcePosition};
 
     fn letter(code: ErrorKind, failed_at: &str) -> DeadLetter {
         let source = SourcePosition { topic: "images.in".into(), partition: 0, offset: 7 };
         let error = Error::new(code, "it went wrong");
         let original = RawRecord::default();
-        let mut letter = DeadLetter::new(&source, 0, None, &error, (FailedStage::Fetch, 1), &original);
+        let mut letter =
+            DeadLetter::new(&source, 0, None, &error, (FailedStage::Fetch, 1), &original);
         letter.failed_at = failed_at.into();
         letter
     }

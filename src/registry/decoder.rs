@@ -186,16 +186,16 @@ async fn fetch_entry(client: &Client, id: u32) -> Result<Entry> {
 
 async fn fetch_with_retry(cache: &Cache, id: u32) -> Result<Entry> {
     let began = Instant::now();
-    let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(2));
+    let policy = Policy::unlimited(Duration::from_millis(200), Duration::from_secs(2));
     let again = |_: &Error, _, pause| began.elapsed() + pause < SILENCE_LIMIT;
     let ended = retry(policy, || fetch_entry(&cache.client, id), again).await;
-    ended.map(|(entry, _)| entry).map_err(|gave_up| gave_up.error)
+    ended.map(|(entry, _)| entry).map_err(|failure| failure.error)
 }
 
 /// Repeats the request until the registry answers, or the cache is dropped.
 async fn fetch_in_background(cache: Weak<Cache>, id: u32) {
     let began = Instant::now();
-    let policy = Policy::endless(Duration::from_millis(100), Duration::from_secs(5));
+    let policy = Policy::unlimited(Duration::from_millis(100), Duration::from_secs(5));
     for (number, pause) in policy.pauses().enumerate() {
         let Some(client) = cache.upgrade().map(|cache| Arc::clone(&cache.client)) else {
             return;

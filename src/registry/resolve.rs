@@ -39,7 +39,7 @@ pub async fn resolve_id(
     register: bool,
 ) -> Result<u32> {
     let began = Instant::now();
-    let policy = Policy::endless(Duration::from_millis(200), Duration::from_secs(2));
+    let policy = Policy::unlimited(Duration::from_millis(200), Duration::from_secs(2));
     let ended = retry(
         policy,
         || try_resolve(client, request, register),
@@ -49,7 +49,7 @@ pub async fn resolve_id(
         },
     )
     .await;
-    let id = ended.map_err(|gave_up| gave_up.error)?.0;
+    let id = ended.map_err(|failure| failure.error)?.0;
     tracing::info!(subject = request.subject, id, "schema resolved");
     Ok(id)
 }

@@ -246,8 +246,8 @@ impl Store {
                 |_, _, _| true,
             )
             .await;
-            let (page, _) = page.map_err(|gave_up| {
-                gave_up.error.with_context("uri", format_args!("s3://{bucket}/{prefix}"))
+            let (page, _) = page.map_err(|failure| {
+                failure.error.with_context("uri", format_args!("s3://{bucket}/{prefix}"))
             })?;
             entries.extend(page.contents().iter().filter_map(|object| {
                 let bytes = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
@@ -305,8 +305,8 @@ impl Store {
             let path = dir.join(path_below(&entry.key, &prefix)?);
             retry(self.policy, || self.download(&bucket, &entry.key, &path), |_, _, _| true)
                 .await
-                .map_err(|gave_up| {
-                    gave_up.error.with_context("uri", format_args!("s3://{bucket}/{}", entry.key))
+                .map_err(|failure| {
+                    failure.error.with_context("uri", format_args!("s3://{bucket}/{}", entry.key))
                 })?;
         }
         Ok(())

@@ -10,7 +10,7 @@ pub struct Health {
     ready: AtomicBool,
     failed: AtomicBool,
     /// Not ready because of something outside that may recover.
-    troubled: AtomicBool,
+    degraded: AtomicBool,
     /// Why the worker is not ready; empty while it starts.
     reason: Mutex<&'static str>,
 }
@@ -24,21 +24,21 @@ impl Health {
     /// Makes the worker not ready for `reason`: "loading the model", "draining".
     pub fn set_not_ready(&self, reason: &'static str) {
         *self.reason.lock() = reason;
-        self.troubled.store(false, Ordering::Relaxed);
+        self.degraded.store(false, Ordering::Relaxed);
         self.set_ready(false);
     }
 
     /// Makes a ready worker not ready until [`Health::set_recovered`].
-    pub fn set_troubled(&self, reason: &'static str) {
+    pub fn set_degraded(&self, reason: &'static str) {
         if self.is_ready() {
             self.set_not_ready(reason);
-            self.troubled.store(true, Ordering::Relaxed);
+            self.degraded.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Makes the worker ready again after [`Health::set_troubled`]; else does nothing.
+    /// Makes the worker ready again after [`Health::set_degraded`]; else does nothing.
     pub fn set_recovered(&self) {
-        if self.troubled.swap(false, Ordering::Relaxed) {
+        if self.degraded.swap(false, Ordering::Relaxed) {
             self.set_ready(true);
         }
     }
@@ -75,16 +75,16 @@ mod tests {
     #[test]
     fn trouble_passes_and_an_end_does_not() {
         let health = Health::default();
-        health.set_troubled("away");
+        health.set_degraded("away");
         assert_eq!((health.is_ready(), health.reason()), (false, "starting"));
         health.set_recovered();
         assert!(!health.is_ready(), "it never was");
         health.set_ready(true);
-        health.set_troubled("away");
+        health.set_degraded("away");
         assert_eq!((health.is_ready(), health.reason()), (false, "away"));
         health.set_recovered();
         assert!(health.is_ready());
-        health.set_troubled("away");
+        health.set_degraded("away");
         health.set_not_ready("draining");
         health.set_recovered();
         assert_eq!((health.is_ready(), health.reason()), (false, "draining"));

@@ -3,12 +3,12 @@
 //!
 //! An object that fails transiently until its tries are used up proves nothing by itself; the
 //! responses to other reads in that time do. If nearly all of those succeed, twice over, the store is
-//! well and the object is bad: its reference is dead-lettered. (Once is not enough: an outage that has
+//! healthy and the object is bad: its reference is dead-lettered. (Once is not enough: an outage that has
 //! just begun looks the same.) Otherwise the breaker opens: partitions pause, references wait, and
 //! only probes are sent until several in a row are answered; then each read that waits gets all its
 //! tries anew. Where there are no other reads, an object that fails again between two clean series of
-//! probes is bad. An object that fails through many cycles while the store is never quite well is
-//! given up at last, so that it can't hold up its partition for ever.
+//! probes is bad. An object that fails through many cycles while the store is never quite healthy
+//! is given up at last, so that it can't hold up its partition for ever.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ const WINDOW: usize = 256;
 const RECENT: Duration = Duration::from_secs(10);
 /// Minimum number of recent responses before failures alone open the breaker.
 const ENOUGH: usize = 16;
-/// Minimum number of responses to other reads that show that the store is well.
+/// Minimum number of responses to other reads that show that the store is healthy.
 const WITNESSES: usize = 4;
-/// A well store fails at most one request in this many.
-const WELL: usize = 10;
+/// A healthy store fails at most one request in this many.
+const HEALTHY: usize = 10;
 /// Objects that were read and are remembered for probes: more than the probes in a row that close the
 /// breaker, since one of them may have turned bad.
 const KNOWN: usize = 8;
@@ -55,7 +55,7 @@ pub struct Breaker {
 
 #[derive(Debug, Default)]
 struct State {
-    answers: VecDeque<Answer>,
+    responses: VecDeque<RecordedResponse>,
     /// Reads that have used up their tries and are not resolved: they say nothing about the store.
     suspects: HashSet<RequestId>,
     /// Objects that were read, the last first: probes read them again.
@@ -80,14 +80,14 @@ pub enum Verdict {
 /// The state of the store, judged by the responses to other reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
-    Well,
-    Unwell,
+    Healthy,
+    Unhealthy,
     Unknown,
 }
 
 /// A read whose tries are used up.
 #[derive(Clone, Copy, Debug)]
-pub struct Failing<'a> {
+pub struct ExhaustedRead<'a> {
     pub id: RequestId,
     pub bucket: &'a str,
     /// When the first of these tries began.
@@ -98,14 +98,14 @@ pub struct Failing<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RetryCycles {
     used_up: u32,
-    /// RetryCycles in a row in which the store was well.
-    well: u32,
+    /// Consecutive retry cycles in which the store was healthy.
+    healthy: u32,
     /// Since the last clean series of probes.
     proven: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Answer {
+struct RecordedResponse {
     id: RequestId,
     at: Instant,
     /// It was about the object, as "no such key" is.
@@ -131,12 +131,12 @@ impl Breaker {
         if state.open.is_some() {
             return;
         }
-        state.answers.push_back(Answer { id, at: now, definite });
-        if state.answers.len() > WINDOW {
-            state.answers.pop_front();
+        state.responses.push_back(RecordedResponse { id, at: now, definite });
+        if state.responses.len() > WINDOW {
+            state.responses.pop_front();
         }
-        let (well, failed) = state.answered(now.checked_sub(RECENT), None);
-        if well + failed >= ENOUGH && well * WELL <= well + failed {
+        let (definite, failed) = state.count_responses(now.checked_sub(RECENT), None);
+        if definite + failed >= ENOUGH && definite * HEALTHY <= definite + failed {
             self.open(&mut state, bucket);
         }
     }
@@ -145,7 +145,7 @@ impl Breaker {
     /// reads do not tell whether the store is at fault.
     pub async fn judge(
         &self,
-        Failing { id, bucket, began }: Failing<'_>,
+        ExhaustedRead { id, bucket, began }: ExhaustedRead<'_>,
         cycles: &mut RetryCycles,
         wanted: impl Fn() -> bool,
     ) -> Verdict {
@@ -154,20 +154,20 @@ impl Breaker {
             let mut state = self.state.lock();
             state.suspects.insert(id);
             let condition = state.condition(id, began);
-            if condition != Condition::Well && state.open.is_none() {
+            if condition != Condition::Healthy && state.open.is_none() {
                 self.open(&mut state, bucket);
             }
             condition
         };
-        if condition != Condition::Well && !self.closed(wanted).await {
+        if condition != Condition::Healthy && !self.closed(wanted).await {
             return Verdict::Stale;
         }
         let state = self.state.lock();
-        cycles.well = if condition == Condition::Well { cycles.well + 1 } else { 0 };
+        cycles.healthy = if condition == Condition::Healthy { cycles.healthy + 1 } else { 0 };
         let bad = match condition {
-            Condition::Well => cycles.well > 1,
+            Condition::Healthy => cycles.healthy > 1,
             Condition::Unknown => cycles.proven && state.clean,
-            Condition::Unwell => false,
+            Condition::Unhealthy => false,
         };
         cycles.proven = condition == Condition::Unknown && state.clean;
         if bad || cycles.used_up >= MAX_CYCLES { Verdict::Bad } else { Verdict::Again }
@@ -225,31 +225,33 @@ impl Breaker {
 
     fn open(&self, state: &mut State, bucket: &str) {
         state.open = Some(bucket.to_owned());
-        // What was answered before says nothing about what comes after.
-        state.answers.clear();
+        // Earlier responses do not count from here on.
+        state.responses.clear();
         self.changed.send_replace(());
     }
 }
 
 impl State {
-    /// Answers since then, definite and failed, of all but the suspects and `id`.
-    fn answered(&self, since: Option<Instant>, id: Option<RequestId>) -> (usize, usize) {
-        let counted = self.answers.iter().filter(|answer| {
-            Some(answer.at) >= since && Some(answer.id) != id && !self.suspects.contains(&answer.id)
+    /// Counts the responses since then, definite and failed, of all but the suspects and `id`.
+    fn count_responses(&self, since: Option<Instant>, id: Option<RequestId>) -> (usize, usize) {
+        let counted = self.responses.iter().filter(|response| {
+            Some(response.at) >= since
+                && Some(response.id) != id
+                && !self.suspects.contains(&response.id)
         });
-        let (mut well, mut failed) = (0, 0);
-        for answer in counted {
-            *(if answer.definite { &mut well } else { &mut failed }) += 1;
+        let (mut definite, mut failed) = (0, 0);
+        for response in counted {
+            *(if response.definite { &mut definite } else { &mut failed }) += 1;
         }
-        (well, failed)
+        (definite, failed)
     }
 
     fn condition(&self, id: RequestId, began: Instant) -> Condition {
-        let (well, failed) = self.answered(Some(began), Some(id));
-        if failed * WELL > well + failed {
-            Condition::Unwell
-        } else if well >= WITNESSES {
-            Condition::Well
+        let (definite, failed) = self.count_responses(Some(began), Some(id));
+        if failed * HEALTHY > definite + failed {
+            Condition::Unhealthy
+        } else if definite >= WITNESSES {
+            Condition::Healthy
         } else {
             Condition::Unknown
         }
@@ -271,11 +273,11 @@ mod tests {
         }
     }
 
-    /// Of a round that began before anything of the test.
+    /// Judges a cycle that began before the test's responses.
     async fn judge(breaker: &Breaker, clean: bool, cycles: &mut RetryCycles) -> Verdict {
         let began = Instant::now().checked_sub(RECENT).unwrap();
         tokio::select! {
-            verdict = breaker.judge(Failing { id: 9, bucket: "photos", began }, cycles, || true) => verdict,
+            verdict = breaker.judge(ExhaustedRead { id: 9, bucket: "photos", began }, cycles, || true) => verdict,
             () = probe(breaker, clean) => unreachable!(),
         }
     }
@@ -293,7 +295,7 @@ mod tests {
         }
         let breaker = Breaker::default();
         for id in 0..ENOUGH as u64 {
-            assert!(!breaker.is_open(), "{id} answers are not enough");
+            assert!(!breaker.is_open(), "{id} responses are not enough");
             breaker.record(id, OBJECT, Response::Unavailable);
         }
         assert!(breaker.is_open());
@@ -366,7 +368,7 @@ mod tests {
         for id in 0..8 {
             breaker.record(id, OBJECT, Response::NoObject);
         }
-        let mut cycles = RetryCycles { well: 1, ..RetryCycles::default() };
+        let mut cycles = RetryCycles { healthy: 1, ..RetryCycles::default() };
         assert_eq!(judge(&breaker, true, &mut cycles).await, Verdict::Bad);
     }
 
@@ -375,9 +377,11 @@ mod tests {
         let breaker = Breaker::default();
         let mut cycles = RetryCycles::default();
         let verdict = breaker
-            .judge(Failing { id: 9, bucket: "photos", began: Instant::now() }, &mut cycles, || {
-                false
-            })
+            .judge(
+                ExhaustedRead { id: 9, bucket: "photos", began: Instant::now() },
+                &mut cycles,
+                || false,
+            )
             .await;
         assert_eq!(verdict, Verdict::Stale);
         assert!(!breaker.closed(|| false).await);

@@ -12,7 +12,7 @@ use crate::worker::encode::EncodedBatch;
 use crate::worker::item::Decoded;
 use crate::worker::models::{EngineSlot, Model};
 use crate::worker::outbox::Outbox;
-use crate::worker::outcome::{Answer, Captioned};
+use crate::worker::outcome::{CaptionResult, Captioned};
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 use crate::worker::telemetry::Observer;
@@ -59,7 +59,7 @@ impl Captioner {
         let EncodedBatch { items, model, encoded, began, ended } = batch;
         let captions = self.engine.of(&model)?.generate(encoded)?;
         self.observer.busy(Stage::Caption, started);
-        self.observer.slowest.batch(began.elapsed());
+        self.observer.max_durations.batch(began.elapsed());
         if captions.len() != items.len() {
             return Err(Error::new(ErrorKind::Internal, "a batch came back in another size")
                 .with_context("images", items.len())
@@ -71,12 +71,16 @@ impl Captioner {
         let pairs = items.into_iter().zip(captions);
         self.outbox.finish_batch(pairs.map(|(item, caption)| {
             let (item, decoded) = item.split();
-            (item, self.answer(decoded, caption))
+            (item, self.result(decoded, caption))
         }));
         Ok(())
     }
 
-    fn answer(&self, Decoded { object, pixels, model }: Decoded, caption: Caption) -> Answer {
+    fn result(
+        &self,
+        Decoded { object, pixels, model }: Decoded,
+        caption: Caption,
+    ) -> CaptionResult {
         Ok(Arc::new(Captioned {
             object,
             content_type: pixels.content_type,

@@ -34,13 +34,13 @@ pub struct Deadlines {
 
 /// The longest duration of each so far.
 #[derive(Debug, Default)]
-pub struct Slowest {
+pub struct MaxDurations {
     batch: AtomicU64,
     commit: AtomicU64,
     poll_gap: AtomicU64,
 }
 
-impl Slowest {
+impl MaxDurations {
     /// One batch in the model.
     pub fn batch(&self, took: Duration) {
         raise(&self.batch, took);
@@ -140,13 +140,16 @@ impl Deadlines {
 
     /// Seconds between the slowest operation so far and each limit; negative where a limit is too
     /// short.
-    pub fn margins(&self, slowest: &Slowest) -> [(&'static str, f64); 4] {
-        let (batch, commit) = (read(&slowest.batch), read(&slowest.commit));
+    pub fn margins(&self, max_durations: &MaxDurations) -> [(&'static str, f64); 4] {
+        let (batch, commit) = (read(&max_durations.batch), read(&max_durations.commit));
         let work = self.fetch.as_secs_f64() + self.linger.as_secs_f64() + batch + commit;
         [
             ("transaction", self.kafka.transaction.as_secs_f64() - commit),
             ("session", self.kafka.session.as_secs_f64() - self.kafka.transaction.as_secs_f64()),
-            ("max_poll_interval", self.kafka.max_poll.as_secs_f64() - read(&slowest.poll_gap)),
+            (
+                "max_poll_interval",
+                self.kafka.max_poll.as_secs_f64() - read(&max_durations.poll_gap),
+            ),
             ("termination", self.drain.as_secs_f64() - work),
         ]
     }
@@ -210,16 +213,16 @@ mod tests {
     #[test]
     fn margins_are_measured_from_the_slowest() {
         let deadlines = deadlines(GOOD).unwrap();
-        let slowest = Slowest::default();
-        let before = deadlines.margins(&slowest);
+        let max_durations = MaxDurations::default();
+        let before = deadlines.margins(&max_durations);
         assert_eq!(before[0], ("transaction", 40.0));
         assert_eq!(before[1], ("session", 5.0));
         assert_eq!(before[2], ("max_poll_interval", 300.0));
-        slowest.commit(Duration::from_secs(3));
-        slowest.commit(Duration::from_secs(1));
-        slowest.batch(Duration::from_secs(9));
-        slowest.poll_gap(Duration::from_secs(1));
-        let after = deadlines.margins(&slowest);
+        max_durations.commit(Duration::from_secs(3));
+        max_durations.commit(Duration::from_secs(1));
+        max_durations.batch(Duration::from_secs(9));
+        max_durations.poll_gap(Duration::from_secs(1));
+        let after = deadlines.margins(&max_durations);
         assert_eq!(after[0], ("transaction", 37.0));
         assert_eq!(after[2], ("max_poll_interval", 299.0));
         assert!(after[3].1 < 0.0, "10 s to fetch, 9 s and 3 s are more than 20 s: {after:?}");

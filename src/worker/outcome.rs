@@ -1,11 +1,11 @@
-//! A reference to an image, and its outcome: a caption, or why there is none.
+//! A reference to an image, and its outcome: a caption, or the reason for having none.
 
 use std::sync::Arc;
 
 use opentelemetry::ContextGuard;
 
 use crate::error::Error;
-use crate::message::{Identity, ImageRequest, FailedStage};
+use crate::message::{FailedStage, Identity, ImageRequest};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::ownership::Ownership;
 use crate::worker::source_message::SourceMessage;
@@ -81,20 +81,20 @@ pub struct Failed {
     pub model: Arc<Identity>,
 }
 
-/// What a reference comes to; cheap to clone.
-pub type Answer = Result<Arc<Captioned>, Arc<Failed>>;
+/// The result for a reference: a caption or a failure. Cheap to clone.
+pub type CaptionResult = Result<Arc<Captioned>, Arc<Failed>>;
 
-/// An answer, and the reference that gets it.
+/// A result, and the reference that gets it.
 #[derive(Debug)]
 pub struct Outcome {
     pub origin: Origin,
     /// None when the message could not be read.
     pub request: Option<ImageRequest>,
-    pub answer: Answer,
+    pub result: CaptionResult,
 }
 
 impl Reference {
-    pub fn answered(self, answer: Answer) -> Outcome {
-        Outcome { origin: self.origin, request: Some(self.request), answer }
+    pub fn with_result(self, result: CaptionResult) -> Outcome {
+        Outcome { origin: self.origin, request: Some(self.request), result }
     }
 }

@@ -27,11 +27,11 @@ use crate::worker::encode::Encoder;
 use crate::worker::fetch::Fetcher;
 use crate::worker::models::Models;
 use crate::worker::models::reload::ModelReloader;
-use crate::worker::outbox::event::Event;
+use crate::worker::outbox::event::PublisherEvent;
 use crate::worker::ownership::Ownership;
 use crate::worker::publish::Publisher;
 use crate::worker::publish::records::{Encoders, RecordWriter};
-use crate::worker::supervise::{ThreadEnd, spawn_task, spawn_thread};
+use crate::worker::supervise::{ThreadHandle, spawn_task, spawn_thread};
 
 /// For a publisher that was waited for before, or whose consumer panicked.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -55,18 +55,18 @@ pub struct Parts {
     pub kafka: Connected,
     pub awaiting_schema: AwaitingSchema,
     pub encoders: Encoders,
-    pub publisher: Sender<Event>,
-    pub inbox: Receiver<Event>,
+    pub publisher: Sender<PublisherEvent>,
+    pub inbox: Receiver<PublisherEvent>,
     pub shutdown: CancellationToken,
 }
 
 pub struct Stages {
-    consumer: ThreadEnd,
-    publisher: ThreadEnd,
-    encoder: ThreadEnd,
-    captioner: ThreadEnd,
+    consumer: ThreadHandle,
+    publisher: ThreadHandle,
+    encoder: ThreadHandle,
+    captioner: ThreadHandle,
     tasks: Vec<JoinHandle<()>>,
-    events: Sender<Event>,
+    events: Sender<PublisherEvent>,
     ownership: Arc<Ownership>,
 }
 
@@ -109,7 +109,7 @@ impl Stages {
 
         let events = parts.publisher;
         let receiver =
-            receive::Receiver::new(context, events.clone(), parts.awaiting_schema, to_fetch);
+            receive::MessageReceiver::new(context, events.clone(), parts.awaiting_schema, to_fetch);
         let mut consumer =
             Consumer::new(&config, context, kafka.consumer, receiver, parts.deadlines, shutdown);
         let (ownership, to_publisher) = (Arc::clone(&context.ownership), events.clone());
@@ -121,7 +121,7 @@ impl Stages {
                 failing.fail(error);
             }
             // It has ended already when it failed.
-            let _ = to_publisher.send(Event::Close);
+            let _ = to_publisher.send(PublisherEvent::Close);
             consumer.close(&publisher_ended);
             Ok(())
         })?;
@@ -133,7 +133,7 @@ impl Stages {
     pub async fn join(self) {
         let _ = self.consumer.await;
         // The consumer has sent it already, unless it panicked.
-        let _ = self.events.send(Event::Close);
+        let _ = self.events.send(PublisherEvent::Close);
         // The consumer has waited for the publisher as long as there was time.
         if timeout(LAST_WAIT, self.publisher).await.is_err() {
             tracing::warn!("the publisher is left behind");

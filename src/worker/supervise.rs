@@ -12,14 +12,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::worker::run::Run;
 
 /// Resolves when the thread has ended.
-pub type ThreadEnd = oneshot::Receiver<()>;
+pub type ThreadHandle = oneshot::Receiver<()>;
 
 /// Runs `work` on a thread of its own; an error or a panic ends the run.
 pub fn spawn_thread(
     name: &'static str,
     run: &Arc<Run>,
     work: impl FnOnce() -> Result<()> + Send + 'static,
-) -> Result<ThreadEnd> {
+) -> Result<ThreadHandle> {
     let (ended, end) = oneshot::channel();
     let run = Arc::clone(run);
     std::thread::Builder::new()

@@ -256,7 +256,7 @@ fn a_plan_needs_nothing_but_its_arguments() {
     let output = fusioncap(&["plan", "--rate", "20000", "--json"]).output().unwrap();
     let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(plan["s3"]["prefixes"], 4);
-    assert_eq!(plan["pod"]["binds"], "the cores");
+    assert_eq!(plan["pod"]["bottleneck"], "the cores");
 
     let error = refusal(&mut fusioncap(&["plan", "--rate", "5", "--image-size", "2XB"]));
     assert!(error.contains("--image-size can't be '2XB' (allowed: a size from"), "{error}");

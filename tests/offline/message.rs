@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use fusioncap::bundle::Bundle;
 use fusioncap::message::{
-    CaptionRecord, DeadLetter, Marker, RawHeader, RawRecord, Requests, RetainedParts,
-    SourcePosition, FailedStage, TraceContext, header, parse,
+    CaptionRecord, DeadLetter, FailedStage, Marker, RawHeader, RawRecord, Requests, RetainedParts,
+    SourcePosition, TraceContext, header, parse,
 };
 use fusioncap::{Error, ErrorKind};
 use jsonschema::{Registry, Resource, Validator};
@@ -179,7 +179,8 @@ fn a_long_field_is_refused_and_not_repeated() {
         let error = parse(payload.to_string().as_bytes(), &[], &source()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidMessage);
         let original = RawRecord::default();
-        let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original);
+        let letter =
+            DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original);
         assert!(letter.to_json().unwrap().len() < 8192);
         assert!(!letter.reason.contains('\n'), "{}", letter.reason);
     }
@@ -290,7 +291,8 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
         let back: DeadLetter = serde_json::from_value(value).unwrap();
         assert_eq!(back.original_record().unwrap(), Some(case));
     }
-    let mut letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
+    let mut letter =
+        DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     let names: Vec<&str> = letter.headers.iter().map(|header| header.name.as_str()).collect();
     assert_eq!(names, ["twice", "twice", "", "none", "caf\u{fffd}"]);
     letter.leave_out_original();
@@ -309,7 +311,8 @@ fn a_dead_letter_gives_the_original_back_byte_for_byte() {
 #[test]
 fn a_dead_letter_that_is_damaged_is_refused() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
-    let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
+    let letter =
+        DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     for path in ["/payload_base64", "/key_base64", "/headers/0/value_base64"] {
         let mut value = serde_json::to_value(&letter).unwrap();
         *value.pointer_mut(path).unwrap() = json!("?");
@@ -325,7 +328,8 @@ fn a_dead_letter_that_is_damaged_is_refused() {
 #[test]
 fn markers_name_their_dead_letter() {
     let error = Error::new(ErrorKind::InvalidMessage, "no JSON");
-    let letter = DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
+    let letter =
+        DeadLetter::new(&source(), 0, None, &error, (FailedStage::Consume, 1), &original());
     let position = SourcePosition { topic: "images.dlq".into(), partition: 2, offset: 17 };
     let marker = Marker::new(&letter, &position, 1);
     assert_valid("dead-letter-marker", &serde_json::to_value(&marker).unwrap());

@@ -1,5 +1,5 @@
-//! Request coalescing (as Go's `singleflight`): of the references to one object one leads and is
-//! worked on, the others follow and get its answer (`table` keeps who follows whom).
+//! Request coalescing (as Go's `singleflight`): if several references name one object, the first
+//! leads and is processed. The others follow and get its result (`table` keeps who follows whom).
 //!
 //! A stage that drops a stale item drops its [`Leader`] with it, which promotes the next follower:
 //! no reference is lost with another's partition. Each keeps its own origin, so the checks at
@@ -18,13 +18,13 @@ use crate::config;
 use crate::telemetry::Metrics;
 use crate::worker::coalesce::table::{Joined, Key, Table};
 use crate::worker::models::Models;
-use crate::worker::outcome::{Answer, Outcome, Reference};
+use crate::worker::outcome::{CaptionResult, Outcome, Reference};
 use crate::worker::ownership::Ownership;
 
-/// Most answers that are kept.
+/// Most results that are kept.
 const MAX_KEPT: usize = 4_096;
 
-/// Who leads, who follows, and what was answered lately.
+/// Who leads, who follows, and the recent results.
 #[derive(Debug)]
 pub struct Coalescer {
     ownership: Arc<Ownership>,
@@ -35,21 +35,21 @@ pub struct Coalescer {
     promoted: mpsc::UnboundedSender<Leading>,
 }
 
-/// An answer, and the span of the reference that led to it.
+/// A result, and the span of the reference that led to it.
 #[derive(Clone, Debug)]
 struct Kept {
-    answer: Answer,
+    result: CaptionResult,
     leader: Option<SpanContext>,
 }
 
-/// A reference that is worked on.
+/// A reference that is processed.
 #[derive(Debug)]
 pub struct Leading {
     pub reference: Reference,
     pub leader: Leader,
 }
 
-/// What becomes of a reference.
+/// The role of a reference in its group.
 #[derive(Debug)]
 pub enum Role {
     Leads(Leading),
@@ -121,7 +121,7 @@ impl Coalescer {
         let Some(table) = &self.table else {
             return;
         };
-        let next = table.lock().give_up(number, |other| self.is_current(other));
+        let next = table.lock().promote_follower(number, |other| self.is_current(other));
         let Some(reference) = next else {
             return;
         };
@@ -143,17 +143,17 @@ impl Leader {
         }
     }
 
-    /// The outcomes of the followers: each gets `answer`. `span` is the leader's.
-    pub fn answer(mut self, answer: &Answer, span: Option<&SpanContext>) -> Vec<Outcome> {
+    /// The outcomes of the followers: each gets `result`. `span` is the leader's.
+    pub fn answer(mut self, result: &CaptionResult, span: Option<&SpanContext>) -> Vec<Outcome> {
         let Some(Group { coalescer, number }) = self.0.take() else {
             return Vec::new();
         };
         let Some(table) = &coalescer.table else {
             return Vec::new();
         };
-        let kept = Kept { answer: answer.clone(), leader: span.cloned() };
+        let kept = Kept { result: result.clone(), leader: span.cloned() };
         // Failures are not kept for later references.
-        let to_keep = answer.is_ok().then(|| kept.clone());
+        let to_keep = result.is_ok().then(|| kept.clone());
         let followers = table.lock().answer(number, to_keep, Instant::now());
         coalescer.metrics.coalesced_references.add(followers.len() as u64, &[]);
         followers.into_iter().map(|reference| kept.give(reference)).collect()
@@ -170,7 +170,7 @@ impl Drop for Leader {
 
 impl Kept {
     fn give(&self, reference: Reference) -> Outcome {
-        reference.origin.trace.repeats(self.leader.as_ref());
-        reference.answered(self.answer.clone())
+        reference.origin.trace.coalesced(self.leader.as_ref());
+        reference.with_result(self.result.clone())
     }
 }

@@ -1,4 +1,4 @@
-//! References to one object within a window of time: one of them leads and is worked on, the others
+//! References to one object within a window of time: one of them leads and is processed, the others
 //! follow and wait for its answer, and a reference that comes a little later is given the same.
 //!
 //! Pure; the module above joins it to the stages. An answer is as old as the read behind it: when
@@ -29,7 +29,7 @@ pub struct Table<W, A> {
     groups_made: u64,
     /// The newest group of each object that may still be joined.
     newest: HashMap<Key, Newest<A>>,
-    /// Groups whose leaders are being worked on, by their number.
+    /// Groups whose leaders are being processed, by their number.
     groups: HashMap<u64, Group<W>>,
     /// Answers, the oldest first.
     kept: VecDeque<(Key, u64)>,
@@ -49,7 +49,7 @@ struct Group<W> {
     waiting: VecDeque<W>,
 }
 
-/// What becomes of a reference.
+/// The role of a reference in its group.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Joined<W, A> {
     /// It leads the group of that number.
@@ -131,7 +131,7 @@ impl<W, A: Clone> Table<W, A> {
 
     /// The group's leader was dropped: the first follower that still counts leads it now. A group
     /// without any is over.
-    pub fn give_up(&mut self, number: u64, counts: impl Fn(&W) -> bool) -> Option<W> {
+    pub fn promote_follower(&mut self, number: u64, counts: impl Fn(&W) -> bool) -> Option<W> {
         let group = self.groups.get_mut(&number)?;
         while let Some(next) = group.waiting.pop_front() {
             if counts(&next) {
@@ -246,8 +246,8 @@ mod tests {
         for work in 0..4 {
             table.join(key("a"), work, now, all);
         }
-        assert_eq!(table.give_up(1, |work| *work > 1), Some(2));
-        assert_eq!(table.give_up(1, |work| *work > 3), None);
+        assert_eq!(table.promote_follower(1, |work| *work > 1), Some(2));
+        assert_eq!(table.promote_follower(1, |work| *work > 3), None);
         assert_eq!(table.join(key("a"), 9, now, all), Joined::Leads(9, 2));
     }
 
@@ -337,7 +337,7 @@ mod tests {
                         // Only what is stale is given up.
                         let (leader, number) = leading.remove(which);
                         stale_below = stale_below.max(leader + 1);
-                        if let Some(next) = table.give_up(number, |work| *work >= stale_below) {
+                        if let Some(next) = table.promote_follower(number, |work| *work >= stale_below) {
                             leading.push((next, number));
                         }
                     }

@@ -32,7 +32,7 @@ use crate::worker::consume::lag::ConsumerLag;
 use crate::worker::consume::membership::Membership;
 use crate::worker::consume::pause::PausedPartitions;
 use crate::worker::consume::rebalance::Rebalancer;
-use crate::worker::consume::receive::Receiver;
+use crate::worker::consume::receive::MessageReceiver;
 use crate::worker::consume::rewind::Rewinder;
 use crate::worker::consume::start_offsets::StartOffsets;
 use crate::worker::context::Context;
@@ -64,7 +64,7 @@ pub struct Consumer {
     breaker: Arc<Breaker>,
     starts: Arc<StartOffsets>,
     paused: Arc<PausedPartitions>,
-    receiver: Receiver,
+    receiver: MessageReceiver,
     rewinder: Rewinder,
     lag: ConsumerLag,
     deadlines: Deadlines,
@@ -80,7 +80,7 @@ impl Consumer {
         config: &Config,
         context: &Context,
         consumer: BaseConsumer<Rebalancer>,
-        receiver: Receiver,
+        receiver: MessageReceiver,
         deadlines: Deadlines,
         shutdown: CancellationToken,
     ) -> Self {
@@ -148,7 +148,7 @@ impl Consumer {
     fn poll(&mut self) -> Result<()> {
         let is_busy = !self.paused.is_empty() || self.is_full();
         let consumer = &self.consumer;
-        self.observer.slowest.poll_gap(self.last_poll.elapsed());
+        self.observer.max_durations.poll_gap(self.last_poll.elapsed());
         let polling = Instant::now();
         let mut poll = self.observer.spans.poll(polling);
         let polled = consumer.poll(if is_busy { BUSY_POLL } else { IDLE_POLL });
@@ -225,7 +225,7 @@ impl Consumer {
         metrics.awaiting_schema_messages.record(self.receiver.awaiting_schema() as u64, &[]);
         metrics.partitions_paused.record(u64::from(!self.paused.is_empty()), &[]);
         metrics.partitions_assigned.record(self.ownership.partitions().len() as u64, &[]);
-        for (deadline, seconds) in self.deadlines.margins(&self.observer.slowest) {
+        for (deadline, seconds) in self.deadlines.margins(&self.observer.max_durations) {
             metrics.deadline_margin_seconds.record(seconds, &[KeyValue::new("deadline", deadline)]);
         }
     }

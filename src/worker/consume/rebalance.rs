@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind};
 use crate::kafka::log::forward_line;
 use crate::worker::consume::pause::{PausedPartitions, partition_list};
 use crate::worker::consume::start_offsets::StartOffsets;
-use crate::worker::outbox::event::Event;
+use crate::worker::outbox::event::PublisherEvent;
 use crate::worker::ownership::Ownership;
 use crate::worker::run::Run;
 
@@ -37,7 +37,7 @@ use crate::worker::run::Run;
 pub struct Rebalancer {
     ownership: Arc<Ownership>,
     run: Arc<Run>,
-    publisher: Sender<Event>,
+    publisher: Sender<PublisherEvent>,
     /// How long a revocation waits for the publisher.
     flush_timeout: Duration,
     paused: Arc<PausedPartitions>,
@@ -51,7 +51,7 @@ impl Rebalancer {
         kafka: &Kafka,
         ownership: Arc<Ownership>,
         run: Arc<Run>,
-        publisher: Sender<Event>,
+        publisher: Sender<PublisherEvent>,
         flush_timeout: Duration,
     ) -> Self {
         let topic: Arc<str> = kafka.input_topic.as_str().into();
@@ -103,7 +103,7 @@ impl Rebalancer {
         if lost {
             self.forget(&partitions);
             // The publisher has gone when the worker is closing: then there is nothing to abort.
-            let _ = self.publisher.send(Event::Lost { partitions: partitions.clone() });
+            let _ = self.publisher.send(PublisherEvent::Lost { partitions: partitions.clone() });
         } else {
             self.flush(&partitions);
             self.forget(&partitions);
@@ -125,7 +125,8 @@ impl Rebalancer {
             return;
         }
         let (done, answer) = sync_channel(1);
-        let asked = self.publisher.send(Event::Revoked { partitions: partitions.to_vec(), done });
+        let asked =
+            self.publisher.send(PublisherEvent::Revoked { partitions: partitions.to_vec(), done });
         if asked.is_ok()
             && answer.recv_timeout(self.flush_timeout).is_err()
             && !self.run.has_failed()

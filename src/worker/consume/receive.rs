@@ -16,28 +16,29 @@ use crate::worker::context::Context;
 use crate::worker::exactly_once::assignment::Polled;
 use crate::worker::exactly_once::in_flight::InFlight;
 use crate::worker::outbox::Outbox;
-use crate::worker::outbox::event::Event;
+use crate::worker::outbox::event::PublisherEvent;
 use crate::worker::outcome::{Origin, Reference};
 use crate::worker::ownership::Ownership;
 use crate::worker::source_message::SourceMessage;
 use crate::worker::telemetry::Observer;
 use crate::worker::telemetry::spans::Trace;
 
-pub struct Receiver {
+/// Takes polled messages into the pipeline.
+pub struct MessageReceiver {
     ownership: Arc<Ownership>,
     observer: Arc<Observer>,
     outbox: Outbox,
-    publisher: Sender<Event>,
+    publisher: Sender<PublisherEvent>,
     awaiting_schema: AwaitingSchema,
     in_flight: InFlight,
     fetcher: mpsc::UnboundedSender<Reference>,
 }
 
-impl Receiver {
+impl MessageReceiver {
     /// `fetcher` has no bound of its own: the consumer polls nothing above `limits.max_in_flight`.
     pub fn new(
         context: &Context,
-        publisher: Sender<Event>,
+        publisher: Sender<PublisherEvent>,
         awaiting_schema: AwaitingSchema,
         fetcher: mpsc::UnboundedSender<Reference>,
     ) -> Self {
@@ -70,10 +71,14 @@ impl Receiver {
                 tracing::debug!(partition, offset, "dropped a message that will be read again");
             }
             Polled::WentBack => {
-                tracing::warn!(partition, offset, "an offset came again: rewinding its partition");
-                // Frees the permits of its work, which is stale: without them the partition may stay
-                // paused.
-                let _ = self.publisher.send(Event::Lost { partitions: vec![partition] });
+                tracing::warn!(
+                    partition,
+                    offset,
+                    "received an offset twice: rewinding the partition"
+                );
+                // Drops the guards of its work, which is stale. While they live, the partition may
+                // stay paused.
+                let _ = self.publisher.send(PublisherEvent::Lost { partitions: vec![partition] });
             }
         }
     }
@@ -92,9 +97,10 @@ impl Receiver {
         tally.messages.fetch_add(1, Ordering::Relaxed);
         metrics.messages.add(1, &[]);
         let records = parsed.as_ref().map_or(1, |requests| requests.images.len());
-        let permit = self.in_flight.enter(records);
+        let guard = self.in_flight.enter(records);
         // The publisher ends before this thread only when the run has failed.
-        let _ = self.publisher.send(Event::Tracked { message: message.id(), records, permit });
+        let _ =
+            self.publisher.send(PublisherEvent::Tracked { message: message.id(), records, guard });
         let requests = match parsed {
             Ok(requests) => requests,
             Err(error) => {

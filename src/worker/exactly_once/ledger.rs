@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::worker::exactly_once::in_flight::Permit;
+use crate::worker::exactly_once::in_flight::InFlightGuard;
 
 /// A message, and the assignment epoch under which it was polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +41,7 @@ struct Entry<O> {
     offset: i64,
     outcomes: Vec<Option<O>>,
     unfinished: usize,
-    permit: Permit,
+    guard: InFlightGuard,
 }
 
 /// The finished prefix of one partition, ready to commit.
@@ -54,12 +54,12 @@ pub struct FinishedPrefix<O> {
     /// In the order of offset and record.
     pub outcomes: Vec<O>,
     /// One for each message: they count as in flight until this is dropped.
-    pub permits: Vec<Permit>,
+    pub guards: Vec<InFlightGuard>,
 }
 
 impl<O> FinishedPrefix<O> {
     pub fn messages(&self) -> usize {
-        self.permits.len()
+        self.guards.len()
     }
 }
 
@@ -74,7 +74,7 @@ impl<O> Ledger<O> {
     /// offset was already seen in this epoch or its epoch is an older one. A newer epoch replaces
     /// the work of the one before.
     #[must_use]
-    pub fn track(&mut self, message: MessageId, records: usize, permit: Permit) -> bool {
+    pub fn track(&mut self, message: MessageId, records: usize, guard: InFlightGuard) -> bool {
         let MessageId { partition, epoch, offset } = message;
         let fresh = || Partition { epoch, next: offset, entries: VecDeque::new() };
         let state = self.partitions.entry(partition).or_insert_with(fresh);
@@ -86,7 +86,7 @@ impl<O> Ledger<O> {
         }
         state.next = offset.saturating_add(1);
         let outcomes = std::iter::repeat_with(|| None).take(records).collect();
-        state.entries.push_back(Entry { offset, outcomes, unfinished: records, permit });
+        state.entries.push_back(Entry { offset, outcomes, unfinished: records, guard });
         true
     }
 
@@ -126,12 +126,12 @@ impl<O> Ledger<O> {
                 epoch: state.epoch,
                 next_offset: 0,
                 outcomes: Vec::new(),
-                permits: Vec::with_capacity(prefix),
+                guards: Vec::with_capacity(prefix),
             };
             for entry in state.entries.drain(..prefix) {
                 finished.next_offset = entry.offset.saturating_add(1);
                 finished.outcomes.extend(entry.outcomes.into_iter().flatten());
-                finished.permits.push(entry.permit);
+                finished.guards.push(entry.guard);
             }
             taken.push(finished);
         }

@@ -10,7 +10,7 @@
 //! 3. [`Protocol::end`] is told how the transaction ended. Unless it was committed, all work in
 //!    flight is stale from here on, and committed offsets are not to be trusted yet.
 //! 4. The producer is replaced where [`TransactionOutcome::keeps_producer`] says no.
-//! 5. [`Protocol::settle`]: the transaction is over for certain, so the consumer may rewind.
+//! 5. [`Protocol::allow_rewind`]: the transaction is over for certain, so the consumer may rewind.
 
 pub mod assignment;
 pub mod in_flight;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::kafka::outcome::TransactionOutcome;
 use crate::worker::exactly_once::assignment::Assignment;
-use crate::worker::exactly_once::in_flight::Permit;
+use crate::worker::exactly_once::in_flight::InFlightGuard;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, Ledger, MessageId};
 
 /// The ledger, and the rules around it.
@@ -53,10 +53,10 @@ impl<O> Protocol<O> {
         assignment: &Assignment<G>,
         message: MessageId,
         records: usize,
-        permit: Permit,
+        guard: InFlightGuard,
     ) {
         if assignment.is_current(message.partition, message.epoch)
-            && !self.ledger.track(message, records, permit)
+            && !self.ledger.track(message, records, guard)
         {
             tracing::warn!(?message, "a message was polled twice, and dropped");
         }
@@ -85,7 +85,7 @@ impl<O> Protocol<O> {
     }
 
     /// Takes note of a transaction's end. Unless it was committed, everything in flight is stale
-    /// from now on, and nothing is polled under a new epoch before [`Protocol::settle`].
+    /// from now on, and nothing is polled under a new epoch before [`Protocol::allow_rewind`].
     pub fn end<G>(&mut self, assignment: &Assignment<G>, outcome: TransactionOutcome) {
         if !outcome.is_committed() {
             assignment.suspend_all();
@@ -95,7 +95,7 @@ impl<O> Protocol<O> {
 
     /// The failed transaction is over for certain: it was aborted, or its producer has a
     /// successor. Committed offsets are the truth again, and the consumer may go back to them.
-    pub fn settle<G>(&self, assignment: &Assignment<G>) {
+    pub fn allow_rewind<G>(&self, assignment: &Assignment<G>) {
         assignment.allow_rewind();
     }
 }

@@ -28,7 +28,7 @@ pub struct ConcurrencyLimit {
 
 /// One object may be read until this is dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub struct FetchPermit {
     limit: ConcurrencyLimit,
     permit: OwnedSemaphorePermit,
 }
@@ -51,11 +51,11 @@ impl ConcurrencyLimit {
     }
 
     /// Waits for a permit; `is_idle` says whether the decoders are idle meanwhile.
-    pub async fn acquire(&self, is_idle: impl Fn() -> bool) -> Permit {
+    pub async fn acquire(&self, is_idle: impl Fn() -> bool) -> FetchPermit {
         loop {
             let free = Arc::clone(&self.permits).acquire_owned();
             match timeout(PATIENCE, free).await {
-                Ok(Ok(permit)) => return Permit { limit: self.clone(), permit },
+                Ok(Ok(permit)) => return FetchPermit { limit: self.clone(), permit },
                 // It is never closed.
                 Ok(Err(_)) => {}
                 Err(_) if is_idle() => self.grow(),
@@ -77,7 +77,7 @@ impl ConcurrencyLimit {
     }
 }
 
-impl Permit {
+impl FetchPermit {
     /// Raises the limit: the object that was read found the decoders idle.
     pub fn found_idle_decoder(&self) {
         self.limit.grow();
@@ -101,7 +101,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(1);
     const LONG: Duration = Duration::from_millis(9);
 
-    async fn all(limit: &ConcurrencyLimit) -> Vec<Permit> {
+    async fn all(limit: &ConcurrencyLimit) -> Vec<FetchPermit> {
         let mut permits = Vec::new();
         while let Some(place) = limit.acquire(|| false).now_or_never() {
             permits.push(place);
@@ -114,7 +114,7 @@ mod tests {
         let limit = ConcurrencyLimit::new(2, 6);
         let mut permits = all(&limit).await;
         assert_eq!(permits.len(), 4);
-        permits.iter().for_each(Permit::found_idle_decoder);
+        permits.iter().for_each(FetchPermit::found_idle_decoder);
         assert_eq!(limit.limit(), 6);
         permits.extend(all(&limit).await);
         assert_eq!(permits.len(), 6);
@@ -123,7 +123,7 @@ mod tests {
     #[tokio::test]
     async fn objects_that_wait_long_lower_it_down_to_the_minimum() {
         let limit = ConcurrencyLimit::new(2, 6);
-        all(&limit).await.iter().for_each(Permit::found_idle_decoder);
+        all(&limit).await.iter().for_each(FetchPermit::found_idle_decoder);
         let permits = all(&limit).await;
         assert_eq!(permits.len(), 6);
         for permit in permits {

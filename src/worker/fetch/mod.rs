@@ -19,11 +19,11 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::error::ErrorKind;
 use crate::message::FailedStage;
-use crate::retry::GaveUp;
+use crate::retry::RetryError;
 use crate::s3::Store;
 use crate::worker::coalesce::{Coalescer, Leading, Role};
 use crate::worker::context::Context;
-use crate::worker::fetch::concurrency::{ConcurrencyLimit, Permit};
+use crate::worker::fetch::concurrency::{ConcurrencyLimit, FetchPermit};
 use crate::worker::fetch::reader::ObjectReader;
 use crate::worker::item::{Fetched, Item, Referenced};
 use crate::worker::models::Models;
@@ -126,7 +126,7 @@ impl Fetcher {
         self.decoder.capacity() == self.decoder.max_capacity()
     }
 
-    async fn fetch(self: Arc<Self>, item: Item<Referenced>, permit: Permit) {
+    async fn fetch(self: Arc<Self>, item: Item<Referenced>, permit: FetchPermit) {
         if !item.origin().is_current(&self.ownership) {
             return;
         }
@@ -151,7 +151,7 @@ impl Fetcher {
             }
             // The item is stale, whatever the object is: its followers go on.
             Err(_) if !origin.is_current(&self.ownership) => {}
-            Err(GaveUp { error, attempts }) => {
+            Err(RetryError { error, attempts }) => {
                 origin.trace.fetched(request, attempts, Err(&error));
                 if error.kind() == ErrorKind::AccessDenied {
                     let _in_trace = origin.in_trace();
@@ -166,7 +166,7 @@ impl Fetcher {
         }
     }
 
-    async fn hand_over(&self, item: Item<Fetched>, permit: Permit, read: Duration) {
+    async fn hand_over(&self, item: Item<Fetched>, permit: FetchPermit, read: Duration) {
         if self.is_decoder_idle() {
             permit.found_idle_decoder();
         }

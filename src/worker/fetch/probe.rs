@@ -25,7 +25,7 @@ impl ObjectReader {
 
     async fn probe_until_answered(&self, bucket: &str) {
         let since = Instant::now();
-        let mut pauses = Policy::endless(self.policy.initial, self.policy.max).pauses();
+        let mut pauses = Policy::unlimited(self.policy.initial, self.policy.max).pauses();
         let (mut answered, mut clean, mut number) = (0, true, 0);
         while answered < PROBES {
             number += 1;

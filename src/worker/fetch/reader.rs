@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use crate::config::Config;
 use crate::error::{Disposition, Error, ErrorKind, Result};
-use crate::retry::{GaveUp, Policy, retry};
+use crate::retry::{Policy, RetryError, retry};
 use crate::s3::{MemoryBudget, Object, ObjectRef, Reservation, Store};
-use crate::worker::breaker::{Breaker, Failing, RequestId, Response, RetryCycles, Verdict};
+use crate::worker::breaker::{Breaker, ExhaustedRead, RequestId, Response, RetryCycles, Verdict};
 use crate::worker::context::Context;
 use crate::worker::fetch::hedge::Hedge;
 use crate::worker::item::{Item, Referenced};
@@ -64,10 +64,10 @@ impl ObjectReader {
         &self,
         item: &Item<Referenced>,
         is_wanted: impl Fn() -> bool,
-    ) -> Result<Read, GaveUp> {
+    ) -> Result<Read, RetryError> {
         let request = &item.reference.request;
         if let Err(error) = check_allowed(&self.allowed_buckets, &request.bucket, &request.key) {
-            return Err(GaveUp { error, attempts: 0 });
+            return Err(RetryError { error, attempts: 0 });
         }
         let id = self.requests.fetch_add(1, Ordering::Relaxed);
         let read = self.retry_cycles(id, item, is_wanted).await;
@@ -81,32 +81,32 @@ impl ObjectReader {
         id: RequestId,
         item: &Item<Referenced>,
         is_wanted: impl Fn() -> bool,
-    ) -> Result<Read, GaveUp> {
+    ) -> Result<Read, RetryError> {
         let bucket = item.reference.request.bucket.as_str();
         let (mut cycles, mut before) = (RetryCycles::default(), 0);
         loop {
             if !self.breaker.closed(&is_wanted).await {
                 let error = Error::new(ErrorKind::FetchUnavailable, "nobody waits for it any more");
-                return Err(GaveUp { error, attempts: before });
+                return Err(RetryError { error, attempts: before });
             }
             let began = Instant::now();
-            let GaveUp { error, attempts } = match self.retry(id, item, &is_wanted).await {
+            let RetryError { error, attempts } = match self.retry(id, item, &is_wanted).await {
                 Ok(read) => return Ok(Read { attempts: before + read.attempts, ..read }),
-                Err(gave_up) => gave_up,
+                Err(failure) => failure,
             };
             before += attempts;
             let is_final = error.disposition() != Disposition::Retry || !is_wanted();
-            let gave_up = GaveUp { error, attempts: before };
+            let failure = RetryError { error, attempts: before };
             if is_final {
-                return Err(gave_up);
+                return Err(failure);
             }
             // Tries that were cut short don't count.
             if self.breaker.is_open() {
                 continue;
             }
-            let failing = Failing { id, bucket, began };
-            if self.breaker.judge(failing, &mut cycles, &is_wanted).await != Verdict::Again {
-                return Err(gave_up);
+            let exhausted = ExhaustedRead { id, bucket, began };
+            if self.breaker.judge(exhausted, &mut cycles, &is_wanted).await != Verdict::Again {
+                return Err(failure);
             }
             tokio::time::sleep(self.policy.max).await;
         }
@@ -118,7 +118,7 @@ impl ObjectReader {
         id: RequestId,
         item: &Item<Referenced>,
         is_wanted: impl Fn() -> bool,
-    ) -> Result<Read, GaveUp> {
+    ) -> Result<Read, RetryError> {
         let origin = item.origin();
         let (read, attempts) = retry(
             self.policy,

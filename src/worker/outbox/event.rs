@@ -3,20 +3,20 @@
 //! The channel has no bound of its own: what is tracked in it and not yet committed is bounded by
 //! `limits.max_in_flight`, above which the consumer polls nothing.
 
-use crate::worker::exactly_once::in_flight::Permit;
+use crate::worker::exactly_once::in_flight::InFlightGuard;
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::Outcome;
 
 #[derive(Debug)]
-pub enum Event {
+pub enum PublisherEvent {
     /// A message was polled; sent before any of its outcomes.
     Tracked {
         message: MessageId,
         records: usize,
-        permit: Permit,
+        guard: InFlightGuard,
     },
     Finished(Vec<Outcome>),
-    /// The partitions are about to go: commit what is finished, forget the rest, then answer.
+    /// The partitions are about to go: commit what is finished, forget the rest, then signal `done`.
     Revoked {
         partitions: Vec<i32>,
         done: std::sync::mpsc::SyncSender<()>,

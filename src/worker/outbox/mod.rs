@@ -1,5 +1,5 @@
-//! The one way from a stage to the publisher: an item goes in with its answer, and every reference
-//! that waits for it gets the same answer.
+//! The one way from a stage to the publisher: an item goes in with its result, and every reference
+//! that waits for it gets the same result.
 
 pub mod event;
 
@@ -10,33 +10,33 @@ use crate::error::Error;
 use crate::message::FailedStage;
 use crate::worker::item::Item;
 use crate::worker::models::Models;
-use crate::worker::outbox::event::Event;
-use crate::worker::outcome::{Answer, Failed, Origin, Outcome};
+use crate::worker::outbox::event::PublisherEvent;
+use crate::worker::outcome::{CaptionResult, Failed, Origin, Outcome};
 
-/// Cheap to clone. The publisher ends before the stages only when the run is over, so that what is
-/// sent then is of no use to anybody.
+/// Cheap to clone. The publisher ends before the stages only when the run is over. Outcomes sent
+/// later are not needed.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    publisher: Sender<Event>,
+    publisher: Sender<PublisherEvent>,
     models: Arc<Models>,
 }
 
 impl Outbox {
-    pub fn new(publisher: Sender<Event>, models: Arc<Models>) -> Self {
+    pub fn new(publisher: Sender<PublisherEvent>, models: Arc<Models>) -> Self {
         Self { publisher, models }
     }
 
-    /// Ends `item` with `answer`.
-    pub fn finish<S>(&self, item: Item<S>, answer: Answer) {
-        self.finish_batch([(item, answer)]);
+    /// Ends `item` with `result`.
+    pub fn finish<S>(&self, item: Item<S>, result: CaptionResult) {
+        self.finish_batch([(item, result)]);
     }
 
     /// Ends several items at once: the publisher sees all of them or none.
-    pub fn finish_batch<S>(&self, batch: impl IntoIterator<Item = (Item<S>, Answer)>) {
+    pub fn finish_batch<S>(&self, batch: impl IntoIterator<Item = (Item<S>, CaptionResult)>) {
         let mut outcomes = Vec::new();
-        for (Item { reference, leader, .. }, answer) in batch {
-            let followers = leader.answer(&answer, reference.origin.trace.context());
-            outcomes.push(reference.answered(answer));
+        for (Item { reference, leader, .. }, result) in batch {
+            let followers = leader.answer(&result, reference.origin.trace.context());
+            outcomes.push(reference.with_result(result));
             outcomes.extend(followers);
         }
         self.send(outcomes);
@@ -48,15 +48,15 @@ impl Outbox {
         self.finish(item, Err(failed));
     }
 
-    /// Ends a reference that another one's answer is good for.
+    /// Ends a reference that gets another one's result.
     pub fn finish_answered(&self, outcome: Outcome) {
         self.send(vec![outcome]);
     }
 
     /// Ends a message that can't be read.
     pub fn reject(&self, origin: Origin, error: Error) {
-        let answer = Err(self.failed(FailedStage::Consume, error, 1));
-        self.send(vec![Outcome { origin, request: None, answer }]);
+        let result = Err(self.failed(FailedStage::Consume, error, 1));
+        self.send(vec![Outcome { origin, request: None, result }]);
     }
 
     fn failed(&self, stage: FailedStage, error: Error, attempts: u32) -> Arc<Failed> {
@@ -65,6 +65,6 @@ impl Outbox {
     }
 
     fn send(&self, outcomes: Vec<Outcome>) {
-        let _ = self.publisher.send(Event::Finished(outcomes));
+        let _ = self.publisher.send(PublisherEvent::Finished(outcomes));
     }
 }

@@ -31,7 +31,7 @@ use crate::telemetry::Health;
 use crate::worker::context::Context;
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
 use crate::worker::exactly_once::{self, Protocol, Ready};
-use crate::worker::outbox::event::Event;
+use crate::worker::outbox::event::PublisherEvent;
 use crate::worker::outcome::Outcome;
 use crate::worker::ownership::Ownership;
 use crate::worker::publish::records::{Record, RecordWriter};
@@ -61,7 +61,7 @@ pub fn connect_producer(
 }
 
 pub struct Publisher {
-    inbox: Receiver<Event>,
+    inbox: Receiver<PublisherEvent>,
     ownership: Arc<Ownership>,
     run: Arc<Run>,
     observer: Arc<Observer>,
@@ -127,7 +127,7 @@ impl Publisher {
     pub fn new(
         config: &Config,
         context: &Context,
-        inbox: Receiver<Event>,
+        inbox: Receiver<PublisherEvent>,
         producer: TransactionalProducer,
         writer: RecordWriter,
         shutdown: CancellationToken,
@@ -148,7 +148,7 @@ impl Publisher {
         }
     }
 
-    /// Runs until `Event::Close` or until the run fails.
+    /// Runs until `PublisherEvent::Close` or until the run fails.
     pub fn run(mut self) -> Result<()> {
         let mut closing = false;
         while !closing && !self.run.has_failed() {
@@ -175,15 +175,15 @@ impl Publisher {
     }
 
     /// Returns whether this was the last event.
-    fn apply(&mut self, event: Event) -> Result<bool> {
+    fn apply(&mut self, event: PublisherEvent) -> Result<bool> {
         match event {
-            Event::Tracked { message, records, permit } => {
+            PublisherEvent::Tracked { message, records, guard } => {
                 if records == 0 {
                     self.schedule.finished += 1;
                 }
-                self.protocol.track(&self.ownership, message, records, permit);
+                self.protocol.track(&self.ownership, message, records, guard);
             }
-            Event::Finished(outcomes) => {
+            PublisherEvent::Finished(outcomes) => {
                 self.schedule.finished += outcomes.len();
                 for outcome in outcomes {
                     let (message, index) = (outcome.origin.message_id(), outcome.origin.index);
@@ -192,7 +192,7 @@ impl Publisher {
                     }
                 }
             }
-            Event::Revoked { partitions, done } => {
+            PublisherEvent::Revoked { partitions, done } => {
                 if !self.run.has_failed() {
                     self.publish()?;
                 }
@@ -200,8 +200,8 @@ impl Publisher {
                 // The consumer may have stopped waiting.
                 let _ = done.send(());
             }
-            Event::Lost { partitions } => self.protocol.forget(&partitions),
-            Event::Close => return Ok(true),
+            PublisherEvent::Lost { partitions } => self.protocol.forget(&partitions),
+            PublisherEvent::Close => return Ok(true),
         }
         Ok(false)
     }
@@ -234,7 +234,7 @@ impl Publisher {
                 for prefix in &commit.finished {
                     self.writer.committed(prefix.partition, prefix.next_offset);
                 }
-                self.observer.slowest.commit(started.elapsed());
+                self.observer.max_durations.commit(started.elapsed());
                 self.account(&commit, started);
                 self.end_spans(commit, started, None);
                 Ok(())
@@ -357,10 +357,10 @@ impl Publisher {
         // A call that waited for brokers has come back.
         self.run.health.set_recovered();
         if self.failures >= UNREADY_AFTER_FAILURES {
-            self.run.health.set_troubled("transactions fail");
+            self.run.health.set_degraded("transactions fail");
         }
         self.pause();
-        self.protocol.settle(&self.ownership);
+        self.protocol.allow_rewind(&self.ownership);
         Ok(())
     }
 
@@ -373,7 +373,7 @@ impl Publisher {
 
     /// Longer after each failure in a row.
     fn pause(&self) {
-        let policy = Policy::endless(Duration::from_millis(50), Duration::from_secs(5));
+        let policy = Policy::unlimited(Duration::from_millis(50), Duration::from_secs(5));
         let nth = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
         if let Some(pause) = policy.pauses().nth(nth) {
             std::thread::sleep(pause);

@@ -14,7 +14,9 @@ use opentelemetry::ContextGuard;
 use crate::config::{Config, Kafka};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::record::ProducerRecord;
-use crate::message::{self, CaptionRecord, DeadLetter, ImageRequest, FailedStage, TraceContext, header};
+use crate::message::{
+    self, CaptionRecord, DeadLetter, FailedStage, ImageRequest, TraceContext, header,
+};
 use crate::registry::{Encoder, Kind, Registry};
 use crate::worker::exactly_once::ledger::MessageId;
 use crate::worker::outcome::{Captioned, Failed, Origin, Outcome};
@@ -139,8 +141,8 @@ impl RecordWriter {
     /// # Errors
     /// `ErrorKind::Internal` for an outcome that its schema does not allow.
     pub fn record(&self, outcome: Outcome) -> Result<Record> {
-        let Outcome { origin, request, answer } = outcome;
-        match (answer, &request) {
+        let Outcome { origin, request, result } = outcome;
+        match (result, &request) {
             (Ok(captioned), Some(request)) => self.caption(&origin, request, &captioned),
             (Ok(_), None) => {
                 Err(Error::new(ErrorKind::Internal, "a caption of a message that names no image"))

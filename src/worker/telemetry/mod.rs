@@ -14,7 +14,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 
 use crate::config::Kafka;
 use crate::telemetry::Metrics;
-use crate::worker::deadlines::Slowest;
+use crate::worker::deadlines::MaxDurations;
 use crate::worker::telemetry::semconv::SemanticMetrics;
 use crate::worker::telemetry::spans::Spans;
 use crate::worker::telemetry::stage::{Stage, Tally, WaitFor};
@@ -28,7 +28,7 @@ pub struct Observer {
     /// Pushed to a collector under the conventions' names.
     pub semconv: SemanticMetrics,
     pub tally: Tally,
-    pub slowest: Slowest,
+    pub max_durations: MaxDurations,
 }
 
 impl Observer {
@@ -44,7 +44,7 @@ impl Observer {
             spans: Spans::new(tracer, kafka),
             semconv: SemanticMetrics::new(meter, kafka),
             tally: Tally::default(),
-            slowest: Slowest::default(),
+            max_durations: MaxDurations::default(),
         }
     }
 

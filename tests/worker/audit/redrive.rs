@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fusioncap::message::{DeadLetter, Marker, RawHeader, RawRecord, SourcePosition, FailedStage, header};
+use fusioncap::message::{
+    DeadLetter, FailedStage, Marker, RawHeader, RawRecord, SourcePosition, header,
+};
 use fusioncap::{Error, ErrorKind};
 use kit::bucket::{BUCKET, Bucket, picture, uri};
 use kit::kafka::{Cluster, Topics};

@@ -44,8 +44,8 @@ enum Mistake {
     IgnoresOwnership,
     /// A rewind of one partition throws away what others have polled.
     ThrowsAllAway,
-    /// A partition whose offsets went back keeps its permits: the publisher is not told.
-    KeepsPermits,
+    /// A partition whose offsets went back keeps its guards: the publisher is not told.
+    KeepsGuards,
 }
 
 /// What happened, over all schedules: each must have been met often enough to mean something.
@@ -186,7 +186,7 @@ fn the_schedules_find_every_mistake() {
         Mistake::CommitsPosition,
         Mistake::IgnoresOwnership,
         Mistake::ThrowsAllAway,
-        Mistake::KeepsPermits,
+        Mistake::KeepsGuards,
     ] {
         let found = (0..100_000).find(|&seed| World::new(seed, mistake).run().is_err());
         println!("{mistake:?}: found by schedule {found:?}");

@@ -12,7 +12,7 @@ use super::broker::{
 use super::{Mistake, Seen};
 use crate::kafka::outcome::TransactionOutcome;
 use crate::worker::exactly_once::assignment::{Assignment, Polled};
-use crate::worker::exactly_once::in_flight::{InFlight, Permit};
+use crate::worker::exactly_once::in_flight::{InFlight, InFlightGuard};
 use crate::worker::exactly_once::ledger::{FinishedPrefix, MessageId};
 use crate::worker::exactly_once::{Protocol, Ready, is_owned};
 
@@ -22,7 +22,7 @@ const MOST_IN_FLIGHT: usize = 6;
 /// What the publisher is told.
 #[derive(Debug)]
 enum Event {
-    Tracked(MessageId, usize, Permit),
+    Tracked(MessageId, usize, InFlightGuard),
     Finished(MessageId, usize),
     Revoked(Vec<i32>),
     Lost(Vec<i32>),
@@ -275,11 +275,11 @@ impl Worker {
         match self.assignment.polled(partition, position) {
             Polled::Taken { epoch } => {
                 let message = MessageId { partition, epoch, offset: position };
-                let permit = self.in_flight.enter(records);
-                self.inbox.push_back(Event::Tracked(message, records, permit));
+                let guard = self.in_flight.enter(records);
+                self.inbox.push_back(Event::Tracked(message, records, guard));
                 self.queue.extend((0..records).map(|index| (message, index)));
             }
-            Polled::WentBack if self.mistake != Mistake::KeepsPermits => {
+            Polled::WentBack if self.mistake != Mistake::KeepsGuards => {
                 self.inbox.push_back(Event::Lost(vec![partition]));
             }
             Polled::WentBack | Polled::Dropped => {}
@@ -319,7 +319,7 @@ impl Worker {
                 if self.producer.is_none() {
                     self.producer = Some(broker.init_transactions(self.id));
                 }
-                self.protocol.settle(&self.assignment);
+                self.protocol.allow_rewind(&self.assignment);
             }
         }
         if matches!(self.publishing, Publishing::Idle)
@@ -335,8 +335,8 @@ impl Worker {
         for _ in 0..random.random_range(1..6) {
             match self.inbox.pop_front() {
                 None => break,
-                Some(Event::Tracked(message, records, permit)) => {
-                    self.protocol.track(&self.assignment, message, records, permit);
+                Some(Event::Tracked(message, records, guard)) => {
+                    self.protocol.track(&self.assignment, message, records, guard);
                 }
                 Some(Event::Finished(message, index)) => {
                     let MessageId { partition, offset, .. } = message;

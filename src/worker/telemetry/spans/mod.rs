@@ -190,8 +190,8 @@ impl Trace {
         }
     }
 
-    /// The reference gets the answer of another one, whose span is `leader`.
-    pub fn repeats(&self, leader: Option<&SpanContext>) {
+    /// The reference gets the result of another one, whose span is `leader`.
+    pub fn coalesced(&self, leader: Option<&SpanContext>) {
         if let Self::Recorded(recorded) = self {
             let links = leader.map(|leader| Link::with_context(leader.clone())).into_iter();
             let builder = SpanBuilder::from_name("coalesce wait").with_links(links.collect());
