@@ -7,7 +7,7 @@
 //! variables of `settings`. That a fault hit an open transaction is never assumed: the
 //! coordinators' records say so (`world/transactions`).
 
-mod book;
+mod audit;
 mod report;
 mod schedule;
 mod settings;
@@ -80,7 +80,7 @@ async fn nothing_is_lost_doubled_or_reordered_whatever_happens_takes_minutes() {
         let asked = feed::asked(&cluster.bootstrap, &topics.input);
         assert_eq!(asked.len(), storm.feed.produced(), "what was produced is what was asked");
         let (committed, aborted) = storm.transactions.ended();
-        let live = live.book().judge(&asked);
+        let live = live.audit().judge(&asked);
         Report {
             seed: settings.seed,
             seconds: started.elapsed().as_secs(),

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::book::Verdict;
+use crate::audit::Verdict;
 use crate::world::workers::Exit;
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]

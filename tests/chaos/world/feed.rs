@@ -16,7 +16,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 
 use super::store::{MISSING, PAGE};
-use crate::book::{Answer, Source};
+use crate::audit::{Answer, Source};
 
 pub const PARTITIONS: i32 = 24;
 /// One reference in so many is poison.

@@ -14,13 +14,13 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::feed::Answered;
-use crate::book::{Answer, Book, Entry};
+use crate::audit::{Answer, Audit, Entry};
 
 /// A reader to whom nothing comes for so long has lost its topic.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct LiveReader {
-    book: Arc<Mutex<Book>>,
+    audit: Arc<Mutex<Audit>>,
     answered: Answered,
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
@@ -30,16 +30,16 @@ impl LiveReader {
     pub fn start(bootstrap: &str, topics: &Topics) -> Self {
         let names = [topics.output.clone(), topics.dead_letters.clone()];
         let consumer = assigned(bootstrap, &names.each_ref().map(String::as_str)).0;
-        let (book, stop) = (Arc::<Mutex<Book>>::default(), Arc::<AtomicBool>::default());
+        let (audit, stop) = (Arc::<Mutex<Audit>>::default(), Arc::<AtomicBool>::default());
         let answered = Answered::default();
-        let (written, counter, stopped) = (book.clone(), answered.clone(), stop.clone());
+        let (written, counter, stopped) = (audit.clone(), answered.clone(), stop.clone());
         let reader = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match consumer.poll(Duration::from_millis(100)) {
                     Some(Ok(message)) => {
                         let entry = entry(&names.each_ref().map(String::as_str), &message);
                         let partition = entry.source.0;
-                        if written.lock().unwrap().enter(entry) {
+                        if written.lock().unwrap().add(entry) {
                             counter.add(partition);
                         }
                     }
@@ -48,7 +48,7 @@ impl LiveReader {
                 }
             }
         });
-        Self { book, answered, stop, reader: Some(reader) }
+        Self { audit, answered, stop, reader: Some(reader) }
     }
 
     /// References answered so far, counted as they come.
@@ -56,8 +56,8 @@ impl LiveReader {
         self.answered.clone()
     }
 
-    pub fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap()
+    pub fn audit(&self) -> MutexGuard<'_, Audit> {
+        self.audit.lock().unwrap()
     }
 
     /// Stops it; a reader that failed says so now.
@@ -76,13 +76,13 @@ impl Drop for LiveReader {
 }
 
 /// Everything in the topics of captions and dead letters.
-pub fn read_all(bootstrap: &str, topics: &Topics) -> Book {
+pub fn read_all(bootstrap: &str, topics: &Topics) -> Audit {
     let names = [topics.output.as_str(), topics.dead_letters.as_str()];
-    let mut book = Book::default();
+    let mut audit = Audit::default();
     read_to_end(bootstrap, &names, |names, message| {
-        book.enter(entry(names, message));
+        audit.add(entry(names, message));
     });
-    book
+    audit
 }
 
 /// Reads every committed record of `topics` up to their ends.

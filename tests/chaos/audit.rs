@@ -1,14 +1,14 @@
-//! What has been answered: every committed record by the source offset that it answers.
+//! Audits the answers: every committed record by the source offset that it answers.
 //!
-//! Two readers each keep one, the live one and the one at the end. A record is entered with its
-//! own place in its topic too, so that a reader that goes back (a broker died under it) is not
-//! mistaken for a worker that wrote twice.
+//! Two readers each keep an audit, the live one and the one at the end. A record is added with its
+//! own position in its topic too, so that a reader that goes back (its broker died) is not mistaken
+//! for a worker that wrote twice.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-/// What became, or must become, of one reference: a caption, or a dead letter with its code.
+/// The actual or the expected answer to one reference: a caption, or a dead letter with its code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Caption,
@@ -29,7 +29,7 @@ pub struct Entry {
 }
 
 #[derive(Debug, Default)]
-pub struct Book {
+pub struct Audit {
     answers: HashMap<Source, Vec<Answer>>,
     /// The last record of each topic and partition.
     read: HashMap<(usize, i32), i64>,
@@ -39,8 +39,8 @@ pub struct Book {
     read_again: usize,
 }
 
-/// What is wrong with a book, and what is in it. All counts of wrong things are 0, or the worker
-/// has broken its promise.
+/// The errors that an audit found, and its counts. All counts of errors are 0, or the worker has
+/// broken its promise.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verdict {
     pub asked: usize,
@@ -64,9 +64,9 @@ impl Verdict {
     }
 }
 
-impl Book {
-    /// Whether it is the first answer to its reference.
-    pub fn enter(&mut self, entry: Entry) -> bool {
+impl Audit {
+    /// Adds a record. Returns whether it is the first answer to its reference.
+    pub fn add(&mut self, entry: Entry) -> bool {
         let place = self.read.entry((entry.topic, entry.partition)).or_insert(-1);
         if entry.offset <= *place {
             self.read_again += 1;
@@ -149,15 +149,15 @@ mod tests {
     }
 
     fn judge(entries: Vec<Entry>) -> Verdict {
-        let mut book = Book::default();
+        let mut audit = Audit::default();
         for entry in entries {
-            book.enter(entry);
+            audit.add(entry);
         }
-        book.judge(&expected())
+        audit.judge(&expected())
     }
 
     #[test]
-    fn a_right_book_is_clean() {
+    fn right_answers_are_clean() {
         let verdict = judge(right());
         assert!(verdict.is_clean(), "{verdict:?}");
         assert_eq!((verdict.asked, verdict.captions), (4, 3));
