@@ -8,10 +8,10 @@
 //! coordinators' records say so (`world/transactions`).
 
 mod audit;
+mod faults;
 mod report;
 mod schedule;
 mod settings;
-mod storm;
 mod world;
 
 use std::process::Command;
@@ -19,13 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use faults::{FOURTH, FaultInjector};
 use kit::bucket::Bucket;
 use kit::kafka::{Cluster, Topics};
 use kit::process::Configuration;
 use report::Report;
 use schedule::Fault;
 use settings::Settings;
-use storm::{FOURTH, Storm};
 use tokio::signal::unix::{SignalKind, signal};
 use world::brokers::Brokers;
 use world::feed::{self, Feed};
@@ -68,29 +68,29 @@ async fn nothing_is_lost_doubled_or_reordered_whatever_happens_takes_minutes() {
         let transactions = Transactions::follow(&cluster.bootstrap);
         let seed = settings.seed;
         let world = (brokers, workers, store, feed, transactions);
-        let mut storm = Storm::new(world, answered, seed, interrupted);
-        storm.rage(&settings);
-        storm.settle();
-        storm.workers.await_ready();
-        storm.workers.end_all();
+        let mut faults = FaultInjector::new(world, answered, seed, interrupted);
+        faults.run(&settings);
+        faults.await_all_answered();
+        faults.workers.await_ready();
+        faults.workers.end_all();
 
         let at_the_end = reader::read_all(&cluster.bootstrap, &topics);
         let verify = verify(&verified);
         live.stop();
         let asked = feed::asked(&cluster.bootstrap, &topics.input);
-        assert_eq!(asked.len(), storm.feed.produced(), "what was produced is what was asked");
-        let (committed, aborted) = storm.transactions.ended();
+        assert_eq!(asked.len(), faults.feed.produced(), "what was produced is what was asked");
+        let (committed, aborted) = faults.transactions.ended();
         let live = live.audit().judge(&asked);
         Report {
             seed: settings.seed,
             seconds: started.elapsed().as_secs(),
             references: asked.len(),
-            tally: storm.tally(),
+            tally: faults.tally(),
             transactions_committed: committed,
             transactions_aborted: aborted,
-            worker_starts: storm.workers.starts,
-            signs: storm.workers.signs,
-            exits: storm.workers.exits,
+            worker_starts: faults.workers.starts,
+            signs: faults.workers.signs,
+            exits: faults.workers.exits,
             committed: cluster.committed(&topics.group, &topics.input, feed::PARTITIONS),
             live,
             at_the_end: at_the_end.judge(&asked),

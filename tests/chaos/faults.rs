@@ -1,4 +1,4 @@
-//! The faults, one after the other and several at a time, and the calm after them.
+//! Injects the faults, one after the other and several at a time, and waits for the recovery.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// How long the object store's trouble waits for a request to meet: brokers may be away meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-pub struct Storm {
+pub struct FaultInjector {
     pub brokers: Brokers,
     pub workers: Workers,
     pub store: Store,
@@ -32,7 +32,7 @@ pub struct Storm {
     answered: Answered,
     interrupted: Arc<AtomicBool>,
     schedule: Schedule,
-    strikes: Vec<Strike>,
+    injections: Vec<Injection>,
     trouble: Option<Trouble>,
     started: Instant,
     told: Instant,
@@ -40,9 +40,9 @@ pub struct Storm {
 
 /// A fault that has happened, and when, in milliseconds since 1970: it began at `from` and was
 /// done at `to`.
-struct Strike {
+struct Injection {
     fault: Fault,
-    /// Whose transaction it was aimed at; a broker's fault can hit any.
+    /// The worker whose transaction it was aimed at; a broker's fault can hit any.
     victim: Option<String>,
     from: i64,
     to: i64,
@@ -57,7 +57,7 @@ struct Trouble {
     harmed_before: u64,
 }
 
-impl Storm {
+impl FaultInjector {
     pub fn new(
         world: (Brokers, Workers, Store, Feed, Transactions),
         answered: Answered,
@@ -74,16 +74,16 @@ impl Storm {
             answered,
             interrupted,
             schedule: Schedule::new(seed),
-            strikes: Vec::new(),
+            injections: Vec::new(),
             trouble: None,
             started: Instant::now(),
             told: Instant::now(),
         }
     }
 
-    /// Faults until the time is over, each kind has happened and the references are produced. They
-    /// begin when there is work for them to hit.
-    pub fn rage(&mut self, settings: &Settings) {
+    /// Injects faults until the time is over, each kind has happened and the references are
+    /// produced. They begin when there is work for them to hit.
+    pub fn run(&mut self, settings: &Settings) {
         while self.answered.all() == 0 {
             assert!(self.started.elapsed() < PATIENCE, "nothing is answered in the calm before");
             self.tick();
@@ -100,7 +100,7 @@ impl Storm {
                 continue;
             }
             if let Some(fault) = self.draw() {
-                self.strike(fault);
+                self.inject(fault);
                 next = Instant::now() + self.schedule.within(300, 3_000);
             }
         }
@@ -121,12 +121,12 @@ impl Storm {
         })
     }
 
-    fn strike(&mut self, fault: Fault) {
+    fn inject(&mut self, fault: Fault) {
         println!("{:>5} s  {}", self.started.elapsed().as_secs(), fault.name());
         match fault {
-            Fault::Kill | Fault::Terminate | Fault::Freeze => self.strike_worker(fault),
-            Fault::KillBroker => self.strike_broker(fault, "kill"),
-            Fault::StopBroker => self.strike_broker(fault, "stop"),
+            Fault::Kill | Fault::Terminate | Fault::Freeze => self.inject_into_worker(fault),
+            Fault::KillBroker => self.inject_into_broker(fault, "kill"),
+            Fault::StopBroker => self.inject_into_broker(fault, "stop"),
             Fault::ScaleOut => {
                 self.workers.start(FOURTH);
                 self.note(fault, None, (0, 0), 0);
@@ -144,7 +144,7 @@ impl Storm {
         }
     }
 
-    fn strike_worker(&mut self, fault: Fault) {
+    fn inject_into_worker(&mut self, fault: Fault) {
         let upright = self.workers.up();
         let Some(victim) = self.schedule.pick(&upright) else {
             return;
@@ -166,7 +166,7 @@ impl Storm {
         self.note(fault, Some(victim), times, 0);
     }
 
-    fn strike_broker(&mut self, fault: Fault, command: &'static str) {
+    fn inject_into_broker(&mut self, fault: Fault, command: &'static str) {
         let all: Vec<i32> = (1..=BROKERS).collect();
         let Some(number) = self.schedule.pick(&all) else {
             return;
@@ -184,7 +184,7 @@ impl Storm {
 
     fn note(&mut self, fault: Fault, victim: Option<Number>, times: (i64, i64), harmed: u64) {
         let victim = victim.map(|number| self.workers.transactional_id(number).to_owned());
-        self.strikes.push(Strike { fault, victim, from: times.0, to: times.1, harmed });
+        self.injections.push(Injection { fault, victim, from: times.0, to: times.1, harmed });
     }
 
     fn tick(&mut self) {
@@ -223,13 +223,13 @@ impl Storm {
             self.started.elapsed().as_secs(),
             self.feed.produced(),
             self.answered.all(),
-            self.strikes.len(),
+            self.injections.len(),
             self.workers.up().len(),
         );
     }
 
-    /// Everything is whole again, and whatever was asked is answered, or nothing more comes.
-    pub fn settle(&mut self) {
+    /// Ends the faults, and waits until every reference is answered or nothing more comes.
+    pub fn await_all_answered(&mut self) {
         if let Some(trouble) = self.trouble.take() {
             self.calm(&trouble);
         }
@@ -253,21 +253,21 @@ impl Storm {
     /// How often each fault happened, and how often it hit an open transaction.
     pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();
-        for strike in &self.strikes {
-            let count = tally.faults.entry(strike.fault.name()).or_default();
+        for injection in &self.injections {
+            let count = tally.faults.entry(injection.fault.name()).or_default();
             count.times += 1;
-            count.requests += strike.harmed;
-            if self.hit_open_transaction(strike) {
+            count.requests += injection.harmed;
+            if self.hit_open_transaction(injection) {
                 count.in_open_transaction += 1;
             }
         }
         tally
     }
 
-    fn hit_open_transaction(&self, strike: &Strike) -> bool {
-        let Strike { fault, victim, from, to, .. } = strike;
+    fn hit_open_transaction(&self, injection: &Injection) -> bool {
+        let Injection { fault, victim, from, to, .. } = injection;
         match (fault, victim) {
-            // What it had open died with it, or while it was frozen.
+            // Its open transaction was aborted with it, or while it was frozen.
             (Fault::Kill | Fault::Freeze, Some(id)) => {
                 self.transactions.open_during(id, *from, *to) == Some(End::Aborted)
             }
