@@ -269,7 +269,7 @@ mod tests {
              not silence it; \
              (2) rdkafka_txnmgr.c: the error flags of kafka/error.rs, the missing KIP-890, and \
              send_offsets_to_transaction's missing timeout (librdkafka issues 5456 and 5511). \
-             Then run ambiguous, fences, oddities and audit::interrupted of tests/worker."
+             Then run ambiguous, fences, refused_records and audit::interrupted of tests/worker."
         );
     }
 }

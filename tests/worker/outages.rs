@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
-use crate::fences::assert_settled;
+use crate::fences::{assert_settled, await_work};
 use crate::proxy::Proxy;
 use crate::{Expected, assert_exactly_once, proxied_cluster, shared_cluster};
 
@@ -222,6 +222,26 @@ async fn a_worker_that_is_told_to_end_while_kafka_is_away_ends_in_time() {
     cluster.broker("start", 1);
     let mut next = configuration.start();
     assert_settled(&cluster, &topics, &expected, &mut [&mut next]);
+}
+
+/// Kafka can't be reached for longer than a session lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_out_of_reach_is_waited_for() {
+    let (cluster, bucket) = (proxied_cluster(), Bucket::start());
+    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
+    fill(&bucket);
+    let one = Configuration::new("one", &cluster, &topics, &bucket).through(proxy.address);
+    let mut worker = distant(one, &bucket).await.start();
+    worker.await_ready();
+    let expected = produce(&cluster, &topics, 0..600).await;
+    await_work(&mut worker);
+    proxy.refuse(true);
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(worker.is_running(), "{}", worker.log());
+    let (refused, cut) = proxy.counts();
+    assert!(refused > 0 && cut > 1, "{refused} refused, {cut} cut");
+    proxy.refuse(false);
+    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
 }
 
 /// Kafka is away when a worker starts: it says so and waits, and can be told to end.

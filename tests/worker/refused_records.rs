@@ -1,5 +1,5 @@
-//! Kafka as it is on a bad day: topics that grow, refuse or can't be reached, offsets that somebody
-//! has moved.
+//! Records that a topic refuses: for their size, for that of their batch, or while its brokers are
+//! away.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,18 +8,20 @@ use kit::bucket::{Bucket, picture, uri};
 use kit::kafka::{Cluster, Topics, deliver};
 use kit::process::Configuration;
 use rdkafka::admin::TopicReplication;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::OwnedHeaders;
 use serde_json::json;
 
-use crate::distance::distant;
 use crate::faults::{PARTITIONS, fill, produce};
-use crate::fences::{PATIENCE, assert_settled, await_work};
-use crate::proxy::Proxy;
-use crate::{Expected, assert_exactly_once, proxied_cluster, shared_cluster};
+use crate::fences::{PATIENCE, assert_settled};
+use crate::{Expected, assert_exactly_once, shared_cluster};
 
 /// Some references to one picture, each with attributes of the given length; where they are.
-async fn ask(cluster: &Cluster, topics: &Topics, partition: i32, lengths: &[usize]) -> Vec<i64> {
+pub async fn ask(
+    cluster: &Cluster,
+    topics: &Topics,
+    partition: i32,
+    lengths: &[usize],
+) -> Vec<i64> {
     let producer = cluster.producer();
     let mut offsets = Vec::new();
     for &length in lengths {
@@ -128,93 +130,4 @@ async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
     let revoked = worker.log().matches("\"partitions revoked\"").count();
     assert_eq!(revoked, 1, "only at the end: {}", worker.log());
-}
-
-/// Kafka can't be reached for longer than a session lasts.
-#[tokio::test(flavor = "multi_thread")]
-async fn kafka_out_of_reach_is_waited_for() {
-    let (cluster, bucket) = (proxied_cluster(), Bucket::start());
-    let (topics, proxy) = (cluster.topics(PARTITIONS).await, Proxy::before(&cluster));
-    fill(&bucket);
-    let one = Configuration::new("one", &cluster, &topics, &bucket).through(proxy.address);
-    let mut worker = distant(one, &bucket).await.start();
-    worker.await_ready();
-    let expected = produce(&cluster, &topics, 0..600).await;
-    await_work(&mut worker);
-    proxy.refuse(true);
-    tokio::time::sleep(Duration::from_secs(15)).await;
-    assert!(worker.is_running(), "{}", worker.log());
-    let (refused, cut) = proxy.counts();
-    assert!(refused > 0 && cut > 1, "{refused} refused, {cut} cut");
-    proxy.refuse(false);
-    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn new_partitions_are_consumed_while_the_worker_runs() {
-    let (cluster, bucket) = (shared_cluster(), Bucket::start());
-    let topics = cluster.topics(2).await;
-    bucket.put("0.png", &picture(0));
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
-        .with_property("topic.metadata.refresh.interval.ms", "1000")
-        .start();
-    worker.await_ready();
-    let mut expected = HashMap::new();
-    for partition in 0..2 {
-        for offset in ask(&cluster, &topics, partition, &[10; 5]).await {
-            expected.insert((partition, offset), Expected::Caption);
-        }
-    }
-    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
-    cluster.await_records(&both, 10, PATIENCE);
-    cluster.grow(&topics.input, 5).await;
-    for partition in 0..5 {
-        for offset in ask(&cluster, &topics, partition, &[10; 5]).await {
-            expected.insert((partition, offset), Expected::Caption);
-        }
-    }
-    let records = cluster.await_records(&both, expected.len(), PATIENCE);
-    assert_exactly_once(&records, &expected);
-    worker.signal("TERM");
-    assert!(worker.wait(PATIENCE).success(), "{}", worker.log());
-    assert_eq!(cluster.committed(&topics.group, &topics.input, 5), expected.len() as i64);
-}
-
-/// What an operator asks for again is answered again, and nothing else; a running group's offsets
-/// are not his to move.
-#[tokio::test(flavor = "multi_thread")]
-async fn offsets_moved_by_hand_are_followed() {
-    let (cluster, bucket) = (shared_cluster(), Bucket::start());
-    let topics = cluster.topics(2).await;
-    bucket.put("0.png", &picture(0));
-    for partition in 0..2 {
-        ask(&cluster, &topics, partition, &[10; 20]).await;
-    }
-    let configuration = Configuration::new("one", &cluster, &topics, &bucket);
-    let both = [topics.output.as_str(), topics.dead_letters.as_str()];
-    let mut first = configuration.start();
-    cluster.await_records(&both, 40, PATIENCE);
-    let refused = cluster.reset(&topics, 0, 0).unwrap_err();
-    let code = refused.rdkafka_error_code();
-    assert_eq!(code, Some(RDKafkaErrorCode::UnknownMemberId), "the group is at work");
-    first.signal("TERM");
-    assert!(first.wait(PATIENCE).success(), "{}", first.log());
-    assert_eq!(cluster.read_committed(&both).len(), 40);
-
-    cluster.reset(&topics, 0, 13).unwrap();
-    let mut second = configuration.start();
-    cluster.await_records(&both, 47, PATIENCE);
-    second.signal("TERM");
-    assert!(second.wait(PATIENCE).success(), "{}", second.log());
-    let mut answers: HashMap<(i32, i64), usize> = HashMap::new();
-    for record in cluster.read_committed(&both) {
-        *answers.entry(record.source()).or_default() += 1;
-    }
-    for partition in 0..2 {
-        for offset in 0..20 {
-            let times = if partition == 0 && offset >= 13 { 2 } else { 1 };
-            assert_eq!(answers.get(&(partition, offset)), Some(&times), "{partition}, {offset}");
-        }
-    }
-    assert_eq!(cluster.committed(&topics.group, &topics.input, 2), 40);
 }
