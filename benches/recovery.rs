@@ -48,7 +48,7 @@ const OUTAGE_ROUNDS: usize = 3;
 /// How long the broker is away: less than a session lasts, and more.
 const OUTAGES: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(70)];
 
-/// What a dead worker's successor is.
+/// The successor of a dead worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Successor {
     Survivor,

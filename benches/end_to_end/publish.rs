@@ -1,4 +1,4 @@
-//! What transactions cost: the same records in the same batches, each batch with its offsets in
+//! The cost of transactions: the same records in the same batches, each batch with its offsets in
 //! one transaction, or produced, awaited and its offsets committed, which is at least once. By
 //! itself, and beside a model that captions, as in the worker, where it costs no more than the
 //! processor time that the model lacks.

@@ -141,7 +141,7 @@ impl Bench {
             waited: [0.0; WAITS.len()],
             _bucket: bucket,
         };
-        // What is set up at the first image is no part of any round.
+        // The setup at the first image is not part of any round.
         bench.round(cluster).await;
         bench
     }
@@ -285,7 +285,7 @@ pub fn photos() -> Vec<Photo> {
     kit::samples().into_iter().map(read).collect()
 }
 
-/// What `variable` says, or what holds without it.
+/// The number in `variable`, or the usual one.
 fn number(variable: &str, usual: usize) -> usize {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }

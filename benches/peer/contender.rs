@@ -18,7 +18,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::BATCH;
 
 const PARTITIONS: i32 = 4;
-/// Of the captions' topic, as `Cluster::topics` makes it.
+/// Partitions of the captions' topic, as `Cluster::topics` makes it.
 const OUTPUT_PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(900);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -35,7 +35,7 @@ enum Process {
     Script { child: Child, log: PathBuf, _folder: tempfile::TempDir },
 }
 
-/// What one round came to.
+/// The result of one round.
 pub struct Round {
     /// Captions a second from the first reference to the last caption's commit: from the first
     /// caption on, what was fetched and decoded ahead of it would count for nothing.

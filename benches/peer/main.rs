@@ -13,7 +13,7 @@ use kit::bucket::Bucket;
 use kit::kafka::Cluster;
 use kit::table;
 
-/// What both run at.
+/// The batch size of both.
 const BATCH: usize = 32;
 
 /// One kind of photo, how many of them a round has, and how many rounds.

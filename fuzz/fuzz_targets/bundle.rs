@@ -44,7 +44,7 @@ fn open(dir: &Path) -> Result<(), Error> {
     let bundle = Bundle::open(dir)?;
     assert!(bundle.config.bos_token_id >= 0, "a token before the first");
     let tokenizer = bundle.tokenizer()?;
-    // Whatever the vocabulary is, tokens have a text or an error.
+    // With any vocabulary, tokens have a text or an error.
     let _ = tokenizer.decode(&[0, 1, 2, u32::MAX], true);
     let preprocessor = Preprocessor::new(bundle.preprocessor)?;
     let (height, width) = preprocessor.input_size();

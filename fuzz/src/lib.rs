@@ -1,5 +1,5 @@
-//! What the targets share: the place that messages come from, and what holds for whatever is
-//! read from one.
+//! Shared by the targets: the position that messages come from, and the properties of everything
+//! that is read from one.
 
 use std::sync::Arc;
 

@@ -136,7 +136,7 @@ fn assert_passed(report: &Report, settings: &Settings) {
     assert!(report.at_the_end.is_clean(), "at the end: {:?}", report.at_the_end);
     for verdict in [&report.live, &report.at_the_end] {
         let given_up = verdict.dead_letters.keys().find(|code| code.starts_with("fetch_"));
-        assert_eq!(given_up, None, "trouble that passes is no reason for a dead letter");
+        assert_eq!(given_up, None, "a passing fault does not cause a dead letter");
     }
     assert_eq!(report.committed, report.references as i64, "offsets are where the outputs are");
     if let Some(verify) = &report.verify {
@@ -169,7 +169,7 @@ fn configuration(
     made
 }
 
-/// What the binary's own check of the topics says, where it has one.
+/// The report of `fusioncap verify`; None where the binary has no such command.
 fn verify(yaml: &str) -> Option<serde_json::Value> {
     let run = |arguments: &[&str]| Command::new(kit::binary()).args(arguments).output().unwrap();
     if !run(&["verify", "--help"]).status.success() {

@@ -1,4 +1,4 @@
-//! What a run came to, for people and as JSON.
+//! The result of a run, for people and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,7 +42,7 @@ pub struct Report {
     pub transactions_committed: usize,
     pub transactions_aborted: usize,
     pub worker_starts: usize,
-    /// What the workers' logs say about the roads that they took.
+    /// Events that the workers' logs report.
     pub signs: BTreeMap<&'static str, usize>,
     /// Workers that ended otherwise than they were asked to.
     pub exits: Vec<Exit>,
@@ -50,7 +50,7 @@ pub struct Report {
     pub committed: i64,
     pub live: Verdict,
     pub at_the_end: Verdict,
-    /// What `fusioncap verify` says.
+    /// The report of `fusioncap verify`.
     pub verify: Option<serde_json::Value>,
 }
 

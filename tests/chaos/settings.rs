@@ -1,4 +1,4 @@
-//! What a run is asked to do: the environment's word, or the short form.
+//! The settings of a run: from the environment, or the short form.
 
 use std::env;
 use std::path::PathBuf;

@@ -97,8 +97,8 @@ CASES = {
         quiet=[[series("fusioncap_transactions_total", rising(2), 'outcome="aborted"'), committed(10)]],
         labels={}),
     "FusionCapProducersLost": Case(
-        loud=[[series("fusioncap_transactions_total", "0 0 1 2 3 4 5 6 7 7" + " 7" * 60, 'outcome="fatal"')]],
-        quiet=[[series("fusioncap_transactions_total", "0 0 1 2 3 3" + " 3" * 60, 'outcome="fatal"')]],
+        loud=[[series("fusioncap_transactions_total", "0 0 1 2 3 4 5 6 7 7" + " 7" * 60, 'outcome="unknown"')]],
+        quiet=[[series("fusioncap_transactions_total", "0 0 1 2 3 3" + " 3" * 60, 'outcome="unknown"')]],
         labels=POD),
     "FusionCapSlow": Case(loud=[latency(fast=97, slow=3)], quiet=[latency(fast=999, slow=1)], labels={}),
     "FusionCapDeadlineMissed": Case(

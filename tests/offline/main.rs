@@ -1,5 +1,5 @@
-//! What needs no service: the library on fixtures, ONNX Runtime and an S3 server in this process,
-//! and the commands that reach nothing but these.
+//! Tests that need no service: the library on fixtures, ONNX Runtime and an S3 server in this
+//! process, and the commands that reach nothing but these.
 
 mod access;
 mod bad_model;

@@ -162,7 +162,7 @@ fn what_is_wrong_is_said() {
     }
 }
 
-/// Whatever a message holds, its dead letter fits into a record.
+/// The dead letter of any message fits into a record.
 #[test]
 fn a_long_field_is_refused_and_not_repeated() {
     let long = "x\n".repeat(400_000);
@@ -199,7 +199,7 @@ fn a_message_of_thousands_of_images_is_refused() {
     assert!(text.contains("too many images") && text.contains("2000"), "{text}");
 }
 
-/// What no request may be made for ends here, in every shape of message.
+/// Names that no request may be made for are refused here, in every shape of message.
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
     let event = |bucket: &str, key: &str| {
@@ -381,7 +381,7 @@ fn every_code_is_documented() {
         let [code, stages, meaning, remedy, helps] = row[..] else { panic!("{row:?}") };
         for stage in stages.split(", ") {
             let known: Result<FailedStage, _> = serde_json::from_value(json!(stage));
-            assert!(known.is_ok(), "{code}: {stage} is no stage");
+            assert!(known.is_ok(), "{code}: {stage} is not a stage");
         }
         assert!(meaning.ends_with('.') && remedy.ends_with('.'), "{row:?}");
         assert!(helps.starts_with("yes") || helps.starts_with("no"), "{row:?}");

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What `tests/fixtures/evaluate/make.py` wrote.
+/// The output of `tests/fixtures/evaluate/make.py`.
 #[derive(Deserialize)]
 struct Fixture {
     images: Vec<Image>,

@@ -1,5 +1,5 @@
-//! What trains and what writes ONNX graphs, with the real ONNX Runtime: the encoders, the training,
-//! the graphs it leaves, and the commands that measure them.
+//! The code that trains and that writes ONNX graphs, with the real ONNX Runtime: the encoders, the
+//! training, the graphs it leaves, and the commands that measure them.
 
 mod ablate;
 mod clip;

@@ -1,4 +1,5 @@
-//! What a worker keeps to itself, what it lets references reach, and how long it looks at them.
+//! The worker's limits: the secrets that it keeps, the objects that references reach, and the time
+//! that an image gets.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -253,7 +254,7 @@ async fn a_worker_whose_decoders_all_hang_ends_and_its_successor_goes_on() {
     assert!(first.is_running(), "{}", first.log());
     produce(&sound, Expected::Caption).await;
     assert_eq!(first.wait(PATIENCE).code(), Some(1), "{}", first.log());
-    assert!(first.log().contains("every decoder hangs"), "{}", first.log());
+    assert!(first.log().contains("all decode threads hang"), "{}", first.log());
     assert_eq!(cluster.committed(&topics.group, &topics.input, 1), 1, "{}", first.log());
 
     let _second = configuration.start();

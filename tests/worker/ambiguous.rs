@@ -123,8 +123,8 @@ fn assert_quarantined(proxy: &Proxy, broken: &Request) {
     assert_eq!(same.filter(|end| end.number > next.number).count(), 0, "it came back");
 }
 
-/// What the two tests above guard against, with nothing of ours in between: librdkafka asks again
-/// by itself and hides that it did, and the broker takes the late request for the open
+/// The error that the two tests above guard against, without our code: librdkafka asks again by
+/// itself and hides that it did, and the broker takes the late request for the open
 /// transaction's, since it raises the epoch with each transaction (KIP-890) only for clients that
 /// take part in that.
 #[tokio::test(flavor = "multi_thread")]
@@ -308,7 +308,7 @@ async fn a_call_that_does_not_come_back_is_left_behind() {
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
     cluster.await_records(&both, expected.len(), PATIENCE);
     // The old producer gives its connection up after 30 s, and finds itself fenced.
-    worker.await_log("a kafka call that was left behind has returned", 1);
+    worker.await_log("an abandoned kafka call returned", 1);
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
     assert_eq!(worker.log().matches("\"transaction failed\"").count(), 1, "{}", worker.log());
 }

@@ -1,4 +1,4 @@
-//! What the worker says of its own delay, which autoscaling goes by.
+//! The worker's own figures of its delay, which autoscaling uses.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

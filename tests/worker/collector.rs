@@ -181,7 +181,7 @@ fn text(value: &Value, name: &str) -> String {
     value[name].as_str().unwrap_or_default().to_owned()
 }
 
-/// Of OTLP's list of attributes.
+/// One value of OTLP's list of attributes.
 pub fn attribute(list: &Value, key: &str) -> String {
     let all = list.as_array().cloned().unwrap_or_default();
     let found = all.iter().find(|entry| entry["key"] == key).map(|entry| &entry["value"]);

@@ -1,4 +1,4 @@
-//! What the worker publishes lies compressed in the brokers' files.
+//! The worker's records are compressed in the brokers' files.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

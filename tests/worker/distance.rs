@@ -7,7 +7,7 @@ use kit::process::Configuration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What each piece of an answer takes on its way.
+/// The delay of each piece of an answer.
 const DELAY: Duration = Duration::from_millis(100);
 /// Requests under way at once: with the delay, at most 80 objects a second.
 const CONCURRENCY: &str = "s3:\n  concurrency: 8\n";

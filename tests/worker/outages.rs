@@ -256,7 +256,7 @@ async fn a_worker_that_starts_while_kafka_is_away_waits_for_it() {
         Configuration::new(name, &cluster, &topics, &bucket).through(proxy.address).start()
     });
     for worker in [&mut told, &mut waiting] {
-        worker.await_log("kafka is not to be reached: trying again", 1);
+        worker.await_log("can't reach kafka: retrying", 1);
     }
     told.signal("TERM");
     // It does not sit out the ten seconds that the brokers have to answer.

@@ -36,9 +36,9 @@ pub struct Request {
     pub connection: usize,
     pub api: i16,
     pub correlation: i32,
-    /// What follows the header.
+    /// The bytes after the header.
     pub body: Vec<u8>,
-    /// What the broker said, once it has.
+    /// The broker's answer, once it came.
     pub answer: Option<Vec<u8>>,
     /// Whether the client was told.
     pub answered: bool,
@@ -399,7 +399,7 @@ fn spoil_generation(frame: &mut [u8]) {
     }
     at += 8 + 2;
     let generation = i32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
-    assert!((1..1000).contains(&generation), "{generation} is no generation");
+    assert!((1..1000).contains(&generation), "{generation} is not a generation");
     frame[at..at + 4].copy_from_slice(&(generation + 1000).to_be_bytes());
 }
 

@@ -1,4 +1,4 @@
-//! What a worker refuses to start with, and how it says so.
+//! Configurations that a worker refuses to start with, and its error messages.
 
 use std::time::Duration;
 

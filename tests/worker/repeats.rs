@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const OBJECTS: usize = 10;
 const REFERENCES: usize = 200;
 
-/// A store that counts: `bad.png` is no image, `missing.png` is not there.
+/// A store that counts: `bad.png` is not an image, `missing.png` is not there.
 async fn counting_store() -> (SocketAddr, Requests) {
     store(axum::routing::get(answer)).await
 }

@@ -27,7 +27,7 @@ fn folder(model: &str) -> PathBuf {
     kit::root("models").join(model)
 }
 
-/// What one model says of each picture.
+/// The captions of one model, one for each picture.
 struct Known {
     digest: String,
     captions: Vec<String>,
@@ -138,7 +138,7 @@ async fn a_changed_bundle_takes_over_and_a_broken_one_does_not() {
 
     upload(&bucket, "tiny");
     worker.await_log("model in use", 2);
-    // Whatever is referred to from now on, within the window of repeats or not, is the new model's.
+    // The new model captions every reference from now on, also within the window of coalescing.
     let turned = [0, 1].map(|partition| cluster.stored_in(&topics.input, partition));
     work(&mut worker, 60.0).await;
     assert_eq!((in_use(&worker, &first), in_use(&worker, &second)), (0.0, 1.0));
@@ -161,7 +161,7 @@ async fn a_changed_bundle_takes_over_and_a_broken_one_does_not() {
     assert_eq!((in_use(&worker, &first), in_use(&worker, &second)), (1.0, 0.0));
     assert_eq!(fetched(kept.path()), 1, "only the model in use is kept");
 
-    // The same once more is no change.
+    // The same bundle again is not a change.
     upload(&bucket, "random");
     worker.await_log("fetching the model", 5);
     work(&mut worker, 60.0).await;
@@ -191,7 +191,7 @@ async fn a_changed_bundle_takes_over_and_a_broken_one_does_not() {
     }
 }
 
-/// Of the picture that a caption is of.
+/// The number of the captioned picture.
 fn number(record: &Record) -> usize {
     let key = record.text("key");
     key.strip_suffix(".png").and_then(|number| number.parse().ok()).unwrap()

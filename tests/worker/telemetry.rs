@@ -1,4 +1,4 @@
-//! What a worker tells of itself, as a real OpenTelemetry Collector gets it.
+//! The worker's telemetry, as a real OpenTelemetry Collector gets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -33,7 +33,7 @@ fn request(id: &str, uri: &str) -> Vec<u8> {
     json!({"id": id, "uri": uri}).to_string().into_bytes()
 }
 
-/// What one run left.
+/// The results of one run.
 struct Ran {
     topics: Topics,
     records: BTreeMap<String, Record>,
@@ -88,7 +88,7 @@ fn assert_labels_are_bounded(metrics: &str) {
     let codes = fusioncap::ErrorKind::DEAD_LETTERS.map(|kind| kind.code());
     let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("code", &codes[..]),
-        ("outcome", &["committed", "aborted", "fatal"]),
+        ("outcome", &["committed", "aborted", "unknown"]),
         ("stage", &["consume", "fetch", "decode", "batch", "encode", "caption", "publish"]),
         ("waiting_for", &["upstream", "downstream"]),
         ("deadline", &["transaction", "session", "max_poll_interval", "termination"]),

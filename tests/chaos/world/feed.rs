@@ -142,7 +142,7 @@ fn payload(number: usize) -> String {
     }
 }
 
-/// What the worker must make of a reference.
+/// The right answer to a reference.
 fn right(payload: &[u8]) -> Answer {
     let text = String::from_utf8_lossy(payload);
     let code = if text == NO_JSON {

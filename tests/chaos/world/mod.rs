@@ -1,4 +1,4 @@
-//! What the faults happen to, and who watches: a cluster of three brokers, workers, an object
+//! The targets of the faults, and their observers: a cluster of three brokers, workers, an object
 //! store, a producer of references, a reader, and a follower of the transactions' states.
 
 pub mod brokers;

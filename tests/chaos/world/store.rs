@@ -21,7 +21,7 @@ use serde::Serialize;
 
 /// There is no such object.
 pub const MISSING: &str = "missing.png";
-/// There is one, and it is no image.
+/// There is one, and it is not an image.
 pub const PAGE: &str = "page.png";
 
 /// One request in so many is answered well in the middle of trouble.

@@ -98,8 +98,7 @@ impl Transactions {
         self.history().values().any(|changes| changes.last().is_some_and(is_open))
     }
 
-    /// What became of the transaction of `id` that was open at `from` and still at `to`, if one
-    /// was.
+    /// The end of the transaction of `id` that was open from `from` to `to`; None if none was.
     pub fn open_during(&self, id: &str, from: i64, to: i64) -> Option<End> {
         self.history().get(id).and_then(|changes| open_during(changes, from, to))
     }

@@ -21,7 +21,7 @@ const TERMINATION: Duration = Duration::from_secs(120);
 /// How much of a log is reported.
 const LAST_LINES: usize = 8;
 
-/// What the workers' logs say about the roads that they took.
+/// Events that the workers' logs report.
 const SIGNS: [(&str, &str); 10] = [
     ("transactions committed", "\"transaction committed\""),
     ("transactions failed", "\"transaction failed\""),
@@ -30,7 +30,7 @@ const SIGNS: [(&str, &str); 10] = [
     ("partitions assigned", "\"partitions assigned\""),
     ("partitions lost", "\"lost\":true"),
     ("rewinds", "\"rewinding\""),
-    ("offsets that came again", "an offset came again"),
+    ("offsets received twice", "received an offset twice"),
     ("messages polled twice", "a message was polled twice"),
     ("flushes not in time", "was not committed before the revocation"),
 ];
@@ -198,7 +198,7 @@ impl Workers {
         (from, to)
     }
 
-    /// What is due: to wake, to end, to start again. Looks after those that ended by themselves.
+    /// Wakes, ends and restarts the workers that are due, and checks those that ended by themselves.
     pub fn tick(&mut self) {
         let time = Instant::now();
         for number in 0..self.slots.len() {

@@ -1,5 +1,5 @@
-//! What leaves the process, for whom, and with which credentials: the object store's client
-//! before servers that write down every request.
+//! The requests that leave the process, and their credentials: the object store's client before
+//! servers that write down every request.
 
 mod credentials;
 mod hosts;

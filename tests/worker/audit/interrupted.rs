@@ -40,7 +40,7 @@ fn interrupt(run: &mut Running, signal: &str, cluster: &Cluster, topics: &Topics
     if signal == "KILL" {
         assert_eq!(run.wait().0, None, "it ended by itself");
     }
-    // What is stored may lie behind an open transaction: only a frozen or dead run is counted.
+    // Stored records may lie behind an open transaction: only a frozen or dead run is counted.
     let stored = cluster.stored(&topics.dead_letters, 1);
     assert!(stored > LETTERS as i64, "nothing was marked");
     let marked = topic::read(cluster, &topics.dead_letters)

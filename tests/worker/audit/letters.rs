@@ -58,7 +58,7 @@ async fn no_message_ends_the_worker_and_each_is_kept_byte_for_byte() {
         writer.write(&topics.input, 0, message);
     }
     writer.flush();
-    // What arrived is what was meant: the names are no UTF-8, nothing is not no bytes.
+    // Every byte arrived: names that are not UTF-8, and a missing value apart from an empty one.
     let arrived: Vec<RawRecord> =
         topic::read(&cluster, &topics.input).into_iter().map(|raw| raw.record).collect();
     assert_eq!(arrived, sent);

@@ -107,7 +107,8 @@ async fn mended_references_end_as_captions() {
     assert_eq!(here, 1, "the other image of the event is not captioned twice");
     assert_put_back(&cluster, &topics, &messages);
 
-    // What failed again has the same id, and can be put back again; the first letter is done.
+    // A reference that failed again has the same id, and can be put back again; the first letter
+    // is done.
     let (code, summary) = redrive.json(&["--id", "mine"]);
     assert_eq!(code, 0);
     assert_eq!((&summary["chosen"], &summary["redriven"]), (&json!(2), &json!(1)), "{summary}");
@@ -168,7 +169,7 @@ async fn what_comes_back_is_the_original_byte_for_byte() {
         letter.leave_out_original();
         write(&writer, &topics, &letter);
     }
-    // From a partition that is no more; from another topic; and no letter at all.
+    // From a partition that does not exist; from another topic; and a record that is not a letter.
     write(&writer, &topics, &dead_letter(&topics, (9, 3), &record("from nine", &[])));
     let mut other = dead_letter(&topics, (0, 3), &record("from elsewhere", &[]));
     other.source_topic = "elsewhere".into();

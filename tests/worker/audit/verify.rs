@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const MESSAGES: usize = 300;
 const PARTITIONS: i32 = 3;
 
-/// What the message of a number asks for: captions and dead letters.
+/// The message with this number, and the captions and dead letters that it causes.
 fn message(number: usize) -> (String, usize, usize) {
     let event = |keys: &[&str], name: &str| {
         let records: Vec<Value> = keys

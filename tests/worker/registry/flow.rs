@@ -72,8 +72,8 @@ async fn requests(server: &Server, topics: &Topics) -> (Vec<Vec<u8>>, [&'static 
     (sent, reasons)
 }
 
-/// What is the same in every format: each request answered once, each refusal with its reason and
-/// the message as it came.
+/// The checks that are the same in every format: each request is answered once, each refusal has
+/// its reason and the original message.
 fn assert_answers(
     (sent, reasons): &(Vec<Vec<u8>>, [&'static str; 6]),
     captions: Vec<Value>,
@@ -214,7 +214,7 @@ async fn json_schema_is_read_and_written() {
     assert_answers(&(sent, reasons), told.pop().unwrap(), letters);
 }
 
-/// Nothing changes for whoever has no registry, and a framed request says what is missing.
+/// Nothing changes for a worker without a registry, and a framed request says what is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_registry_nothing_is_framed() {
     let (cluster, bucket) = (shared_cluster(), Bucket::start());

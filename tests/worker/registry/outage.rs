@@ -30,7 +30,7 @@ async fn requests_wait_for_a_registry_that_is_away() {
 
     server.run("kill");
     assert!(!server.answers().await, "the registry is dead");
-    // What is known goes on, what is not waits, and so does what comes behind it.
+    // Known schemas continue. A message with an unknown one waits, and so do those behind it.
     ask_partition(&cluster, &topics, 0, &[framed(known, &request("known"))]);
     await_raw(&cluster, &topics.output, 2);
     ask_partition(
@@ -44,7 +44,7 @@ async fn requests_wait_for_a_registry_that_is_away() {
     tokio::time::sleep(OUTAGE).await;
     assert!(worker.is_running(), "{}", worker.log());
     assert!(!server.answers().await, "the registry is still dead");
-    // What came to the other partition was not polled any more.
+    // Messages on the other partition were not polled any more.
     let awaiting = worker.metric("fusioncap_awaiting_schema_messages");
     assert!((1.0..=3.0).contains(&awaiting), "{awaiting}");
     assert_eq!(worker.metric("fusioncap_partitions_paused"), 1.0);

@@ -12,7 +12,7 @@ use kit::root;
 use serde_json::{Value, json};
 
 pub struct Server {
-    /// Of the API.
+    /// The API's URL.
     pub url: String,
     state: PathBuf,
 }

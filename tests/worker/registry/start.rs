@@ -1,4 +1,4 @@
-//! What is settled with the registry before a worker starts, and what it refuses to start with.
+//! The schemas that a worker resolves before it starts, and the refusals to start.
 
 use kit::bucket::{Bucket, picture, uri};
 use serde_json::json;
@@ -65,7 +65,7 @@ async fn schemas_are_only_looked_up_where_that_is_asked_for() {
     assert_refused(&mut refused, &["does not have the schema", &subject, "registry.auto_register"]);
     let subjects = server.get("/subjects").await;
     assert!(!subjects.as_array().unwrap().contains(&json!(subject)), "{subjects}");
-    // Whoever may register does so; the schema as a human would write it.
+    // An operator registers the schemas, as a human would write them.
     let caption = include_str!("../../../schemas/caption.v1.avsc");
     let letter = include_str!("../../../schemas/dead-letter.v1.avsc");
     let id = server.register(&subject, "AVRO", caption).await;
