@@ -82,7 +82,7 @@ upgrade: kafka-jars onnxruntime ## Upgrade and downgrade under load, and check t
 	@scripts/operations upgrade $(ARGS)
 
 simulate: ## Run a million random schedules of the commit protocol against a model of Kafka
-	FUSIONCAP_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture
+	FUSIONCAP_TEST_SCHEDULES=1000000 cargo test --release --lib simulation -- --nocapture
 
 # The same versions of all dependencies as in the binary; only libFuzzer is added.
 fuzz: SECONDS ?= 600

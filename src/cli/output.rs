@@ -1,4 +1,4 @@
-//! What commands print to stdout.
+//! Writes the results of commands to stdout.
 
 use std::io::{self, Write};
 

@@ -82,7 +82,7 @@ impl PolledProducer {
     }
 
     /// Runs `call` on a thread of its own, which holds `token` meanwhile. None when it has not
-    /// returned within `limit`: it is left behind, and the producer lives until it returns.
+    /// returned within `limit`: it is abandoned, and the producer lives until it returns.
     pub fn call_within<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -97,7 +97,7 @@ impl PolledProducer {
                 let value = call(&producer);
                 drop((producer, token));
                 if sender.send(value).is_err() {
-                    tracing::info!("a kafka call that was left behind has returned");
+                    tracing::info!("an abandoned kafka call returned");
                 }
             })
             .map_err(thread_error)?;

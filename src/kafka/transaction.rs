@@ -90,7 +90,7 @@ pub struct TransactionalProducer {
     watchdog: Watchdog,
     health: Arc<Health>,
     fencings: Fencings,
-    /// Shared with every call that was left behind.
+    /// Shared with every abandoned call.
     left_behind: Arc<()>,
     one_record_per_batch: bool,
     too_large: Vec<usize>,
@@ -141,7 +141,7 @@ impl TransactionalProducer {
     /// left open. Returns early, without a producer, once `stop` returns true.
     ///
     /// # Errors
-    /// As [`Self::connect`]; also `ErrorKind::Kafka` when too many calls were left behind.
+    /// As [`Self::connect`]; also `ErrorKind::Kafka` when too many calls were abandoned.
     pub fn replace(&mut self, limit: Duration, stop: impl Fn() -> bool) -> Result<()> {
         self.close();
         let started = Instant::now();

@@ -5,7 +5,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 
-/// What computes the model.
+/// The hardware that runs the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Gpu {
     H100,

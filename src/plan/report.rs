@@ -10,7 +10,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pod, s3, kafka, worker_failure, backlog, .. } = self;
         let mut line = |name: &str, value: String| writeln!(out, "{name:<22}{value}");
-        line("asked", format!("{} images/s", number(self.images_per_second)))?;
+        line("target", format!("{} images/s", number(self.images_per_second)))?;
         line(
             "workers",
             format!(
@@ -68,7 +68,7 @@ impl fmt::Display for Plan {
             ),
         )?;
         line(
-            "when one dies",
+            "if a worker fails",
             remaining(worker_failure.others_busy, worker_failure.piles_up_per_second),
         )?;
         if backlog.references > 0.0 {
@@ -114,7 +114,7 @@ fn remaining(others_busy: Option<f64>, piles_up: f64) -> String {
     match others_busy {
         Some(busy) if busy <= 1.0 => format!("the others are {:.0} % busy", busy * 100.0),
         Some(_) => format!("the others are full, and {piling}"),
-        None => format!("there is no other: {piling}"),
+        None => format!("no other worker: {piling}"),
     }
 }
 

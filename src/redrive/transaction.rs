@@ -32,7 +32,7 @@ impl Redriver {
         if clients.transactional_id == transactional_id {
             return Err(Error::new(
                 ErrorKind::Config,
-                "a worker has the transactional id of redrive",
+                "this transactional id is reserved for redrive",
             )
             .with_context("field", "kafka.transactional_id")
             .with_context("value", &transactional_id)

@@ -117,7 +117,8 @@ async fn warn_of_level(client: &Client, subject: &str) {
         Ok(Some(level)) if !LEVELS.contains(&level.as_str()) => tracing::warn!(
             subject,
             level,
-            "the registry does not hold later schemas to BACKWARD compatibility"
+            "the subject's compatibility level does not include BACKWARD: the registry may accept \
+             incompatible schemas"
         ),
         Ok(_) => {}
         // Only administrators may be allowed to read it.

@@ -39,7 +39,7 @@ pub struct Metrics {
     pub coalesced_references: Counter<u64>,
     /// Images in a batch when it is sent to the model.
     pub batch_images: Histogram<u64>,
-    /// Transactions ended; attribute `outcome`: committed, aborted, fatal.
+    /// Transactions ended; attribute `outcome`: committed, aborted, unknown.
     pub transactions: Counter<u64>,
     /// Seconds a stage was busy, summed over its threads; attribute `stage`.
     pub busy_seconds: Counter<f64>,
@@ -66,7 +66,7 @@ pub struct Metrics {
     pub awaiting_schema_messages: Gauge<u64>,
     /// 1 while the object store's circuit breaker is open, else 0.
     pub circuit_breaker_open: Gauge<u64>,
-    /// Seconds that the slowest operation so far left of a time limit; attribute `deadline`:
+    /// Time between a limit and the slowest operation so far, in seconds; attribute `deadline`:
     /// transaction, session, max_poll_interval, termination.
     pub deadline_margin_seconds: Gauge<f64>,
 }
@@ -148,7 +148,9 @@ impl Metrics {
             ),
             deadline_margin_seconds: meter
                 .f64_gauge("fusioncap_deadline_margin_seconds")
-                .with_description("seconds that the slowest operation so far left of a time limit")
+                .with_description(
+                    "time between a limit and the slowest operation so far, in seconds",
+                )
                 .build(),
         }
     }
@@ -170,7 +172,7 @@ impl Metrics {
         for kind in ErrorKind::DEAD_LETTERS {
             self.dead_letters.add(0, &[KeyValue::new("code", kind.code())]);
         }
-        for outcome in ["committed", "aborted", "fatal"] {
+        for outcome in ["committed", "aborted", "unknown"] {
             self.transactions.add(0, &[KeyValue::new("outcome", outcome)]);
         }
     }

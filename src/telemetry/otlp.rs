@@ -124,7 +124,7 @@ fn check_sampler(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
 }
 
 fn no_exporter(error: ExporterBuildError) -> Error {
-    Error::new(ErrorKind::Config, "can't push telemetry as OTEL_EXPORTER_OTLP_ENDPOINT says")
+    Error::new(ErrorKind::Config, "can't push telemetry to OTEL_EXPORTER_OTLP_ENDPOINT")
         .with_context("allowed", "http://host:port of a collector")
         .with_source(error)
 }

@@ -1,4 +1,4 @@
-//! What most stages are built from; each keeps the parts that it uses.
+//! The parts that most stages share. Each stage clones only those it uses.
 
 use std::sync::Arc;
 

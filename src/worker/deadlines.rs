@@ -100,7 +100,7 @@ impl Deadlines {
                 session.saturating_sub(Duration::from_millis(1)),
             ),
             ("kafka.properties.max.poll.interval.ms", max_poll),
-            "a worker that polls must not exceed max.poll.interval.ms",
+            "session.timeout.ms must not exceed max.poll.interval.ms",
         )?;
         if transaction >= session {
             tracing::warn!(

@@ -121,7 +121,7 @@ impl Decoder {
         Self { models, limits, threads, ownership, run, observer, outbox, batcher }
     }
 
-    /// Runs until its input ends or every decoder hangs.
+    /// Runs until its input ends or all decode threads hang.
     pub async fn run(self, mut input: mpsc::Receiver<Item<Fetched>>) {
         let decoder = Arc::new(self);
         let pool = Pool::new(decoder.threads);
@@ -230,7 +230,7 @@ impl Decoder {
     fn all_hang(&self, pool: &Pool) -> Error {
         Error::new(
             ErrorKind::Internal,
-            "every decoder hangs; the worker must be started again, and goes on behind their images",
+            "all decode threads hang; restart the worker, which continues after their images",
         )
         .with_context("decode threads", pool.threads)
         .with_context("limits.decode_timeout_ms", self.limits.decode_timeout_ms)

@@ -1,4 +1,4 @@
-//! What travels through the stages: one [`Item`], whose state says how far it has come.
+//! An [`Item`] is one reference on its way through the stages. Its state says how far it has come.
 //!
 //! `Item<Referenced>` → `Item<Fetched>` → `Item<Decoded>` → batch → caption. A stage ends an item by
 //! handing it to the [`Outbox`](crate::worker::outbox::Outbox), or drops it when it is

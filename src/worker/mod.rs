@@ -75,7 +75,7 @@ pub struct InitialModel {
     pub snapshot: Option<Snapshot>,
 }
 
-/// What one run of the worker did.
+/// The result of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub messages: u64,
@@ -184,7 +184,7 @@ pub async fn run(
     Ok(report)
 }
 
-/// Connects both Kafka clients; None where `stop` came first. A call that blocks then is left behind.
+/// Connects both Kafka clients; None where `stop` came first. A call that blocks then is abandoned.
 async fn connect(
     config: &Config,
     clients: Clients,

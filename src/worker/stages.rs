@@ -136,7 +136,7 @@ impl Stages {
         let _ = self.events.send(PublisherEvent::Close);
         // The consumer has waited for the publisher as long as there was time.
         if timeout(LAST_WAIT, self.publisher).await.is_err() {
-            tracing::warn!("the publisher is left behind");
+            tracing::warn!("the publisher did not stop in time");
         }
         // The work that they still hold is stale.
         for task in &self.tasks {

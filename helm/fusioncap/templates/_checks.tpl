@@ -104,7 +104,7 @@
 {{- fail (printf "terminationGracePeriodSeconds is %d: config.runtime.drain_timeout_ms (%d), 5 seconds to leave the group and preStop.sleepSeconds (%d) need at least %d" (.Values.terminationGracePeriodSeconds | int64) $drain $pause (add $least $pause)) -}}
 {{- end -}}
 {{- if and $configured (lt (mul $grace 1000) $configured) -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, and preStop.sleepSeconds leaves %d s of it: config.runtime.termination_grace_ms promises the worker %d ms" (.Values.terminationGracePeriodSeconds | int64) $grace $configured) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, of which preStop.sleepSeconds leaves %d s to the worker: config.runtime.termination_grace_ms is %d, which is more" (.Values.terminationGracePeriodSeconds | int64) $grace $configured) -}}
 {{- end -}}
 {{- end -}}
 

@@ -297,8 +297,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, each reference is answered once, with an answer about its object, or
-        /// it was stale.
+        /// Each reference is answered once, with an answer about its object, or it was stale.
         #[test]
         fn each_is_answered_once_or_stale(steps in proptest::collection::vec(step(), 1..200)) {
             let mut table = Table::new(WINDOW, 2);

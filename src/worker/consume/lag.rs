@@ -31,7 +31,7 @@ pub struct ConsumerLag {
     rate: ProcessingRate,
 }
 
-/// Messages a second while there were more than the worker had taken in.
+/// Messages per second, measured only while unread messages wait.
 #[derive(Debug, Default)]
 struct ProcessingRate {
     /// None while nothing was ever done.

@@ -2,9 +2,8 @@
 //!
 //! Metadata without a member (generation -1, empty member id) makes the broker skip its check of
 //! a transactional offset commit, and librdkafka hands out exactly that after a session timeout.
-//! rust-rdkafka does not show who the consumer is, so that is read from librdkafka here, before
-//! and after the metadata is taken: generations only grow, so if both are the same, they are the
-//! metadata's own.
+//! rust-rdkafka does not expose member id and generation. They are read from librdkafka before and
+//! after the metadata; if both readings agree, they belong to it.
 
 use std::ffi::CStr;
 use std::sync::Arc;

@@ -69,7 +69,7 @@ pub struct Consumer {
     lag: ConsumerLag,
     deadlines: Deadlines,
     shutdown: CancellationToken,
-    /// Whose group metadata the ownership holds.
+    /// The membership that the stored group metadata belongs to.
     membership: Option<Membership>,
     last_poll: Instant,
     draining_since: Option<Instant>,
@@ -267,11 +267,14 @@ impl Consumer {
         if let Some((RDKafkaErrorCode::FencedInstanceId, reason)) =
             self.consumer.client().fatal_error()
         {
-            return Err(Error::new(ErrorKind::Kafka, "another worker has taken this one's place")
-                .with_context("field", "kafka.group_instance_id")
-                .with_context("value", self.instance.as_deref().unwrap_or_default())
-                .with_context("allowed", "an id that no other running worker has")
-                .with_source(reason));
+            return Err(Error::new(
+                ErrorKind::Kafka,
+                "another worker has the same group instance id",
+            )
+            .with_context("field", "kafka.group_instance_id")
+            .with_context("value", self.instance.as_deref().unwrap_or_default())
+            .with_context("allowed", "an id that no other running worker has")
+            .with_source(reason));
         }
         let is_fatal = matches!(error, KafkaError::MessageConsumptionFatal(_))
             || matches!(

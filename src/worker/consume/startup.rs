@@ -14,15 +14,15 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// A topic that was just made is unknown to some brokers for a moment.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What librdkafka may have to say before it says why nobody answers.
+/// Polls that wait for librdkafka to report the cause.
 const EVENTS: usize = 50;
 
-/// Waits for a broker to answer, for `kafka.connect_timeout_ms`; whether one has, or `stop` came
-/// first.
+/// Waits for a broker to answer, for `kafka.connect_timeout_ms`. Returns whether one has before
+/// `stop`.
 ///
 /// # Errors
-/// `ErrorKind::Kafka` after that time, and after `METADATA_TIMEOUT` where waiting does not help: Kafka
-/// lets nobody in with these settings.
+/// `ErrorKind::Kafka` after that time, and after `METADATA_TIMEOUT` where waiting does not help:
+/// Kafka refuses the credentials or the certificate.
 pub fn await_brokers(
     consumer: &BaseConsumer<Rebalancer>,
     kafka: &Kafka,
@@ -33,7 +33,7 @@ pub fn await_brokers(
         let Err(error) = topic_error(consumer, &kafka.input_topic) else {
             return Ok(true);
         };
-        // Serves the queue on which librdkafka says why, among much else.
+        // Serves the queue on which librdkafka reports the cause, among other events.
         for _ in 0..EVENTS {
             let _ = consumer.poll(Duration::from_millis(5));
         }
@@ -41,7 +41,7 @@ pub fn await_brokers(
         if !may_pass || started.elapsed() >= limit {
             return Err(told);
         }
-        tracing::warn!(error = told.chain(), "kafka is not to be reached: trying again");
+        tracing::warn!(error = told.chain(), "can't reach kafka: retrying");
     }
     Ok(false)
 }
@@ -100,7 +100,7 @@ fn unreachable(
                 Some("OAUTHBEARER") => "kafka.properties.sasl.oauthbearer.*",
                 _ => "kafka.properties.sasl.username, kafka.properties.sasl.password",
             };
-            told("Kafka does not let this worker in").with_context("field", field)
+            told("Kafka refuses the credentials").with_context("field", field)
         }
         RDKafkaErrorCode::SSL => told("no TLS connection to Kafka")
             .with_context("field", "kafka.properties.ssl.ca.location"),

@@ -47,7 +47,7 @@ pub struct Rewind {
     pub first: Option<i64>,
 }
 
-/// What becomes of a polled message.
+/// How a polled message is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polled {
     /// Its work belongs to this epoch.
@@ -83,12 +83,11 @@ impl<G> Assignment<G> {
         self.state.lock().partitions.remove(&partition);
     }
 
-    /// Notes a polled offset, and says what becomes of its message.
+    /// Notes a polled offset, and returns how its message is handled.
     ///
-    /// An offset that was polled before suspends the partition: either librdkafka has repeated
-    /// messages, or the partition was made anew or cut short. The first two end well at the
-    /// committed offset, and neither does otherwise. Where the log was cut below that offset, which
-    /// Kafka calls data loss, `auto.offset.reset` decides: what is retained is read again.
+    /// If an offset comes twice, librdkafka repeated it, or the topic was recreated or truncated.
+    /// The partition is suspended and rewound to the committed offset. If that offset no longer
+    /// exists, `auto.offset.reset` decides.
     pub fn polled(&self, partition: i32, offset: i64) -> Polled {
         let mut state = self.state.lock();
         let Some(owned) = state.partitions.get_mut(&partition) else {
@@ -163,8 +162,8 @@ impl<G> Assignment<G> {
         self.state.lock().group = Some(group);
     }
 
-    /// Of the given (partition, epoch) pairs those that are current, and the group metadata, both
-    /// as of one moment.
+    /// Returns the given (partition, epoch) pairs that are current, and the group metadata, read
+    /// under one lock.
     pub fn snapshot(
         &self,
         wanted: impl IntoIterator<Item = (i32, u64)>,

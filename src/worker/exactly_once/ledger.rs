@@ -261,7 +261,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order: every record is taken once, under the commit that covers its
+        /// In any order, every record is taken once, under the commit that covers its
         /// offset; offsets only grow; nothing is committed past an unfinished record.
         #[test]
         fn commits_cover_exactly_what_they_carry((messages, order) in schedules(), every in 1..7_usize) {

@@ -1,8 +1,8 @@
-//! When finished work may be committed, and what becomes of it when a transaction ends: the
-//! publisher's decisions as a pure state machine, apart from Kafka.
+//! Decides when finished work may be committed, and which work is stale when a transaction ends:
+//! the publisher's decisions as a pure state machine, apart from Kafka.
 //!
-//! The publisher drives it with what happens, and does what it says. So does `simulation`, which
-//! puts it through random schedules against a model of the brokers.
+//! The publisher reports events to it and follows its decisions. So does `simulation`, which puts
+//! it through random schedules against a model of the brokers.
 //!
 //! 1. [`Protocol::track`] and [`Protocol::finish`] fill the ledger; what is stale falls away.
 //! 2. [`Protocol::prepare`] takes the finished prefixes that are still owned, with the group

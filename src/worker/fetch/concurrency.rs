@@ -1,5 +1,5 @@
-//! An adaptive concurrency limit: as many objects are read at once as keep the decoders supplied, up
-//! to `s3.concurrency`.
+//! An adaptive concurrency limit. Reads just enough objects in parallel to keep the decoders busy, at
+//! most `s3.concurrency`.
 //!
 //! As TCP Vegas paces a connection by the time that its packets wait in queues (Brakmo and Peterson,
 //! 1995), the limit follows the queue of the decoders. It falls when an object waits for a decoder

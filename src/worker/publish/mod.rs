@@ -2,7 +2,7 @@
 //!
 //! A transaction holds the captions, the dead letters and the offsets of the same messages. It
 //! begins only when all of that is there, so that it is open for milliseconds. `exactly_once` decides
-//! what may be committed, and what becomes of it afterwards.
+//! which work may be committed, and which is stale afterwards.
 
 pub mod records;
 
@@ -336,14 +336,13 @@ impl Publisher {
         tracing::info!(partition, offset, index, code, "dead letter committed");
     }
 
-    /// Makes everything in flight stale, sees the transaction to its end, allows the rewind. Takes as
-    /// long as it must: others mend a topic that is full, read-only or short of replicas, and
-    /// brokers that are away.
+    /// Makes everything in flight stale, brings the transaction to its end, and allows the rewind.
+    /// Retries without a limit: a full or read-only topic gets repaired, and brokers come back.
     fn recover(&mut self, failure: TransactionFailure) -> Result<()> {
         self.failures = self.failures.saturating_add(1);
         self.protocol.end(&self.ownership, failure.outcome);
         let TransactionFailure { outcome, error, .. } = failure;
-        let outcome = if outcome == TransactionOutcome::Aborted { "aborted" } else { "fatal" };
+        let outcome = if outcome == TransactionOutcome::Aborted { "aborted" } else { "unknown" };
         self.observer.metrics.transactions.add(1, &[KeyValue::new("outcome", outcome)]);
         tracing::warn!(
             outcome,

@@ -1,5 +1,5 @@
-//! What one run of the worker tells about itself: counts, times of its stages, spans, and the
-//! metrics by the messaging conventions.
+//! The telemetry of one run: counts, stage times, spans and the metrics of the messaging
+//! conventions.
 
 pub mod semconv;
 pub mod spans;

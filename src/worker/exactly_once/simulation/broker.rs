@@ -8,7 +8,7 @@ use super::Seen;
 /// Partition, offset, index.
 pub type Record = (i32, i64, usize);
 
-/// What must never happen.
+/// A violation of the protocol.
 #[derive(Debug)]
 pub struct Violation(pub String);
 
@@ -19,7 +19,7 @@ pub struct Membership {
     pub generation: u32,
 }
 
-/// What the group tells a member; served inside `poll`.
+/// A message from the group to a member; served inside `poll`.
 #[derive(Debug)]
 pub enum Callback {
     Assign(Vec<i32>),
@@ -31,13 +31,13 @@ pub enum Callback {
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     pub id: usize,
-    /// What its client knows itself to be.
+    /// Its membership, as its client knows it.
     pub client: Option<Membership>,
-    /// It has yet to serve what the group told it.
+    /// It has not served all messages from the group.
     pub is_rebalancing: bool,
 }
 
-/// What a member is told when it has joined.
+/// The group's answer to a member that has joined.
 #[derive(Debug)]
 pub struct Joined {
     pub id: usize,

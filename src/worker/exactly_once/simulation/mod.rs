@@ -2,15 +2,15 @@
 //!
 //! `broker` is the model: logs, offsets, the group, transactions, and end-of-transaction requests
 //! that arrive late, twice or never. `worker` drives the real [`Assignment`](super::assignment),
-//! ledger and [`Protocol`](super::protocol) as `consume`, `rebalance` and `publish` do, cut into
-//! steps that interleave freely with everybody else's. After each schedule the faults end, and
+//! ledger and [`Protocol`](super::Protocol) as `consume`, `rebalance` and `publish` do, cut into
+//! steps that interleave freely with those of the other workers. After each schedule the faults end, and
 //! everything must have been answered.
 //!
-//! At each commit the model checks what makes up exactly once: the records that become visible are
+//! At each commit the model checks the conditions of exactly once: the records that become visible are
 //! those of the offsets from the last committed to the newly committed one, in order, and nothing
 //! else. The same schedules find each of a list of deliberate mistakes ([`Mistake`]).
 //!
-//! `FUSIONCAP_SCHEDULES` says how many (20,000); `make simulate` runs a million.
+//! `FUSIONCAP_TEST_SCHEDULES` is their number (20,000 by default); `make simulate` runs a million.
 
 mod broker;
 mod worker;
@@ -48,7 +48,7 @@ enum Mistake {
     KeepsGuards,
 }
 
-/// What happened, over all schedules: each must have been met often enough to mean something.
+/// Counts of events, over all schedules. Each event must have happened often.
 #[derive(Debug, Default)]
 struct Seen {
     steps: u64,
@@ -129,8 +129,8 @@ impl World {
 }
 
 fn schedules() -> u64 {
-    let asked = std::env::var("FUSIONCAP_SCHEDULES").ok();
-    asked.map_or(20_000, |text| text.parse().expect("FUSIONCAP_SCHEDULES is a number"))
+    let asked = std::env::var("FUSIONCAP_TEST_SCHEDULES").ok();
+    asked.map_or(20_000, |text| text.parse().expect("FUSIONCAP_TEST_SCHEDULES is a number"))
 }
 
 fn total(seen: &mut Seen, more: &Seen) {

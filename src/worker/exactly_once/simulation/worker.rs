@@ -19,7 +19,7 @@ use crate::worker::exactly_once::{Protocol, Ready, is_owned};
 /// References in hand above which nothing is polled.
 const MOST_IN_FLIGHT: usize = 6;
 
-/// What the publisher is told.
+/// A message to the publisher.
 #[derive(Debug)]
 enum Event {
     Tracked(MessageId, usize, InFlightGuard),
@@ -50,7 +50,7 @@ pub struct Worker {
     protocol: Protocol<Record>,
     /// Where the consumer reads next; None: at the committed offset.
     positions: BTreeMap<i32, Option<i64>>,
-    /// What it has read since it was last assigned or sought to a position begins here.
+    /// The first offset that it has read since its last assignment or seek.
     begun: BTreeMap<i32, i64>,
     client: Option<Membership>,
     callbacks: VecDeque<Callback>,
