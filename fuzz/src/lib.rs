@@ -28,8 +28,8 @@ pub fn check(payload: &[u8], read: &Result<Requests>) {
             let kind = error.kind();
             let named = matches!(kind, ErrorKind::InvalidMessage | ErrorKind::UnsupportedUri);
             assert!(named, "refused as {kind}");
-            let letter =
-                DeadLetter::new(&source(), 0, None, error, (FailedStage::Consume, 1), (None, payload));
+            let failed = (FailedStage::Consume, 1);
+            let letter = DeadLetter::new(&source(), 0, None, error, failed, (None, payload));
             assert!(!letter.reason.contains(char::is_control), "{}", letter.reason);
             let bytes = letter.to_json().expect("a dead letter is JSON");
             // A third more by Base64, and fields of bounded length.

@@ -12,7 +12,8 @@ use aws_sdk_s3::primitives::ByteStreamError;
 use crate::error::{Error, ErrorKind};
 
 /// For a bucket in another region, or another server at the endpoint.
-const REDIRECTED: &str = "the object store answers with a redirect, which is not followed: check s3.region and s3.endpoint";
+const REDIRECTED: &str = "the object store answers with a redirect, which is not followed: \
+    check s3.region and s3.endpoint";
 
 /// The error of a failed request.
 pub fn classify<E>(error: SdkError<E, HttpResponse>) -> Error

@@ -3,8 +3,8 @@
 //!
 //! An object that fails transiently until its tries are used up proves nothing by itself; the
 //! responses to other reads in that time do. If nearly all of those succeed, twice over, the store is
-//! healthy and the object is bad: its reference is dead-lettered. (Once is not enough: an outage that has
-//! just begun looks the same.) Otherwise the breaker opens: partitions pause, references wait, and
+//! healthy and the object is bad: its reference is dead-lettered. (Once is not enough: an outage that
+//! has just begun looks the same.) Otherwise the breaker opens: partitions pause, references wait, and
 //! only probes are sent until several in a row are answered; then each read that waits gets all its
 //! tries anew. Where there are no other reads, an object that fails again between two clean series of
 //! probes is bad. An object that fails through many cycles while the store is never quite healthy
@@ -276,8 +276,9 @@ mod tests {
     /// Judges a cycle that began before the test's responses.
     async fn judge(breaker: &Breaker, clean: bool, cycles: &mut RetryCycles) -> Verdict {
         let began = Instant::now().checked_sub(RECENT).unwrap();
+        let read = ExhaustedRead { id: 9, bucket: "photos", began };
         tokio::select! {
-            verdict = breaker.judge(ExhaustedRead { id: 9, bucket: "photos", began }, cycles, || true) => verdict,
+            verdict = breaker.judge(read, cycles, || true) => verdict,
             () = probe(breaker, clean) => unreachable!(),
         }
     }

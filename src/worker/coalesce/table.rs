@@ -336,9 +336,8 @@ mod tests {
                         // Only what is stale is given up.
                         let (leader, number) = leading.remove(which);
                         stale_below = stale_below.max(leader + 1);
-                        if let Some(next) = table.promote_follower(number, |work| *work >= stale_below) {
-                            leading.push((next, number));
-                        }
+                        let next = table.promote_follower(number, |work| *work >= stale_below);
+                        leading.extend(next.map(|work| (work, number)));
                     }
                     Step::Stale(ago) => {
                         stale_below = stale_below.max((objects.len() as u32).saturating_sub(ago));

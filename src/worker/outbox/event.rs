@@ -16,7 +16,7 @@ pub enum PublisherEvent {
         guard: InFlightGuard,
     },
     Finished(Vec<Outcome>),
-    /// The partitions are about to go: commit what is finished, forget the rest, then signal `done`.
+    /// The partitions are about to go: commit the finished work, forget the rest, signal `done`.
     Revoked {
         partitions: Vec<i32>,
         done: std::sync::mpsc::SyncSender<()>,
