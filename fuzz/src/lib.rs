@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use fusioncap::ErrorKind;
 use fusioncap::error::Result;
-use fusioncap::message::{DeadLetter, Requests, SourcePosition, FailedStage};
+use fusioncap::kafka::record::RawRecord;
+use fusioncap::message::{DeadLetter, FailedStage, Requests, SourcePosition};
 
 pub fn source() -> SourcePosition {
     SourcePosition { topic: Arc::from("images.in"), partition: 3, offset: 41 }
@@ -29,7 +30,8 @@ pub fn check(payload: &[u8], read: &Result<Requests>) {
             let named = matches!(kind, ErrorKind::InvalidMessage | ErrorKind::UnsupportedUri);
             assert!(named, "refused as {kind}");
             let failed = (FailedStage::Consume, 1);
-            let letter = DeadLetter::new(&source(), 0, None, error, failed, (None, payload));
+            let original = RawRecord { payload: Some(payload.to_vec()), ..RawRecord::default() };
+            let letter = DeadLetter::new(&source(), 0, None, error, failed, &original);
             assert!(!letter.reason.contains(char::is_control), "{}", letter.reason);
             let bytes = letter.to_json().expect("a dead letter is JSON");
             // A third more by Base64, and fields of bounded length.
