@@ -8,6 +8,8 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -72,6 +74,8 @@ pub enum ErrorKind {
     Registry,
     /// A file could not be read or written.
     Io,
+    /// The command ran, and its result is not as required.
+    Incomplete,
     /// A broken invariant, or anything else.
     Internal,
 }
@@ -124,6 +128,7 @@ impl ErrorKind {
             Self::Kafka => "kafka",
             Self::Registry => "registry",
             Self::Io => "io",
+            Self::Incomplete => "incomplete",
             Self::Internal => "internal",
         }
     }
@@ -141,6 +146,7 @@ impl ErrorKind {
             | Self::Runtime
             | Self::Kafka
             | Self::Io
+            | Self::Incomplete
             | Self::Internal => Disposition::Abort,
             _ => Disposition::DeadLetter,
         }
@@ -180,6 +186,19 @@ impl Error {
         let backtrace =
             backtrace.filter(|taken| taken.status() == BacktraceStatus::Captured).map(Arc::new);
         Self { kind, message: message.into(), context: Vec::new(), source: None, backtrace }
+    }
+
+    /// [`ErrorKind::Io`]: the file or directory at `path` can't be written.
+    pub fn unwritable(path: &Path, source: io::Error) -> Self {
+        Self::new(ErrorKind::Io, "can't write")
+            .with_context("path", path.display())
+            .with_source(source)
+    }
+
+    /// [`ErrorKind::Config`]: the file or directory at `path`, which the command line names, can't be
+    /// used.
+    pub fn config_at(message: &'static str, path: &Path) -> Self {
+        Self::new(ErrorKind::Config, message).with_context("path", path.display())
     }
 
     /// Adds a named value, for example `("path", "/models/tiny")`.
@@ -262,5 +281,17 @@ mod tests {
         assert_eq!(error.to_string(), "can't read the file (path: config.json, bytes: 3)");
         assert_eq!(error.chain(), format!("{error}: not found: gone"));
         assert!(format!("{error:?}").starts_with("Error { kind: Bundle, message: \"can't read"));
+    }
+
+    #[test]
+    fn a_path_error_names_its_path() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = Error::unwritable(Path::new("out/model.onnx"), full());
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Io, 1));
+        let expected = format!("can't write (path: out/model.onnx): {}", full());
+        assert_eq!(error.chain(), expected);
+        let error = Error::config_at("not an ONNX model", Path::new("in/model.onnx"));
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Config, 2));
+        assert_eq!(error.to_string(), "not an ONNX model (path: in/model.onnx)");
     }
 }

@@ -119,7 +119,7 @@ impl Study {
             embed::embed(what, &request.encoder, &encoder, texts, &request.cache, &request.runtime)
         };
         for folder in [&request.out, &request.cache] {
-            fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+            fs::create_dir_all(folder).map_err(|error| Error::unwritable(folder, error))?;
         }
         let captions = Corpus::read_in_order(&request.corpora, &request.settings)?;
         let provenance = Provenance::new(&request.encoder, &captions, proxies, &request.settings)?;
@@ -298,11 +298,7 @@ fn check_stop(request: &Request) -> Result<()> {
 }
 
 fn write_corpus(captions: &[String], path: &Path) -> Result<()> {
-    fs::write(path, captions.join("\n") + "\n").map_err(|error| failed(path, error))
-}
-
-fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "can't write").with_context("path", path.display()).with_source(error)
+    fs::write(path, captions.join("\n") + "\n").map_err(|error| Error::unwritable(path, error))
 }
 
 #[cfg(test)]

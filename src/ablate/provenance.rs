@@ -87,11 +87,9 @@ impl Provenance {
         let path = folder.join(FILE);
         let staging = path.with_extension("part");
         let text = toml::to_string(self).map_err(unwritable)?;
-        fs::write(&staging, text).and_then(|()| fs::rename(&staging, &path)).map_err(|error| {
-            Error::new(ErrorKind::Io, "can't write")
-                .with_context("path", path.display())
-                .with_source(error)
-        })
+        fs::write(&staging, text)
+            .and_then(|()| fs::rename(&staging, &path))
+            .map_err(|error| Error::unwritable(&path, error))
     }
 
     /// The first input in which `other` differs.

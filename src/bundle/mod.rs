@@ -315,7 +315,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         bundle_error("a value can't be written as JSON", path).with_source(error)
     })?;
     text.push('\n');
-    fs::write(path, text).map_err(|error| io_error("can't write the file", path, error))
+    fs::write(path, text).map_err(|error| Error::unwritable(path, error))
 }
 
 fn collect_files(root: &Path, dir: &Path, files: &mut BTreeMap<String, FileEntry>) -> Result<()> {

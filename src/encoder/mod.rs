@@ -74,13 +74,8 @@ impl EncoderConfig {
 
 /// Writes a file and creates its parent directories.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |error| {
-        Error::new(ErrorKind::Io, "can't write")
-            .with_context("path", path.display())
-            .with_source(error)
-    };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
+        fs::create_dir_all(folder).map_err(|error| Error::unwritable(folder, error))?;
     }
-    fs::write(path, bytes).map_err(failed)
+    fs::write(path, bytes).map_err(|error| Error::unwritable(path, error))
 }

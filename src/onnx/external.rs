@@ -12,7 +12,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::proto::{EXTERNAL, ModelProto, StringStringEntryProto, TensorProto};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Maximum total bytes of weights in the model file.
 pub const INLINE_LIMIT: usize = 2_000_000_000;
@@ -36,22 +36,19 @@ pub fn data_path(path: &Path) -> PathBuf {
 /// # Errors
 /// `ErrorKind::Io` with the file that can't be written.
 pub fn save(mut model: ModelProto, path: &Path, inline_limit: usize) -> Result<()> {
-    let failed = |error: io::Error| {
-        Error::new(ErrorKind::Io, "can't write")
-            .with_context("path", path.display())
-            .with_source(error)
-    };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
+        fs::create_dir_all(folder).map_err(|error| Error::unwritable(folder, error))?;
     }
     let tensors = model.graph.iter_mut().flat_map(|graph| &mut graph.initializer);
     let mut tensors: Vec<&mut TensorProto> = tensors.collect();
     let total: usize = tensors.iter().map(|tensor| tensor.raw_data.len()).sum();
     if total > inline_limit {
-        let digest = write_data(&mut tensors, &data_path(path)).map_err(failed)?;
+        let data = data_path(path);
+        let digest =
+            write_data(&mut tensors, &data).map_err(|error| Error::unwritable(&data, error))?;
         model.metadata_props.push(entry(DIGEST, digest));
     }
-    fs::write(path, model.encode_to_vec()).map_err(failed)
+    fs::write(path, model.encode_to_vec()).map_err(|error| Error::unwritable(path, error))
 }
 
 /// Moves the bytes of large tensors to the file at `path`; returns its SHA-256.
@@ -82,4 +79,41 @@ fn write_data(tensors: &mut [&mut TensorProto], path: &Path) -> io::Result<Strin
 
 fn entry(key: &str, value: String) -> StringStringEntryProto {
     StringStringEntryProto { key: key.into(), value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::onnx::graph::{Dim, Graph};
+    use crate::onnx::proto::DataType;
+
+    /// Its one weight exceeds [`MIN_EXTERNAL_BYTES`].
+    fn model() -> ModelProto {
+        let mut graph = Graph::new("large");
+        let size = [Dim::Fixed(512)];
+        let x = graph.input("x", DataType::Float, &size);
+        let weight = graph.floats(&[512], &[1.0; 512]);
+        let y = graph.add(&x, &weight);
+        graph.output("y", &y, DataType::Float, &size);
+        graph.model()
+    }
+
+    #[test]
+    fn the_file_that_cannot_be_written_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        // A directory in the place of a file can't be replaced.
+        fs::create_dir(data_path(&path)).unwrap();
+        let error = save(model(), &path, 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        let named = format!("(path: {})", data_path(&path).display());
+        assert!(error.to_string().ends_with(&named), "{error}");
+        fs::remove_dir(data_path(&path)).unwrap();
+
+        fs::create_dir(&path).unwrap();
+        let error = save(model(), &path, 0).unwrap_err();
+        let named = format!("(path: {})", path.display());
+        assert!(error.to_string().ends_with(&named), "{error}");
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use prost::Message;
 
 use super::proto::{EXTERNAL, GraphProto, ModelProto, NodeProto, ValueInfoProto};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// The key of the file name in `external_data`.
 const LOCATION: &str = "location";
@@ -17,7 +17,7 @@ const LOCATION: &str = "location";
 /// # Errors
 /// `ErrorKind::Config` if the file is not an ONNX model.
 pub fn read(path: &Path) -> Result<ModelProto> {
-    let unusable = || refusal("not an ONNX model", path);
+    let unusable = || Error::config_at("not an ONNX model", path);
     let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
     let model =
         ModelProto::decode(bytes.as_slice()).map_err(|error| unusable().with_source(error))?;
@@ -104,8 +104,11 @@ pub fn rename_data(model: &mut ModelProto, path: &Path, name: &str) -> Result<Op
     for entry in entries {
         let location = std::mem::replace(&mut entry.value, name.to_owned());
         if found.as_ref().is_some_and(|known| *known != location) {
-            return Err(refusal("an ONNX export stores its weights in several files", path)
-                .with_context("allowed", "one file"));
+            return Err(Error::config_at(
+                "an ONNX export stores its weights in several files",
+                path,
+            )
+            .with_context("allowed", "one file"));
         }
         found = Some(location);
     }
@@ -114,15 +117,14 @@ pub fn rename_data(model: &mut ModelProto, path: &Path, name: &str) -> Result<Op
         .components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !inside {
-        return Err(refusal("an ONNX export stores its weights outside its directory", path)
-            .with_context("location", location)
-            .with_context("allowed", "a file beside it"));
+        return Err(Error::config_at(
+            "an ONNX export stores its weights outside its directory",
+            path,
+        )
+        .with_context("location", location)
+        .with_context("allowed", "a file beside it"));
     }
     Ok(Some(path.with_file_name(location)))
-}
-
-fn refusal(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::Config, message).with_context("path", path.display())
 }
 
 #[cfg(test)]

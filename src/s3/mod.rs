@@ -313,11 +313,7 @@ impl Store {
     }
 
     async fn download(&self, bucket: &str, key: &str, path: &Path) -> Result<()> {
-        let unwritable = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, "can't write the file")
-                .with_context("path", path.display())
-                .with_source(error)
-        };
+        let unwritable = |error: std::io::Error| Error::unwritable(path, error);
         with_deadline(FILE_TIMEOUT, async {
             if let Some(parent) = path.parent() {
                 tokio::fs::create_dir_all(parent).await.map_err(unwritable)?;

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::error::refusal;
 use crate::bundle::CONFIG;
 use crate::error::{Error, Result};
 
@@ -99,13 +98,13 @@ impl ClipConfig {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let bytes = fs::read(&path).map_err(|error| {
-            refusal("can't read CLIP's configuration", &path).with_source(error)
+            Error::config_at("can't read CLIP's configuration", &path).with_source(error)
         })?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            refusal("can't parse CLIP's configuration", &path).with_source(error)
+            Error::config_at("can't parse CLIP's configuration", &path).with_source(error)
         })?;
         let Value::Object(fields) = value else {
-            return Err(refusal("CLIP's configuration is not a JSON object", &path));
+            return Err(Error::config_at("CLIP's configuration is not a JSON object", &path));
         };
         Self::parse(fields, &path)
     }
@@ -114,7 +113,7 @@ impl ClipConfig {
         match fields.get("model_type").and_then(Value::as_str) {
             Some("clip") => {}
             other => {
-                return Err(refusal("model_type is not supported", path)
+                return Err(Error::config_at("model_type is not supported", path)
                     .with_context("value", other.unwrap_or("none"))
                     .with_context("allowed", "clip (the whole model with both towers)"));
             }
@@ -234,7 +233,7 @@ impl<'a> Section<'a> {
 
     fn wrong(&self, field: &str, value: impl Display, allowed: impl Display) -> Error {
         let dot = if self.name.is_empty() { "" } else { "." };
-        refusal("a value of CLIP's configuration is not supported", self.path)
+        Error::config_at("a value of CLIP's configuration is not supported", self.path)
             .with_context("field", format!("{}{dot}{field}", self.name))
             .with_context("value", value)
             .with_context("allowed", allowed)

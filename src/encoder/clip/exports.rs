@@ -3,7 +3,7 @@
 //! the joint embedding space.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use ort::session::SessionInputValue;
@@ -11,7 +11,6 @@ use ort::value::Tensor;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::error::{refusal, unwritable};
 use crate::bundle::{TEXT, VISION};
 use crate::config::Runtime;
 use crate::encoder::EncoderConfig;
@@ -27,6 +26,8 @@ const ATTENTION_MASK: &str = "attention_mask";
 /// More than one, to detect a fixed batch size.
 const BATCH: usize = 2;
 const TOKENS: usize = 4;
+/// Bytes of weights that are copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// The file, the required inputs and outputs, and the target of a tower.
 struct Tower {
@@ -55,8 +56,8 @@ const TOWERS: [Tower; 2] = [
 /// the number of patches in `encoder`.
 ///
 /// # Errors
-/// `ErrorKind::Config` with the missing files or outputs, or an unsupported input; `Runtime` without
-/// ONNX Runtime.
+/// `ErrorKind::Config` with the missing files or outputs, or an unsupported input; `Io` with the file
+/// that can't be written; `Runtime` without ONNX Runtime.
 pub fn copy(
     source: &Path,
     out: &Path,
@@ -110,7 +111,7 @@ impl Export {
         subgraph::keep_outputs(&mut part, &tower.outputs);
         let inputs = subgraph::input_names(&part);
         if let Some(other) = inputs.iter().find(|name| !tower.inputs.contains(&name.as_str())) {
-            return Err(refusal("an ONNX export has an unsupported input", path)
+            return Err(Error::config_at("an ONNX export has an unsupported input", path)
                 .with_context("input", other)
                 .with_context("allowed", tower.inputs.join(", ")));
         }
@@ -124,21 +125,18 @@ impl Export {
         let data = external::data_path(target);
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(from) = subgraph::rename_data(&mut part, path, &name)? {
-            fs::copy(&from, &data).map_err(|error| {
-                refusal("can't copy an export's weights", &from).with_source(error)
-            })?;
-            let value = digest(&data).map_err(|error| unwritable(&data, error))?;
+            let value = copy_data(&from, &data)?;
             part.metadata_props
                 .push(StringStringEntryProto { key: external::DIGEST.into(), value });
         }
-        fs::write(target, part.encode_to_vec()).map_err(|error| unwritable(target, error))
+        fs::write(target, part.encode_to_vec()).map_err(|error| Error::unwritable(target, error))
     }
 }
 
 fn no_model_error(source: &Path, tower: &Tower) -> Error {
     let pickled = source.join("pytorch_model.bin");
     if pickled.is_file() {
-        return refusal(
+        return Error::config_at(
             "the weights are pickled; convert them to safetensors with transformers: \
              CLIPModel.from_pretrained(DIR).save_pretrained(DIR)",
             &pickled,
@@ -148,7 +146,7 @@ fn no_model_error(source: &Path, tower: &Tower) -> Error {
         "model.safetensors, its shards with an index, onnx/{COMBINED} or onnx/{}",
         tower.file
     );
-    refusal("the directory has neither weights nor ONNX exports", source)
+    Error::config_at("the directory has neither weights nor ONNX exports", source)
         .with_context("allowed", allowed)
 }
 
@@ -157,7 +155,7 @@ fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
     if lacking.is_empty() {
         return Ok(());
     }
-    Err(refusal(
+    Err(Error::config_at(
         "the ONNX exports lack outputs that training needs; import the directory with \
          model.safetensors instead",
         source,
@@ -165,10 +163,28 @@ fn check_outputs(source: &Path, towers: &[Export; 2]) -> Result<()> {
     .with_context("missing", lacking.join("; ")))
 }
 
-fn digest(path: &Path) -> io::Result<String> {
+/// Copies a file of weights; returns its SHA-256.
+///
+/// # Errors
+/// `ErrorKind::Config` with `from`, which can't be read; `Io` with `to`, which can't be written.
+fn copy_data(from: &Path, to: &Path) -> Result<String> {
+    let unreadable = |error: io::Error| {
+        Error::config_at("can't copy an export's weights", from).with_source(error)
+    };
+    let unwritable = |error: io::Error| Error::unwritable(to, error);
+    let mut source = File::open(from).map_err(unreadable)?;
+    let mut target = File::create(to).map_err(unwritable)?;
     let mut hasher = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
-    Ok(hex::encode(hasher.finalize()))
+    let mut bytes = Vec::with_capacity(COPY_BYTES);
+    loop {
+        bytes.clear();
+        let mut next = Read::take(&mut source, COPY_BYTES as u64);
+        if next.read_to_end(&mut bytes).map_err(unreadable)? == 0 {
+            return Ok(hex::encode(hasher.finalize()));
+        }
+        hasher.update(&bytes);
+        target.write_all(&bytes).map_err(unwritable)?;
+    }
 }
 
 /// Runs both towers in `out` on blank inputs.
@@ -203,9 +219,12 @@ fn probe(
     let found = [&image_embeds, &patch_embeds, &text_embeds, &token_embeds];
     let fit = found.iter().zip(expected).all(|(shape, wanted)| shape.as_slice() == wanted);
     if !fit || width < 1 || patches < 1 {
-        return Err(refusal("the ONNX exports' outputs have unexpected shapes", &vision.path)
-            .with_context("found", format!("{found:?}"))
-            .with_context("expected", format!("{expected:?}")));
+        return Err(Error::config_at(
+            "the ONNX exports' outputs have unexpected shapes",
+            &vision.path,
+        )
+        .with_context("found", format!("{found:?}"))
+        .with_context("expected", format!("{expected:?}")));
     }
     (encoder.embedding_dim, encoder.num_patches) = (width as usize, patches as usize);
     Ok(())
@@ -219,10 +238,13 @@ impl Export {
         inputs: Vec<(&str, SessionInputValue<'_>)>,
         runtime: &Runtime,
     ) -> Result<[Vec<i64>; 2]> {
-        let mut session = crate::runtime::session(runtime, &out.join(self.tower.target))
-            .map_err(|error| refusal("can't load an ONNX export", &self.path).with_source(error))?;
-        let failed =
-            |error: ort::Error| refusal("can't run an ONNX export", &self.path).with_source(error);
+        let mut session =
+            crate::runtime::session(runtime, &out.join(self.tower.target)).map_err(|error| {
+                Error::config_at("can't load an ONNX export", &self.path).with_source(error)
+            })?;
+        let failed = |error: ort::Error| {
+            Error::config_at("can't run an ONNX export", &self.path).with_source(error)
+        };
         let outputs = session.run(inputs).map_err(failed)?;
         let shape = |name: &str| match outputs[name].try_extract_tensor::<f32>() {
             Ok((shape, _)) => Ok(shape.to_vec()),
@@ -230,5 +252,34 @@ impl Export {
         };
         let [whole, parts] = self.tower.outputs;
         Ok([shape(whole)?, shape(parts)?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_copied_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(COPY_BYTES + 5).collect();
+        fs::write(&from, &bytes).unwrap();
+        assert_eq!(copy_data(&from, &to).unwrap(), hex::encode(Sha256::digest(&bytes)));
+        assert_eq!(fs::read(&to).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_full_disk_is_not_an_error_of_the_source() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("weights");
+        fs::write(&from, [1; 10]).unwrap();
+        let error = copy_data(&from, Path::new("/dev/full")).unwrap_err();
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Io, 1));
+        assert_eq!(error.to_string(), "can't write (path: /dev/full)");
+
+        let error = copy_data(&folder.path().join("absent"), &from).unwrap_err();
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Config, 2));
+        assert!(error.to_string().contains("absent"), "{error}");
     }
 }

@@ -11,7 +11,6 @@
 //! Errors in DIR are `ErrorKind::Config`, since DIR is a command-line argument.
 
 pub mod config;
-mod error;
 mod exports;
 mod preprocess;
 mod text;
@@ -32,7 +31,6 @@ use crate::config::Runtime;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::external;
 use config::ClipConfig;
-use error::{refusal, unwritable};
 use tower::Storage;
 use weights::Checkpoint;
 
@@ -56,14 +54,14 @@ pub struct Import {
 pub fn import(request: &Import, runtime: &Runtime) -> Result<EncoderConfig> {
     let Import { source, out, .. } = request;
     if !source.is_dir() {
-        return Err(refusal("the CLIP directory does not exist", source));
+        return Err(Error::config_at("the CLIP directory does not exist", source));
     }
     check_out(out)?;
     let config = ClipConfig::open(source)?;
     let preprocessing = preprocess::read(source, &config.vision)?;
     let tokenizer = tokenizer::read(source, &config.text)?;
     // In a staging directory: a failed import leaves an existing encoder intact.
-    let failed = |error: io::Error| unwritable(out, error);
+    let failed = |error: io::Error| Error::unwritable(out, error);
     fs::create_dir_all(out).map_err(failed)?;
     let staging = tempfile::Builder::new().prefix(".import-").tempdir_in(out).map_err(failed)?;
     let dir = staging.path();

@@ -6,7 +6,6 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::VisionConfig;
-use super::error::refusal;
 use crate::bundle::{PREPROCESSOR_CONFIG, PreprocessorConfig};
 use crate::error::{Error, Result};
 use crate::image::Preprocessor;
@@ -35,15 +34,21 @@ pub fn read(dir: &Path, vision: &VisionConfig) -> Result<PreprocessorConfig> {
             }
         },
     };
-    let config = with_defaults(fields, vision.image_size)
-        .map_err(|error| refusal("can't read the preprocessing", &path).with_source(error))?;
+    let config = with_defaults(fields, vision.image_size).map_err(|error| {
+        Error::config_at("can't read the preprocessing", &path).with_source(error)
+    })?;
     let (height, width) = Preprocessor::new(config.clone())
-        .map_err(|error| refusal("the preprocessing is not supported", &path).with_source(error))?
+        .map_err(|error| {
+            Error::config_at("the preprocessing is not supported", &path).with_source(error)
+        })?
         .input_size();
     if (height, width) != (vision.image_size, vision.image_size) {
-        return Err(refusal("the preprocessing's output does not fit the vision tower", &path)
-            .with_context("output size", format!("{height} x {width}"))
-            .with_context("vision_config.image_size", vision.image_size));
+        return Err(Error::config_at(
+            "the preprocessing's output does not fit the vision tower",
+            &path,
+        )
+        .with_context("output size", format!("{height} x {width}"))
+        .with_context("vision_config.image_size", vision.image_size));
     }
     Ok(config)
 }
@@ -61,7 +66,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
     }
-    let unusable = || -> Error { refusal("can't read the preprocessing", path) };
+    let unusable = || -> Error { Error::config_at("can't read the preprocessing", path) };
     let bytes = fs::read(path).map_err(|error| unusable().with_source(error))?;
     serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable().with_source(error))
 }

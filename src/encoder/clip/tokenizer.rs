@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::config::{Pooling, TextConfig};
-use super::error::refusal;
 use crate::bundle::TOKENIZER;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
@@ -24,8 +23,9 @@ const END: &str = "<|endoftext|>";
 pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
     let path = dir.join(TOKENIZER);
     let text = if path.exists() {
-        fs::read_to_string(&path)
-            .map_err(|error| refusal("can't read the tokenizer", &path).with_source(error))?
+        fs::read_to_string(&path).map_err(|error| {
+            Error::config_at("can't read the tokenizer", &path).with_source(error)
+        })?
     } else {
         convert(dir)?
     };
@@ -36,12 +36,12 @@ pub fn read(dir: &Path, config: &TextConfig) -> Result<String> {
 /// Checks that the tower has all token ids, and that texts end with the end token, whose state is
 /// the text embedding.
 fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
-    let unusable = || refusal("the tokenizer can't be used", path);
+    let unusable = || Error::config_at("the tokenizer can't be used", path);
     let mut tokenizer: Tokenizer =
         text.parse().map_err(|error: tokenizers::Error| unusable().with_source(error))?;
     let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
     if largest as usize >= config.vocab_size {
-        return Err(refusal("the tokenizer has more tokens than the text tower", path)
+        return Err(Error::config_at("the tokenizer has more tokens than the text tower", path)
             .with_context("largest id", largest)
             .with_context("text_config.vocab_size", config.vocab_size));
     }
@@ -57,7 +57,7 @@ fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
         }
     };
     if i64::from(last) != expected {
-        return Err(refusal("the tokenizer does not end a text with the end token", path)
+        return Err(Error::config_at("the tokenizer does not end a text with the end token", path)
             .with_context("last id", last)
             .with_context("expected", expected));
     }
@@ -68,14 +68,14 @@ fn check(text: &str, path: &Path, config: &TextConfig) -> Result<()> {
 fn convert(dir: &Path) -> Result<String> {
     let (vocab_path, merges_path) = (dir.join(VOCAB), dir.join(MERGES));
     if !vocab_path.exists() || !merges_path.exists() {
-        return Err(refusal(
+        return Err(Error::config_at(
             "there is neither tokenizer.json, nor vocab.json and merges.txt; download it with the \
              model, or write it with transformers: \
              AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)",
             &dir.join(TOKENIZER),
         ));
     }
-    let unusable = |path| refusal("can't read a file of the tokenizer", path);
+    let unusable = |path| Error::config_at("can't read a file of the tokenizer", path);
     let bytes = fs::read(&vocab_path).map_err(|error| unusable(&vocab_path).with_source(error))?;
     let vocab: BTreeMap<String, u32> =
         serde_json::from_slice(&bytes).map_err(|error| unusable(&vocab_path).with_source(error))?;

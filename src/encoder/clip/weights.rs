@@ -11,7 +11,6 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::error::refusal;
 use crate::encoder::weights::Tensor;
 use crate::error::{Error, Result};
 use crate::onnx::graph::Precision;
@@ -68,7 +67,7 @@ impl Checkpoint {
     }
 
     fn from_index(dir: &Path, path: PathBuf) -> Result<Self> {
-        let unusable = || refusal("can't read the index of the weights", &path);
+        let unusable = || Error::config_at("can't read the index of the weights", &path);
         let bytes = fs::read(&path).map_err(|error| unusable().with_source(error))?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|error| unusable().with_source(error))?;
@@ -88,11 +87,12 @@ impl Checkpoint {
 
     /// Reads the header of the file at `path`.
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let failed = |error: io::Error| refusal("can't read the weights", &path).with_source(error);
+        let failed =
+            |error: io::Error| Error::config_at("can't read the weights", &path).with_source(error);
         let mut file = File::open(&path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
         let truncated = |expected: u64| {
-            refusal("a weights file is truncated", &path)
+            Error::config_at("a weights file is truncated", &path)
                 .with_context("bytes", bytes)
                 .with_context("expected", expected)
         };
@@ -102,7 +102,7 @@ impl Checkpoint {
         }
         file.read_exact(&mut length).map_err(failed)?;
         let header_bytes = u64::from_le_bytes(length);
-        let damaged = || refusal("a weights file is not in the safetensors format", &path);
+        let damaged = || Error::config_at("a weights file is not in the safetensors format", &path);
         if header_bytes > MAX_HEADER_BYTES {
             return Err(damaged().with_context("header bytes", header_bytes));
         }
@@ -136,12 +136,12 @@ impl Checkpoint {
     /// type, or is not finite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Precision)> {
         let Some((index, info)) = self.tensors.get(name) else {
-            return Err(refusal("a weight is missing", &self.origin)
+            return Err(Error::config_at("a weight is missing", &self.origin)
                 .with_context("tensor", name)
                 .with_context("expected", format!("{shape:?}")));
         };
         let shard = &self.files[*index];
-        let wrong = |message| refusal(message, &shard.path).with_context("tensor", name);
+        let wrong = |message| Error::config_at(message, &shard.path).with_context("tensor", name);
         if info.shape != shape {
             return Err(wrong("a weight has an unexpected shape")
                 .with_context("expected", format!("{shape:?}"))
@@ -169,7 +169,7 @@ impl Checkpoint {
 
     /// An error for the values of the tensor `name`.
     pub fn wrong(&self, message: &'static str, name: &str) -> Error {
-        refusal(message, &self.origin).with_context("tensor", name)
+        Error::config_at(message, &self.origin).with_context("tensor", name)
     }
 }
 
