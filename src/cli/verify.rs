@@ -26,13 +26,7 @@ pub struct VerifyArgs {
 }
 
 pub fn run(args: VerifyArgs) -> Result<()> {
-    let to = offsets("--to", &args.to)?;
-    let until = match (args.committed, to.is_empty()) {
-        (true, _) => Until::Committed,
-        (false, true) => Until::End,
-        (false, false) => Until::Offsets(to),
-    };
-    let scope = Scope { from: offsets("--from", &args.from)?, until };
+    let scope = scope(&args)?;
     let report = verify::run(&args.settings.load()?, &scope)?;
     if args.json {
         output::print_json(&report)?;
@@ -42,9 +36,19 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     if report.is_exactly_once() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Internal, "not every reference has exactly one answer")
+    Err(Error::new(ErrorKind::Incomplete, "not every reference has exactly one answer")
         .with_context("missing", report.total.missing)
         .with_context("duplicated", report.total.duplicated))
+}
+
+fn scope(args: &VerifyArgs) -> Result<Scope> {
+    let to = offsets("--to", &args.to)?;
+    let until = match (args.committed, to.is_empty()) {
+        (true, _) => Until::Committed,
+        (false, true) => Until::End,
+        (false, false) => Until::Offsets(to),
+    };
+    Ok(Scope { from: offsets("--from", &args.from)?, until })
 }
 
 fn offsets(flag: &'static str, given: &[String]) -> Result<Offsets> {
@@ -54,25 +58,54 @@ fn offsets(flag: &'static str, given: &[String]) -> Result<Offsets> {
             Error::new(ErrorKind::Config, format!("{flag} can't be '{text}'"))
                 .with_context("allowed", allowed)
         };
-        let parsed = text.split_once('=').and_then(|(partition, offset)| {
-            Some((u32::try_from(partition.parse::<i32>().ok()?).ok()?, offset.parse().ok()?))
-        });
-        let Some((partition, offset)) = parsed else {
-            return Err(wrong("PARTITION=OFFSET, such as 0=1500"));
-        };
-        if offset < 0 {
-            return Err(wrong("PARTITION=OFFSET, such as 0=1500"));
-        }
-        if offsets.insert(partition.cast_signed(), offset).is_some() {
+        let (partition, offset) =
+            parse(text).ok_or_else(|| wrong("PARTITION=OFFSET, such as 0=1500"))?;
+        if offsets.insert(partition, offset).is_some() {
             return Err(wrong("each partition once"));
         }
     }
     Ok(offsets)
 }
 
+/// Reads `PARTITION=OFFSET`; None if one is not a number, or negative.
+fn parse(text: &str) -> Option<(i32, i64)> {
+    let (partition, offset) = text.split_once('=')?;
+    let (partition, offset): (i32, i64) = (partition.parse().ok()?, offset.parse().ok()?);
+    (partition >= 0 && offset >= 0).then_some((partition, offset))
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use clap::error::ErrorKind as Refusal;
+
     use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse_args(more: &[&str]) -> Result<VerifyArgs, clap::Error> {
+        let cli = Cli::try_parse_from([&["fusioncap", "verify"], more].concat())?;
+        let Command::Verify(args) = cli.command else { panic!("another command") };
+        Ok(args)
+    }
+
+    #[test]
+    fn the_scope_is_that_of_the_arguments() {
+        let read = |more: &[&str]| scope(&parse_args(more).unwrap()).unwrap();
+        assert_eq!(read(&[]), Scope { from: Offsets::new(), until: Until::End });
+        assert_eq!(read(&["--committed"]).until, Until::Committed);
+        let range = read(&["--from", "0=5", "--to", "0=9", "--to", "1=7"]);
+        assert_eq!(range.from, Offsets::from([(0, 5)]));
+        assert_eq!(range.until, Until::Offsets(Offsets::from([(0, 9), (1, 7)])));
+        let known = read(&["--committed", "--from", "1=2"]);
+        assert_eq!(known, Scope { from: Offsets::from([(1, 2)]), until: Until::Committed });
+
+        let both = parse_args(&["--committed", "--to", "0=9"]).unwrap_err();
+        assert_eq!(both.kind(), Refusal::ArgumentConflict);
+        for flag in ["--from", "--to"] {
+            let error = scope(&parse_args(&[flag, "0=x"]).unwrap()).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{flag} can't be '0=x'")), "{error}");
+        }
+    }
 
     fn read(given: &[&str]) -> Result<Offsets> {
         let owned: Vec<String> = given.iter().map(|text| (*text).to_owned()).collect();
