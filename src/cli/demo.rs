@@ -51,7 +51,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     if report.is_complete() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Internal, "not every photo came back as exactly one caption")
+    Err(Error::new(ErrorKind::Incomplete, "not every photo came back as exactly one caption")
         .with_context("captioned", report.captioned_count())
         .with_context("photos", report.photos.len()))
 }

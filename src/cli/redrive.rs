@@ -48,7 +48,7 @@ pub fn run(args: RedriveArgs) -> Result<()> {
     if summary.not_redrivable() == 0 {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Internal, "some dead letters can't be redriven")
+    Err(Error::new(ErrorKind::Incomplete, "some dead letters can't be redriven")
         .with_context("not redrivable", summary.not_redrivable()))
 }
 
