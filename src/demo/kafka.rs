@@ -9,30 +9,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 
+use super::topics::{self, PARTITIONS};
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{CaptionRecord, DeadLetter};
+use crate::reader;
 
-/// Partitions of each topic.
-const PARTITIONS: i32 = 4;
 /// Pause after an error from which librdkafka recovers by itself.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait of an idle fetch, in milliseconds. A real broker answers when a record arrives;
 /// the mock cluster always waits this long.
 const FETCH_WAIT_MS: &str = "20";
-/// Longest wait for topics to be created or deleted.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a reference to be delivered.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -68,7 +65,9 @@ impl DemoKafka {
         match brokers {
             Some(real) => {
                 let kafka = Self { brokers: real.into(), run: run.into(), embedded: None };
-                kafka.create_topics().await?;
+                topics::create(&kafka.client(), &kafka.topics())
+                    .await
+                    .map_err(|error| error.with_context("brokers", real))?;
                 Ok(kafka)
             }
             None => Self::start_embedded(run).map_err(|error| {
@@ -135,49 +134,13 @@ impl DemoKafka {
         self.is_embedded().then_some(property).into_iter().collect()
     }
 
-    fn admin(&self) -> KafkaResult<AdminClient<DefaultClientContext>> {
-        self.client().create()
-    }
-
-    async fn create_topics(&self) -> Result<()> {
-        let refused = |error: KafkaError| {
-            Error::new(ErrorKind::Kafka, "can't create the demonstration's topics")
-                .with_context("brokers", &self.brokers)
-                .with_source(error)
-        };
-        let topics = self.topics();
-        // -1: the cluster's default number of replicas.
-        let wanted: Vec<_> = topics
-            .iter()
-            .map(|topic| NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1)))
-            .collect();
-        let options = AdminOptions::new()
-            .request_timeout(Some(ADMIN_TIMEOUT))
-            .operation_timeout(Some(ADMIN_TIMEOUT));
-        let created = self.admin().map_err(refused)?.create_topics(&wanted, &options).await;
-        for topic in created.map_err(refused)? {
-            topic.map_err(|(_, code)| refused(KafkaError::AdminOp(code)))?;
-        }
-        Ok(())
-    }
-
-    /// Deletes the topics of this run on a real Kafka. If Kafka refuses, a warning is logged.
+    /// Deletes the topics of this run on a real Kafka. A warning is logged for each that Kafka
+    /// refuses to delete.
     pub async fn delete_topics(self) {
         if self.is_embedded() {
             return;
         }
-        let topics = self.topics();
-        let names: Vec<_> = topics.iter().map(String::as_str).collect();
-        let options = AdminOptions::new()
-            .request_timeout(Some(ADMIN_TIMEOUT))
-            .operation_timeout(Some(ADMIN_TIMEOUT));
-        let deleted = match self.admin() {
-            Ok(admin) => admin.delete_topics(&names, &options).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = deleted {
-            tracing::warn!(%error, ?topics, "the demonstration's topics can't be deleted");
-        }
+        topics::delete(&self.client(), &self.topics().each_ref().map(String::as_str)).await;
     }
 
     /// A producer for the input topic. It connects in the background.
@@ -207,6 +170,14 @@ impl DemoKafka {
             captions: self.topic_reader(&captions)?,
             dead_letters: self.topic_reader(&dead_letters)?,
         })
+    }
+
+    /// All answers of both topics. The worker must have stopped.
+    ///
+    /// # Errors
+    /// As [`AnswerReader::next`].
+    pub async fn read_answers(&self) -> Result<Vec<OutputRecord>> {
+        self.answer_reader()?.read_to_end().await
     }
 
     fn topic_reader(&self, topic: &str) -> Result<TopicReader> {
@@ -257,7 +228,8 @@ impl AnswerReader {
     /// Waits for the next answer of either topic. Cancel-safe.
     ///
     /// # Errors
-    /// As [`Self::read_to_end`].
+    /// `ErrorKind::Kafka` if a topic can't be read; `Internal` if a record is not in the worker's
+    /// format.
     pub async fn next(&mut self) -> Result<OutputRecord> {
         loop {
             let answer = tokio::select! {
@@ -270,11 +242,9 @@ impl AnswerReader {
         }
     }
 
-    /// The remaining answers of both topics. The worker must have stopped.
-    ///
-    /// # Errors
-    /// `ErrorKind::Internal` if a record is not in the worker's format.
-    pub async fn read_to_end(mut self) -> Result<Vec<OutputRecord>> {
+    /// All answers, for a new reader: librdkafka reports the end of a partition once per end, so after
+    /// [`Self::next`] it may never come.
+    async fn read_to_end(mut self) -> Result<Vec<OutputRecord>> {
         let mut answers = Vec::new();
         while let Some(answer) = self.captions.next::<CaptionRecord>().await? {
             answers.push(answer);
@@ -299,6 +269,7 @@ impl ConsumerContext for DebugContext {}
 
 /// A consumer of one topic, and the partitions that it has read to the end.
 struct TopicReader {
+    topic: String,
     consumer: StreamConsumer<DebugContext>,
     at_end: BTreeSet<i32>,
 }
@@ -316,7 +287,7 @@ impl TopicReader {
             partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
         }
         consumer.assign(&partitions)?;
-        Ok(Self { consumer, at_end: BTreeSet::new() })
+        Ok(Self { topic: topic.into(), consumer, at_end: BTreeSet::new() })
     }
 
     /// The next answer, or `None` each time all partitions have been read to the end.
@@ -333,6 +304,11 @@ impl TopicReader {
                         return Ok(None);
                     }
                 }
+                Err(error) if is_permanent(&error) => {
+                    return Err(Error::new(ErrorKind::Kafka, "the answers can't be read")
+                        .with_context("topic", &self.topic)
+                        .with_source(error));
+                }
                 Err(error) => {
                     tracing::debug!(%error, "reading the answers failed; trying again");
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -340,6 +316,12 @@ impl TopicReader {
             }
         }
     }
+}
+
+/// Whether reading can't succeed later. A topic that was just created may be unknown for a moment.
+fn is_permanent(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() != Some(RDKafkaErrorCode::UnknownTopicOrPartition)
+        && reader::is_permanent(error)
 }
 
 /// The format of one output topic.
@@ -376,6 +358,7 @@ fn answer<R: Record>(message: &BorrowedMessage<'_>) -> Result<OutputRecord> {
 #[cfg(test)]
 mod tests {
     use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
 
@@ -432,6 +415,28 @@ mod tests {
         let expected = OutputRecord { id: "a".into(), outcome };
         let mut answers = kafka.answer_reader().unwrap();
         assert_eq!(answers.next().await.unwrap(), expected);
-        assert_eq!(kafka.answer_reader().unwrap().read_to_end().await.unwrap(), [expected]);
+        for _ in 0..2 {
+            assert_eq!(kafka.read_answers().await.unwrap(), std::slice::from_ref(&expected));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_that_may_not_be_read_ends_the_reading() {
+        let kafka = DemoKafka::start(None, "test").await.unwrap();
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        kafka.embedded.as_ref().unwrap().request_errors(RDKafkaApiKey::Fetch, &[refusal; 10]);
+        let mut answers = kafka.answer_reader().unwrap();
+        let read = tokio::time::timeout(DELIVERY_TIMEOUT, answers.next()).await;
+        let error = read.expect("an answer or an error").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Kafka);
+        assert!(error.to_string().contains("topic: "), "{error}");
+    }
+
+    #[test]
+    fn a_new_topic_may_be_unknown_for_a_moment() {
+        let permanent = |code| is_permanent(&KafkaError::MessageConsumption(code));
+        assert!(permanent(RDKafkaErrorCode::TopicAuthorizationFailed));
+        assert!(!permanent(RDKafkaErrorCode::UnknownTopicOrPartition));
+        assert!(!permanent(RDKafkaErrorCode::BrokerTransportFailure));
     }
 }

@@ -11,6 +11,7 @@ pub mod kafka;
 pub mod photos;
 pub mod report;
 pub mod s3;
+mod topics;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -192,9 +193,7 @@ async fn wait_until_ready(health: &Health) -> Result<()> {
 }
 
 async fn recount(kafka: &DemoKafka) -> Result<Vec<OutputRecord>> {
-    let Ok(answers) =
-        tokio::time::timeout(RECOUNT_TIMEOUT, kafka.answer_reader()?.read_to_end()).await
-    else {
+    let Ok(answers) = tokio::time::timeout(RECOUNT_TIMEOUT, kafka.read_answers()).await else {
         return Err(Error::new(ErrorKind::Kafka, "the output topics can't be read a second time")
             .with_context("seconds", RECOUNT_TIMEOUT.as_secs()));
     };

@@ -248,7 +248,8 @@ fn to_owned_range((partition, range): (&i32, &Range<i64>)) -> (i32, Range<i64>) 
     (*partition, range.clone())
 }
 
-fn is_permanent(error: &KafkaError) -> bool {
+/// Whether a consumer's error can't pass by itself.
+pub fn is_permanent(error: &KafkaError) -> bool {
     matches!(error, KafkaError::MessageConsumptionFatal(_))
         || matches!(
             error.rdkafka_error_code(),
