@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::evaluate::{self, EvaluateArgs};
-use super::{output, train};
+use super::{evaluate, output, train};
 use crate::ablate::proxy::Recipe;
 use crate::ablate::{Method, Study, estimate, spread};
 use crate::config::Runtime;
@@ -99,7 +98,7 @@ pub fn run(args: AblateArgs) -> Result<()> {
             let photos = prepared
                 .bundles(method)
                 .into_iter()
-                .map(|bundle| evaluate::measure(&EvaluateArgs::new(&bundle, images, references)))
+                .map(|bundle| evaluate::measure(&bundle, images, references))
                 .collect::<Result<Vec<Scores>>>()?;
             row.push_str(&format!(" {:>28}", text(&photos, &bootstrap)));
         }

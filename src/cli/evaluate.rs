@@ -1,6 +1,6 @@
 //! `fusioncap evaluate`: scores a bundle's captions against references, with intervals.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ use crate::text_tower::TextTower;
 
 /// Missing photos that a warning names.
 const NAMED: usize = 3;
+/// Images per batch by default.
+const BATCH_SIZE: u16 = 8;
 
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
@@ -36,7 +38,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     references: PathBuf,
     /// Score the captions of a COCO results file instead of running a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "compare", "html"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "compare", "html", "images", "beams", "batch_size"])]
     captions: Option<PathBuf>,
     /// Compare two bundles, the second against the first
     #[arg(long, value_name = "DIR", num_args = 2, conflicts_with = "model")]
@@ -51,7 +53,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// Images per batch
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = BATCH_SIZE, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
     /// Beam width [default: the bundle's]
     #[arg(long, value_name = "N")]
@@ -70,37 +72,56 @@ enum Format {
     Json,
 }
 
-#[cfg(feature = "train")]
+/// The captions to score.
+enum Task<'a> {
+    /// Those of a results file.
+    Results(&'a Path),
+    /// Those of one bundle.
+    Bundle(&'a Path, Photos<'a>),
+    /// Those of two bundles.
+    Bundles([&'a Path; 2], Photos<'a>),
+}
+
+/// The photos, and how they are captioned.
+struct Photos<'a> {
+    folder: &'a Path,
+    batch_size: u16,
+    /// The bundle's without.
+    beams: Option<usize>,
+    /// For the page.
+    keep_attention: bool,
+}
+
 impl EvaluateArgs {
-    /// Returns the arguments that measure the bundle `model` on photos.
-    pub fn new(model: &Path, images: &Path, references: &Path) -> Self {
-        Self {
-            model: Some(model.to_path_buf()),
-            images: Some(images.to_path_buf()),
-            references: references.to_path_buf(),
-            captions: None,
-            compare: Vec::new(),
-            results: None,
-            html: None,
-            format: Format::Text,
-            batch_size: 8,
-            beams: None,
-            resamples: 1000,
-            seed: 1,
+    fn task(&self) -> Result<Task<'_>> {
+        if let Some(path) = &self.captions {
+            return Ok(Task::Results(path));
+        }
+        let photos = self.images.as_deref().map(|folder| Photos {
+            folder,
+            batch_size: self.batch_size,
+            beams: self.beams,
+            keep_attention: self.html.is_some(),
+        });
+        match (photos, &self.model, self.compare.as_slice()) {
+            (Some(photos), Some(model), []) => Ok(Task::Bundle(model, photos)),
+            (Some(photos), None, [first, second]) => Ok(Task::Bundles([first, second], photos)),
+            _ => Err(Error::new(ErrorKind::Config, "the captions to score are not clear")
+                .with_context("allowed", "--captions, or --images with --model or one --compare")),
         }
     }
 }
 
-/// Captions the photos and scores the captions, without output on stdout.
+/// Captions the photos in `folder` with the bundle `model` and scores the captions, without output
+/// on stdout.
 ///
 /// # Errors
 /// As [`run`].
 #[cfg(feature = "train")]
-pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
-    let model = args.model.as_deref().unwrap_or(Path::new(""));
-    let folder = args.images.as_deref().unwrap_or(Path::new(""));
-    let images = present(folder, coco::read_references(&args.references)?.images)?;
-    Ok(scores(&captioned(args, model, images)?))
+pub fn measure(model: &Path, folder: &Path, references: &Path) -> Result<Scores> {
+    let photos = Photos { folder, batch_size: BATCH_SIZE, beams: None, keep_attention: false };
+    let images = present(folder, coco::read_references(references)?.images)?;
+    Ok(scores(&captioned(model, &photos, images)?))
 }
 
 /// # Errors
@@ -108,22 +129,26 @@ pub fn measure(args: &EvaluateArgs) -> Result<Scores> {
 /// they happen.
 pub fn run(args: EvaluateArgs) -> Result<()> {
     let bootstrap = Bootstrap { resamples: args.resamples as usize, seed: args.seed };
+    let task = args.task()?;
     let found = coco::read_references(&args.references)?;
     if found.without_references > 0 {
         warn(&format!("{} images have no references and are left out", found.without_references));
     }
-    if let Some(path) = &args.captions {
-        return score(&args, &from_results(path, found.images)?, &bootstrap);
+    match task {
+        Task::Results(path) => score(&args, &from_results(path, found.images)?, None, &bootstrap),
+        Task::Bundle(model, photos) => {
+            let images = present(photos.folder, found.images)?;
+            let answers = captioned(model, &photos, images)?;
+            score(&args, &answers, Some(photos.folder), &bootstrap)
+        }
+        Task::Bundles([first, second], photos) => {
+            let images = present(photos.folder, found.images)?;
+            let before = captioned(first, &photos, images)?;
+            let images = before.iter().map(|photo| photo.image.clone()).collect();
+            let after = captioned(second, &photos, images)?;
+            compare(args.format, [(first, &before), (second, &after)], &bootstrap)
+        }
     }
-    let images = present(args.images.as_deref().unwrap_or(Path::new("")), found.images)?;
-    if let [first, second] = args.compare.as_slice() {
-        let first = captioned(&args, first, images)?;
-        let images = first.iter().map(|photo| photo.image.clone()).collect();
-        let second = captioned(&args, second, images)?;
-        return compare(&args, &first, &second, &bootstrap);
-    }
-    let photos = captioned(&args, args.model.as_deref().unwrap_or(Path::new("")), images)?;
-    score(&args, &photos, &bootstrap)
 }
 
 /// A photo with its caption.
@@ -193,20 +218,19 @@ fn photo(folder: &Path, image: &ReferencedImage) -> PathBuf {
 
 /// Captions `images` with the bundle `model`; leaves out photos that can't be read, with a warning.
 fn captioned(
-    args: &EvaluateArgs,
     model: &Path,
+    photos: &Photos<'_>,
     images: Vec<ReferencedImage>,
 ) -> Result<Vec<Answered>> {
     let settings =
-        Model { path: model.display().to_string(), num_beams: args.beams, ..Model::default() };
+        Model { path: model.display().to_string(), num_beams: photos.beams, ..Model::default() };
     settings.directory()?;
-    let size = usize::from(args.batch_size);
+    let size = usize::from(photos.batch_size);
     let mut engine = Engine::load(Bundle::open(model)?, &Runtime::default(), &settings, size)?;
-    if args.html.is_some() {
+    if photos.keep_attention {
         engine.keep_attention();
     }
-    let folder = args.images.as_deref().unwrap_or(Path::new(""));
-    let files = images.iter().map(|image| Image::File(photo(folder, image))).collect();
+    let files = images.iter().map(|image| Image::File(photo(photos.folder, image))).collect();
     let progress = Progress::new("captioning", "images", images.len() as u64);
     let mut by_name: HashMap<String, Caption> = HashMap::new();
     images::runtime()?.block_on(async {
@@ -228,7 +252,7 @@ fn captioned(
     })?;
     progress.finish();
     let answered = |image: ReferencedImage| {
-        let caption = by_name.get(&photo(folder, &image).display().to_string())?.clone();
+        let caption = by_name.get(&photo(photos.folder, &image).display().to_string())?.clone();
         Some(Answered { image, caption, clip: None })
     };
     let mut answers: Vec<Answered> = images.into_iter().filter_map(answered).collect();
@@ -270,7 +294,13 @@ fn scores(photos: &[Answered]) -> Scores {
     }
 }
 
-fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Result<()> {
+/// Scores the captions; `folder` has the photos, if there are any.
+fn score(
+    args: &EvaluateArgs,
+    photos: &[Answered],
+    folder: Option<&Path>,
+    bootstrap: &Bootstrap,
+) -> Result<()> {
     let scores = scores(photos);
     if let Some(path) = &args.results {
         let results: Vec<ImageCaption> = photos
@@ -285,18 +315,17 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
     let metrics = scores.metrics().into_iter();
     let estimates: Vec<(Metric, Estimate)> =
         metrics.map(|metric| (metric, scores.estimate(metric, bootstrap))).collect();
-    if let Some(path) = &args.html {
-        page(args, photos, &scores, &estimates, path)?;
+    if let (Some(path), Some(folder)) = (&args.html, folder) {
+        page(folder, photos, &scores, &estimates, path)?;
     }
     if args.format == Format::Json {
         let figures: BTreeMap<String, serde_json::Value> = estimates
             .iter()
             .map(|(metric, estimate)| (metric.to_string(), json(estimate)))
             .collect();
-        return output::print(&format!(
-            "{}\n",
-            serde_json::json!({ "images": photos.len(), "metrics": figures })
-        ));
+        return output::print_json(
+            &serde_json::json!({ "images": photos.len(), "metrics": figures }),
+        );
     }
     let mut table = format!("{} images\n", photos.len());
     for (metric, estimate) in &estimates {
@@ -305,19 +334,24 @@ fn score(args: &EvaluateArgs, photos: &[Answered], bootstrap: &Bootstrap) -> Res
     output::print(&table)
 }
 
+/// Compares the captions of two bundles.
 fn compare(
-    args: &EvaluateArgs,
-    first: &[Answered],
-    second: &[Answered],
+    format: Format,
+    bundles: [(&Path, &Vec<Answered>); 2],
     bootstrap: &Bootstrap,
 ) -> Result<()> {
+    let [(first_bundle, first), (second_bundle, second)] = bundles;
     // A photo that one bundle could not caption counts for neither.
-    let ids: Vec<u64> = second.iter().map(|photo| photo.image.id).collect();
+    let ids: HashSet<u64> = second.iter().map(|photo| photo.image.id).collect();
     let both: Vec<Answered> =
         first.iter().filter(|photo| ids.contains(&photo.image.id)).cloned().collect();
     let (before, after) = (scores(&both), scores(second));
-    let known = after.metrics();
-    let shared = before.metrics().into_iter().filter(|metric| known.contains(metric));
+    let (known, compared) = (after.metrics(), before.metrics());
+    if known.len() != compared.len() {
+        let lacking = if known.len() < compared.len() { second_bundle } else { first_bundle };
+        warn(&format!("CLIPScore is left out: {} has no text tower", lacking.display()));
+    }
+    let shared = compared.into_iter().filter(|metric| known.contains(metric));
     let rows: Vec<(Metric, f64, f64, Difference)> = shared
         .map(|metric| {
             let whole: Vec<usize> = (0..before.len()).collect();
@@ -325,7 +359,7 @@ fn compare(
             (metric, values.0, values.1, after.compare(&before, metric, bootstrap))
         })
         .collect();
-    if args.format == Format::Json {
+    if format == Format::Json {
         let figures: BTreeMap<String, serde_json::Value> = rows
             .iter()
             .map(|(metric, first, second, difference)| {
@@ -336,12 +370,12 @@ fn compare(
                 (metric.to_string(), figure)
             })
             .collect();
-        return output::print(&format!(
-            "{}\n",
-            serde_json::json!({ "images": both.len(), "metrics": figures })
-        ));
+        return output::print_json(
+            &serde_json::json!({ "images": both.len(), "metrics": figures }),
+        );
     }
-    let mut table = format!("{} images{:15}first  second  difference\n", both.len(), "");
+    let images = format!("{} images", both.len());
+    let mut table = format!("{images:24} {:>6} {:>7}  difference\n", "first", "second");
     for (metric, first, second, difference) in &rows {
         table.push_str(&format!(
             "{metric:24} {:6.1} {:7.1}  {}  p = {:.3}\n",
@@ -366,13 +400,12 @@ fn json(estimate: &Estimate) -> serde_json::Value {
 
 /// Writes the page, with the worst caption first.
 fn page(
-    args: &EvaluateArgs,
+    folder: &Path,
     photos: &[Answered],
     scores: &Scores,
     estimates: &[(Metric, Estimate)],
     path: &Path,
 ) -> Result<()> {
-    let folder = args.images.as_deref().unwrap_or(Path::new(""));
     let mut shown: Vec<Photo<'_>> = photos
         .iter()
         .zip(scores.cider_d())

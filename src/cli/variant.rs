@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use super::evaluate::{self, EvaluateArgs};
 use super::images::{self, DecodePrefetcher};
-use super::output;
+use super::{evaluate, output};
 use crate::bundle::Bundle;
 use crate::bundle::variants::Reduced;
 use crate::config::{DecodeMode, Model, Runtime};
@@ -117,9 +116,7 @@ fn measure(
         ratio = after.speed() / before.speed(),
     );
     if let Some(references) = references {
-        let scores = |bundle: &Bundle| {
-            evaluate::measure(&EvaluateArgs::new(bundle.dir(), folder, references))
-        };
+        let scores = |bundle: &Bundle| evaluate::measure(bundle.dir(), folder, references);
         let (before, after) = (scores(origin)?, scores(made)?);
         let all: Vec<usize> = (0..before.len()).collect();
         let bootstrap = Bootstrap { resamples: 1000, seed: 1 };

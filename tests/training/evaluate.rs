@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use fusioncap::bundle::{self, Bundle, CONFIG, TEXT, TEXT_TOKENIZER, TOKENIZER};
 use fusioncap::config::Runtime;
 use fusioncap::evaluate::bootstrap::Bootstrap;
 use fusioncap::evaluate::clipscore::clip_scores;
@@ -241,6 +242,84 @@ fn a_bundle_is_no_better_than_itself() {
         (cider["difference"]["value"].as_f64(), cider["p"].as_f64()),
         (Some(0.0), Some(1.0))
     );
+}
+
+#[test]
+fn the_columns_of_a_comparison_are_aligned() {
+    let workshop = Workshop::new();
+    let run = ["--compare", "models/random", "models/random", "--images", "samples"];
+    let output = workshop.evaluate(&workshop.path("references.json"), &run);
+    let table = succeeded(&output);
+    assert!(!stderr(&output).contains("CLIPScore"), "{}", stderr(&output));
+    let lines: Vec<&str> = table.lines().collect();
+    let (header, row) = (lines[0], lines[1]);
+    assert!(header.starts_with("3 images ") && row.starts_with("BLEU-1 "), "{table}");
+    for column in ["first", "second"] {
+        let end = header.find(column).unwrap() + column.len();
+        let (until, after) = row.split_at(end);
+        assert!(until.ends_with(|last: char| last.is_ascii_digit()), "{column}\n{table}");
+        assert!(after.starts_with(' '), "{column}\n{table}");
+    }
+    let difference = &row[header.find("difference").unwrap()..];
+    assert!(difference.starts_with("   0.0  (0.0 to 0.0)  p = "), "{table}");
+}
+
+/// `models/random` with the text tower of a random encoder.
+fn with_text_tower(folder: &Path) {
+    let encoder = tempfile::tempdir().unwrap();
+    fusioncap::encoder::random::build(encoder.path(), 7).unwrap();
+    let origin = Bundle::open(&root("models/random")).unwrap();
+    for name in origin.manifest().unwrap().files.into_keys() {
+        let target = folder.join(&name);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(origin.path(&name), target).unwrap();
+    }
+    fs::copy(encoder.path().join(TEXT), folder.join(TEXT)).unwrap();
+    let tokenizer = folder.join(TEXT_TOKENIZER);
+    fs::create_dir_all(tokenizer.parent().unwrap()).unwrap();
+    fs::copy(encoder.path().join(TOKENIZER), tokenizer).unwrap();
+    let path = folder.join(CONFIG);
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["text_max_length"] = json!(64);
+    fs::write(path, config.to_string()).unwrap();
+    bundle::seal(folder).unwrap();
+}
+
+#[test]
+fn a_bundle_without_a_text_tower_is_named_where_clip_score_is_left_out() {
+    let workshop = Workshop::new();
+    let rich = workshop.path("rich");
+    with_text_tower(&rich);
+    let rich = rich.to_str().unwrap();
+    for pair in [["models/random", rich], [rich, "models/random"]] {
+        let run = [&["--compare"], &pair[..], &["--images", "samples"]].concat();
+        let output = workshop.evaluate(&workshop.path("references.json"), &run);
+        assert!(!succeeded(&output).contains("CLIPScore"), "{}", stdout(&output));
+        let warning = "warning: CLIPScore is left out: models/random has no text tower";
+        assert!(stderr(&output).contains(warning), "{}", stderr(&output));
+    }
+    let both = workshop.evaluate(
+        &workshop.path("references.json"),
+        &["--compare", rich, rich, "--images", "samples"],
+    );
+    assert!(succeeded(&both).contains("\nRefCLIPScore "), "{}", stdout(&both));
+    assert!(!stderr(&both).contains("CLIPScore"), "{}", stderr(&both));
+}
+
+#[test]
+fn a_results_file_needs_no_photos_and_no_model() {
+    let workshop = Workshop::new();
+    let results = workshop.write("results.json", &json!([{"image_id": 1, "caption": "a cat"}]));
+    let captions = ["--captions", results.to_str().unwrap()];
+    for ignored in [["--images", "samples"], ["--beams", "2"], ["--batch-size", "4"]] {
+        let run = [captions, ignored].concat();
+        let output = workshop.evaluate(&workshop.path("references.json"), &run);
+        let error = refused(&output);
+        assert!(error.contains("--captions") && stderr(&output).contains(ignored[0]), "{error}");
+    }
+    let run = ["--compare", "a", "b", "--compare", "c", "d", "--images", "samples"];
+    let error = refused(&workshop.evaluate(&workshop.path("references.json"), &run));
+    assert!(error.contains("allowed: --captions, or --images with"), "{error}");
 }
 
 #[test]
