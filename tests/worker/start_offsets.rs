@@ -1,6 +1,7 @@
 //! Where a worker begins to read a partition that it was assigned.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use kit::bucket::{Bucket, picture, uri};
@@ -14,7 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
 use crate::fences::{PATIENCE, assert_settled};
-use crate::{Expected, shared_cluster};
+use crate::{Expected, assert_exactly_once, shared_cluster};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -31,7 +32,7 @@ async fn a_rebalance_during_an_open_transaction_repeats_nothing() {
     refer(&cluster, &topics, 0, 5, &mut expected).await;
     answer(&cluster, &topics, &one, 5);
 
-    let dead = open_transaction(&cluster, &topics, 5);
+    let dead = open_transaction(&cluster, &topics, 0..1);
     let mut first = one.start();
     first.await_log("\"partitions assigned\"", 1);
     refer(&cluster, &topics, 0, 1, &mut expected).await;
@@ -45,29 +46,32 @@ async fn a_rebalance_during_an_open_transaction_repeats_nothing() {
     assert_settled(&cluster, &topics, &expected, &mut [&mut first, &mut second]);
 }
 
-/// A partition whose committed offset is unstable does not delay those assigned with it.
+/// Partitions whose committed offsets are unstable do not delay the one assigned with them.
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_do_not_wait_for_an_open_transaction_on_another() {
+async fn partitions_do_not_wait_for_an_open_transaction_on_others() {
+    const LAST: i32 = 20;
     let (cluster, bucket) = (shared_cluster(), Bucket::start());
-    let topics = cluster.topics(2).await;
+    let topics = cluster.topics(LAST + 1).await;
     bucket.put("a.png", &picture(1));
     let one = Configuration::new("one", &cluster, &topics, &bucket);
     let mut expected = HashMap::new();
     refer(&cluster, &topics, 0, 5, &mut expected).await;
-    refer(&cluster, &topics, 1, 5, &mut expected).await;
+    refer(&cluster, &topics, LAST, 5, &mut expected).await;
     answer(&cluster, &topics, &one, 10);
 
-    let dead = open_transaction(&cluster, &topics, 5);
+    let dead = open_transaction(&cluster, &topics, 0..LAST);
     refer(&cluster, &topics, 0, 1, &mut expected).await;
-    refer(&cluster, &topics, 1, 1, &mut expected).await;
+    refer(&cluster, &topics, LAST, 1, &mut expected).await;
     let mut worker = one.start();
     let both = [topics.output.as_str(), topics.dead_letters.as_str()];
-    let records = cluster.await_records(&both, 11, Duration::from_secs(20));
-    assert!(records.iter().any(|record| record.source() == (1, 5)), "{records:?}");
+    let records = cluster.await_records(&both, 11, Duration::from_secs(30));
+    assert!(records.iter().any(|record| record.source() == (LAST, 5)), "{records:?}");
     assert_eq!(records.len(), 11, "partition 0 was read while its offset was unstable");
 
     dead.abort_transaction(TIMEOUT).unwrap();
-    assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
+    assert_exactly_once(&cluster.await_records(&both, 12, PATIENCE), &expected);
+    worker.signal("TERM");
+    assert!(worker.wait(TIMEOUT).success(), "{}", worker.log());
 }
 
 /// Lets a worker answer `count` references, and ends it.
@@ -94,17 +98,21 @@ async fn refer(
     }
 }
 
-/// A transaction that commits `offset` for partition 0, and does not end.
-fn open_transaction(cluster: &Cluster, topics: &Topics, offset: i64) -> BaseProducer {
+/// A transaction that commits offsets of `partitions`, and does not end.
+fn open_transaction(cluster: &Cluster, topics: &Topics, partitions: Range<i32>) -> BaseProducer {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &cluster.bootstrap);
     let member: BaseConsumer = client.clone().set("group.id", &topics.group).create().unwrap();
+    // The longest that brokers allow by default: it must not end by itself.
+    client.set("transaction.timeout.ms", "900000");
     let producer: BaseProducer =
         client.set("transactional.id", format!("{}-dead", topics.group)).create().unwrap();
     producer.init_transactions(TIMEOUT).unwrap();
     producer.begin_transaction().unwrap();
     let mut offsets = TopicPartitionList::new();
-    offsets.add_partition_offset(&topics.input, 0, Offset::Offset(offset)).unwrap();
+    for partition in partitions {
+        offsets.add_partition_offset(&topics.input, partition, Offset::Offset(1)).unwrap();
+    }
     let metadata = member.group_metadata().unwrap();
     producer.send_offsets_to_transaction(&offsets, &metadata, TIMEOUT).unwrap();
     producer

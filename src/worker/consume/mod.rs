@@ -205,6 +205,9 @@ impl Consumer {
             self.paused
                 .resume_all(&self.consumer)
                 .map_err(|error| kafka_error("partitions can't be resumed", error))
+        } else if !self.paused.is_empty() {
+            // One that has just started would take all the room that the others wait for.
+            self.pause_all()
         } else {
             Ok(())
         }

@@ -9,7 +9,7 @@
 //! has a thread that waits for its offsets, so that the polling thread goes on with the others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,16 +22,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::error::kafka_error;
 use crate::worker::consume::pause::partition_list;
 
-/// Timeout of one lookup.
+/// Timeout of one lookup. A lookup of one partition begins with the shorter one, so that many
+/// unstable offsets delay a stable one little, and doubles it each time.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause between two rounds of lookups.
+const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
+const TIMED_OUT: RDKafkaErrorCode = RDKafkaErrorCode::OperationTimedOut;
+const NO_OFFSET: RDKafkaErrorCode = RDKafkaErrorCode::AutoOffsetReset;
+/// Pause between two rounds of lookups, and after an error.
 const PAUSE: Duration = Duration::from_millis(200);
+const ERROR_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct StartOffsets {
     topic: Arc<str>,
-    /// Where a partition without a committed offset begins.
-    reset: Offset,
+    /// Where a partition without a committed offset begins; None if that is an error.
+    reset: Option<Offset>,
     state: Mutex<State>,
 }
 
@@ -52,11 +57,10 @@ struct State {
 impl StartOffsets {
     /// `reset`: the property `auto.offset.reset`.
     pub fn new(topic: Arc<str>, reset: Option<&str>) -> Self {
-        let reset = match reset {
-            None | Some("earliest" | "smallest" | "beginning") => Offset::Beginning,
-            Some("latest" | "largest" | "end") => Offset::End,
-            // `error`: librdkafka reports it when it finds no committed offset.
-            Some(_) => Offset::Stored,
+        let reset = match reset.map(str::to_ascii_lowercase).as_deref() {
+            None | Some("earliest" | "smallest" | "beginning") => Some(Offset::Beginning),
+            Some("latest" | "largest" | "end") => Some(Offset::End),
+            Some(_) => None,
         };
         Self { topic, reset, state: Mutex::default() }
     }
@@ -113,7 +117,8 @@ impl StartOffsets {
             let number = state.lookups;
             let assigned = std::mem::take(&mut state.assigned);
             state.waiting.extend(assigned.into_iter().map(|partition| (partition, number)));
-            let (offsets, consumer) = (Arc::clone(self), Arc::clone(consumer));
+            // The thread must not keep the consumer open.
+            let (offsets, consumer) = (Arc::clone(self), Arc::downgrade(consumer));
             let thread = std::thread::Builder::new().name("start offsets".to_owned());
             thread.spawn(move || offsets.look_up_all(number, &consumer)).map_err(|error| {
                 Error::new(ErrorKind::Io, "can't start a thread").with_source(error)
@@ -140,57 +145,61 @@ impl StartOffsets {
         Ok(list)
     }
 
-    /// Looks up the partitions of one lookup until all are found or revoked.
-    fn look_up_all<C: ConsumerContext>(&self, number: u64, consumer: &BaseConsumer<C>) {
-        let mut is_first = true;
+    /// Looks partitions up until all are found or revoked, or the consumer is gone.
+    fn look_up_all<C: ConsumerContext>(&self, number: u64, consumer: &Weak<BaseConsumer<C>>) {
+        let mut timeout = FIRST_TIMEOUT;
         loop {
             let waiting = self.waiting(number);
-            if waiting.is_empty() {
-                return;
-            }
-            if !self.look_up(number, &waiting, consumer) && waiting.len() > 1 {
+            let mut result = self.look_up(number, &waiting, TIMEOUT, consumer);
+            if is_timeout(&result) && waiting.len() > 1 {
                 // One unstable offset delays the answer for all.
-                for &partition in &waiting {
-                    self.look_up(number, &[partition], consumer);
+                for partition in waiting {
+                    if self.waiting(number).contains(&partition) {
+                        result = self.look_up(number, &[partition], timeout, consumer);
+                    }
                 }
             }
-            let partitions = self.waiting(number);
-            if is_first && !partitions.is_empty() {
+            let waiting = self.waiting(number);
+            if waiting.is_empty() || consumer.strong_count() == 0 {
+                return;
+            }
+            if timeout == FIRST_TIMEOUT {
                 tracing::info!(
-                    ?partitions,
+                    partitions = ?waiting,
                     "waiting for stable offsets: a transaction may be open"
                 );
             }
-            is_first = false;
-            std::thread::sleep(PAUSE);
+            timeout = TIMEOUT.min(timeout * 2);
+            match result {
+                Err(error) if error.rdkafka_error_code() != Some(TIMED_OUT) => {
+                    self.state.lock().error = Some(error);
+                    std::thread::sleep(ERROR_PAUSE);
+                }
+                _ => std::thread::sleep(PAUSE),
+            }
         }
     }
 
-    /// Whether the brokers have answered.
+    /// # Errors
+    /// `TIMED_OUT` if an offset is unstable, or no broker answers; any other error of a request or
+    /// of a partition.
     fn look_up<C: ConsumerContext>(
         &self,
         number: u64,
         partitions: &[i32],
-        consumer: &BaseConsumer<C>,
-    ) -> bool {
+        timeout: Duration,
+        consumer: &Weak<BaseConsumer<C>>,
+    ) -> KafkaResult<()> {
         let list = partition_list(&self.topic, partitions.iter().copied());
-        match consumer.committed_offsets(list, TIMEOUT) {
-            Ok(committed) => {
-                for found in committed.elements() {
-                    match found.error() {
-                        Ok(()) => self.found(number, found.partition(), found.offset()),
-                        Err(error) => self.failed(error),
-                    }
-                }
-                true
-            }
-            Err(error) => {
-                if error.rdkafka_error_code() != Some(RDKafkaErrorCode::OperationTimedOut) {
-                    self.failed(error);
-                }
-                false
-            }
+        let Some(consumer) = consumer.upgrade() else { return Ok(()) };
+        let committed = consumer.committed_offsets(list, timeout)?;
+        let mut result = Ok(());
+        for found in committed.elements() {
+            let found =
+                found.error().and_then(|()| self.found(number, found.partition(), found.offset()));
+            result = result.and(found);
         }
+        result
     }
 
     fn waiting(&self, number: u64) -> Vec<i32> {
@@ -199,20 +208,23 @@ impl StartOffsets {
         waiting.map(|(&partition, _)| partition).collect()
     }
 
-    fn found(&self, number: u64, partition: i32, committed: Offset) {
+    fn found(&self, number: u64, partition: i32, committed: Offset) -> KafkaResult<()> {
         let mut state = self.state.lock();
         // Otherwise the partition was revoked meanwhile.
         if state.waiting.get(&partition) == Some(&number) {
+            let offset = match committed {
+                Offset::Offset(_) => committed,
+                _ => self.reset.ok_or(KafkaError::MessageConsumption(NO_OFFSET))?,
+            };
             state.waiting.remove(&partition);
-            let has_offset = matches!(committed, Offset::Offset(_));
-            let offset = if has_offset { committed } else { self.reset };
             state.found.insert(partition, offset);
         }
+        Ok(())
     }
+}
 
-    fn failed(&self, error: KafkaError) {
-        self.state.lock().error = Some(error);
-    }
+fn is_timeout(result: &KafkaResult<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.rdkafka_error_code() == Some(TIMED_OUT))
 }
 
 #[cfg(test)]
@@ -229,26 +241,35 @@ mod tests {
     #[test]
     fn a_partition_without_a_committed_offset_begins_where_the_reset_says() {
         let reset = |value| StartOffsets::new("images.in".into(), value).reset;
-        assert_eq!(reset(None), Offset::Beginning);
-        assert_eq!(reset(Some("smallest")), Offset::Beginning);
-        assert_eq!(reset(Some("latest")), Offset::End);
-        assert_eq!(reset(Some("error")), Offset::Stored);
+        assert_eq!(reset(None), Some(Offset::Beginning));
+        assert_eq!(reset(Some("smallest")), Some(Offset::Beginning));
+        assert_eq!(reset(Some("Latest")), Some(Offset::End));
+        assert_eq!(reset(Some("error")), None);
         let offsets = waiting(&[0, 1], 7);
-        offsets.found(7, 0, Offset::Offset(12));
-        offsets.found(7, 1, Offset::Invalid);
+        offsets.found(7, 0, Offset::Offset(12)).unwrap();
+        offsets.found(7, 1, Offset::Invalid).unwrap();
         let expected = BTreeMap::from([(0, Offset::Offset(12)), (1, Offset::End)]);
         assert_eq!(offsets.state.lock().found, expected);
         assert!(offsets.waiting(7).is_empty());
     }
 
     #[test]
+    fn without_a_reset_a_missing_offset_is_an_error() {
+        let offsets = StartOffsets::new("images.in".into(), Some("error"));
+        offsets.state.lock().waiting.insert(0, 1);
+        let error = offsets.found(1, 0, Offset::Invalid).unwrap_err();
+        assert_eq!(error.rdkafka_error_code(), Some(NO_OFFSET));
+        assert!(offsets.state.lock().found.is_empty());
+    }
+
+    #[test]
     fn the_offset_of_an_earlier_assignment_does_not_count() {
         let offsets = waiting(&[3], 1);
         assert!(offsets.revoke(&[3]).is_empty(), "librdkafka does not know it");
-        offsets.found(1, 3, Offset::Offset(12));
+        offsets.found(1, 3, Offset::Offset(12)).unwrap();
         assert!(offsets.state.lock().found.is_empty());
         offsets.state.lock().waiting.insert(3, 2);
-        offsets.found(1, 3, Offset::Offset(12));
+        offsets.found(1, 3, Offset::Offset(12)).unwrap();
         assert!(offsets.state.lock().found.is_empty());
         assert_eq!(offsets.waiting(2), [3]);
     }
