@@ -8,7 +8,7 @@ use fusioncap::ErrorKind;
 use fusioncap::bundle::variants::{Reduced, Variant};
 use fusioncap::bundle::{self, Bundle, ModelConfig};
 use fusioncap::config::{Precision, Provider, Runtime};
-use kit::{root, stderr, stdout};
+use kit::{root, stderr};
 use tempfile::TempDir;
 
 use super::copy_tree;
@@ -167,6 +167,7 @@ async fn only_the_selected_variant_is_fetched_from_s3() {
 #[cfg(feature = "train")]
 mod made {
     use fusioncap::onnx::variant;
+    use kit::stdout;
 
     use super::*;
     use crate::engine::{assert_company_changes_nothing, captions, load};
