@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::output;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,9 +15,10 @@ const SECONDS_A_DAY: f64 = 86_400.0;
 const PIXELS_A_BYTE: f64 = 6.0;
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("workload").required(true).args(["rate", "day"]))]
 pub struct PlanArgs {
     /// Images per second
-    #[arg(long, value_name = "N", required_unless_present = "day", conflicts_with = "day")]
+    #[arg(long, value_name = "N")]
     rate: Option<String>,
     /// Images per day, such as 1e9, spread evenly
     #[arg(long, value_name = "N")]

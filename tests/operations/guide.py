@@ -46,6 +46,8 @@ FAILURES = {
     "error: runtime.drain_timeout_ms": (with_setting("runtime.drain_timeout_ms=30000"), {}, 2),
     "error: kafka.properties.isolation.level":
         (with_setting("kafka.properties={isolation.level: read_uncommitted}"), {}, 2),
+    "error: no S3 credentials":
+        (worker(), {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}, 2),
     "error: model.path can't be": (worker(model="/nonexistent"), {}, 2),
     "error: a file of the bundle is missing": (worker(), {}, 1),
     "error: a file of the bundle is damaged": (worker(), {}, 1),
