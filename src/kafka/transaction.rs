@@ -290,16 +290,14 @@ impl TransactionalProducer {
         if let Some(consumed) = consumed {
             self.send_offsets(producer, consumed, deadline)?;
         }
-        self.await_deliveries(producer).map_err(end)?;
+        self.await_deliveries(producer).map_err(|error| {
+            TransactionFailure::unknown(kafka_error("records were not delivered in time", error))
+        })?;
         self.delivered.set(Some(Instant::now()));
         // Checked before the commit, which would report it too, but with an unknown outcome.
         if let Some(failure) = producer.context().failure() {
             let error = Error::new(ErrorKind::Kafka, "a record was not delivered")
                 .with_source(failure.reason);
-            if failure.timed_out {
-                // An abort would wait, without a bound, until its marker can be written.
-                return Err(TransactionFailure::unknown(error));
-            }
             return Err(self.abort(producer, error));
         }
         if consumed.is_some_and(|consumed| !(consumed.still_owned)()) {
@@ -370,10 +368,19 @@ impl TransactionalProducer {
         if ErrorClass::of(&error) == ErrorClass::Fatal {
             return TransactionFailure::unknown(kafka_error("the producer failed", error));
         }
-        self.abort(producer, kafka_error("the transaction failed", error))
+        let error = kafka_error("the transaction failed", error);
+        match self.await_deliveries(producer) {
+            Ok(()) => self.abort(producer, error),
+            Err(_) => TransactionFailure::unknown(error),
+        }
     }
 
+    /// An abort waits, without a bound, until its marker is written to the partitions of the
+    /// records. If records could not be written, the next producer ends the transaction instead.
     fn abort(&self, producer: &PolledProducer, error: Error) -> TransactionFailure {
+        if producer.context().failure().is_some_and(|failure| failure.timed_out) {
+            return TransactionFailure::unknown(error);
+        }
         let aborted =
             self.watchdog.watch("abort_transaction", || producer.abort_transaction(Timeout::Never));
         match aborted {

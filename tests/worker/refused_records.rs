@@ -8,7 +8,9 @@ use kit::bucket::{Bucket, picture, uri};
 use kit::kafka::{Cluster, Topics, deliver};
 use kit::process::Configuration;
 use rdkafka::admin::TopicReplication;
+use rdkafka::config::ClientConfig;
 use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::json;
 
 use crate::faults::{PARTITIONS, fill, produce};
@@ -99,7 +101,8 @@ async fn captions_that_their_topic_takes_one_by_one_are_written_one_by_one() {
 }
 
 /// One of the two brokers that hold the captions is away for a minute, so that nothing can be
-/// written to them: the worker keeps its place in the group and goes on by itself afterwards.
+/// written to them: the worker keeps its place in the group and goes on by itself afterwards. The
+/// broker also coordinates the worker's transactions, so that other calls fail before the records.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
     let cluster = Cluster::start(3);
@@ -110,7 +113,8 @@ async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
     let replicas: [&[i32]; 3] = [&[1, 2]; 3];
     let topics = cluster.topics_with(PARTITIONS, TopicReplication::Variable(&replicas)).await;
     fill(&bucket);
-    let mut worker = Configuration::new("one", &cluster, &topics, &bucket)
+    let name = name_with_coordinator(&cluster, &topics, 2);
+    let mut worker = Configuration::new(&name, &cluster, &topics, &bucket)
         .replacing("message.timeout.ms: 6000", "message.timeout.ms: 2000")
         // The broker may be the group's coordinator too, and is missed after a while.
         .replacing("session.timeout.ms: 9000", "session.timeout.ms: 30000")
@@ -130,4 +134,28 @@ async fn a_topic_that_takes_nothing_for_a_while_is_waited_for_takes_minutes() {
     assert_settled(&cluster, &topics, &expected, &mut [&mut worker]);
     let revoked = worker.log().matches("\"partitions revoked\"").count();
     assert_eq!(revoked, 1, "only at the end: {}", worker.log());
+}
+
+/// The name of a worker whose transactions `broker` coordinates: it leads the partition of
+/// `__transaction_state` that the hash of the transactional id gives.
+fn name_with_coordinator(cluster: &Cluster, topics: &Topics, broker: i32) -> String {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &cluster.bootstrap);
+    client.set("transactional.id", format!("{}-first", topics.group));
+    let producer: BaseProducer = client.create().unwrap();
+    // Creates the topic.
+    producer.init_transactions(PATIENCE).unwrap();
+    let topic = "__transaction_state";
+    let metadata = producer.client().fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let partitions = metadata.topics()[0].partitions();
+    let leads = |name: &String| {
+        let id = format!("{}-{name}", topics.group);
+        // Java's `String.hashCode`.
+        let hash = id
+            .bytes()
+            .fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(i32::from(byte)));
+        let number = hash.unsigned_abs() as usize % partitions.len();
+        partitions.iter().any(|found| found.id() == number as i32 && found.leader() == broker)
+    };
+    (0..1_000).map(|number| format!("one{number}")).find(leads).expect("it leads a partition")
 }
